@@ -1,0 +1,1 @@
+//! REST API, events and what the CLI speaks.

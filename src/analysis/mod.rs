@@ -1,0 +1,1 @@
+//! Measurement -> outcome -> metric phase -> run phase. Pure.

@@ -1,0 +1,1 @@
+//! The composition root: builds everything in floor order, stops it in reverse.

@@ -1,0 +1,1 @@
+//! Words for humans: the verbs of the command line.

@@ -1,0 +1,1 @@
+//! What the operator writes: load, check, compile, watch.

@@ -1,0 +1,1 @@
+//! What is counted: every family, per-version recording, snapshots, exposition.

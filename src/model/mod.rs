@@ -1,0 +1,11 @@
+//! The words every other floor speaks: names, weights, units, time. Pure; imports nothing of ours.
+
+mod names;
+mod time;
+mod units;
+mod weight;
+
+pub use names::{BadName, Role, ServiceName, VersionName};
+pub use time::{Clock, ManualClock, Timestamp};
+pub use units::{BadUnit, ByteSize, Span};
+pub use weight::{BadWeight, Weight};

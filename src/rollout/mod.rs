@@ -1,0 +1,1 @@
+//! Plan, phase, event, effect and the one transition function. Pure.

@@ -1,0 +1,1 @@
+//! Numbers about numbers: histograms, proportions. Pure.

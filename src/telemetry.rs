@@ -1,0 +1,1 @@
+//! Logs: what Serin says about itself, and in which form.

@@ -1,0 +1,1 @@
+//! Reaching a version: endpoints, balancing, pooled connections.
