@@ -1,1 +1,22 @@
 //! What is counted: every family, per-version recording, snapshots, exposition.
+//!
+//! Recording is per worker: each worker owns a shard of plain cells it alone writes, so a request pays an addition and no
+//! more. Readers (a scrape, an analysis) merge the shards. Which of the three does a thing belong to? `names` says what
+//! exists, `version` and `evidence` are what requests write, `registry` is what scrapes read.
+
+mod cell;
+mod control;
+mod evidence;
+mod histogram;
+mod listener;
+pub mod names;
+mod registry;
+mod version;
+
+pub use cell::Cell;
+pub use control::ControlMetrics;
+pub use evidence::{Evidence, EvidenceCounts};
+pub use histogram::{BUCKETS, HistogramCells, HistogramSnapshot};
+pub use listener::{ListenerMetrics, Rejection};
+pub use registry::{Registry, desc, exposition_text, family, gauge};
+pub use version::{AssignReason, Attempt, Outcome, Shard, VersionKey, VersionMetrics, VersionSnapshot};

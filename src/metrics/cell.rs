@@ -1,0 +1,34 @@
+//! A counter with one writer and any number of readers.
+//!
+//! The writer loads and stores, both relaxed: no locked instruction, no shared line bounced between workers. That is
+//! correct only while one thread writes, which is why a cell always lives in a worker's shard.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A 64-bit count that one thread writes and others read.
+#[derive(Debug, Default)]
+pub struct Cell(AtomicU64);
+
+impl Cell {
+    /// Adds `n`. Only the owning worker calls this.
+    pub fn add(&self, n: u64) {
+        self.0
+            .store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Adds one. Only the owning worker calls this.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Takes one away, for gauges. Only the owning worker calls this.
+    pub fn dec(&self) {
+        self.0
+            .store(self.0.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
+    }
+
+    /// What has been written so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,63 @@
+//! What the control plane counts. Rare events, so ordinary labelled collectors serve.
+
+use super::names::{self, Family};
+use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+
+/// Handles to the control plane's families. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ControlMetrics {
+    /// `serin_rollout_phase`
+    pub phase: IntGaugeVec,
+    /// `serin_rollout_step`
+    pub step: IntGaugeVec,
+    /// `serin_rollout_paused_seconds`
+    pub paused_seconds: GaugeVec,
+    /// `serin_rollout_aborts_total`
+    pub aborts: IntCounterVec,
+    /// `serin_analysis_measurements_total`
+    pub measurements: IntCounterVec,
+    /// `serin_config_last_reload_success`, no labels
+    pub reload_success: IntGaugeVec,
+    /// `serin_store_errors_total`, no labels
+    pub store_errors: IntCounterVec,
+    /// `serin_panics_total`, no labels
+    pub panics: IntCounterVec,
+}
+
+fn opts(family: &Family) -> Opts {
+    Opts::new(family.name, family.help)
+}
+
+impl ControlMetrics {
+    /// Makes the families and registers them.
+    pub fn register(registry: &Registry) -> Result<ControlMetrics, prometheus::Error> {
+        let gauge = |family: Family| IntGaugeVec::new(opts(&family), family.labels);
+        let counter = |family: Family| IntCounterVec::new(opts(&family), family.labels);
+        let metrics = ControlMetrics {
+            phase: gauge(names::PHASE)?,
+            step: gauge(names::STEP)?,
+            paused_seconds: GaugeVec::new(opts(&names::PAUSED_SECONDS), names::PAUSED_SECONDS.labels)?,
+            aborts: counter(names::ABORTS)?,
+            measurements: counter(names::MEASUREMENTS)?,
+            reload_success: gauge(names::RELOAD_SUCCESS)?,
+            store_errors: counter(names::STORE_ERRORS)?,
+            panics: counter(names::PANICS)?,
+        };
+        let build = gauge(names::BUILD_INFO)?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(build))?;
+        registry.register(Box::new(metrics.phase.clone()))?;
+        registry.register(Box::new(metrics.step.clone()))?;
+        registry.register(Box::new(metrics.paused_seconds.clone()))?;
+        registry.register(Box::new(metrics.aborts.clone()))?;
+        registry.register(Box::new(metrics.measurements.clone()))?;
+        registry.register(Box::new(metrics.reload_success.clone()))?;
+        registry.register(Box::new(metrics.store_errors.clone()))?;
+        registry.register(Box::new(metrics.panics.clone()))?;
+        for single in [&metrics.store_errors, &metrics.panics] {
+            single.with_label_values::<&str>(&[]).inc_by(0);
+        }
+        metrics.reload_success.with_label_values::<&str>(&[]).set(1);
+        Ok(metrics)
+    }
+}

@@ -1,0 +1,96 @@
+//! Every metric family Serin has: one table, so that names, labels and help are said once.
+
+use prometheus::proto::MetricType;
+
+/// A metric family.
+#[derive(Debug, Clone, Copy)]
+pub struct Family {
+    /// The name, in base units.
+    pub name: &'static str,
+    /// What it means.
+    pub help: &'static str,
+    /// Counter, gauge or histogram.
+    pub kind: MetricType,
+    /// Labels, in the order in which values are given.
+    pub labels: &'static [&'static str],
+}
+
+const VERSION: &[&str] = &["serin_service", "role", "version"];
+
+macro_rules! families {
+    ($($id:ident = $kind:ident $name:literal $labels:expr, $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub const $id: Family = Family { name: $name, help: $help, kind: MetricType::$kind, labels: $labels };
+        )*
+        /// All of them.
+        pub const ALL: &[Family] = &[$($id,)*];
+    };
+}
+
+families! {
+    REQUESTS = COUNTER "serin_http_requests_total" &["serin_service", "role", "version", "method", "status"],
+        "Responses as the client saw them, by the role that answered, at the response's end; 499: the client went away.";
+    REQUESTS_BY_CLASS = COUNTER "serin_http_requests_by_class_total" &["serin_service", "role", "version", "class"],
+        "The same by status class, at 0 from the first scrape.";
+    OUTCOMES = COUNTER "serin_version_outcomes_total" &["serin_service", "role", "version", "outcome"],
+        "The verdict of each request's first attempt, charged to the version it was assigned to.";
+    DURATION = HISTOGRAM "serin_http_request_duration_seconds" VERSION,
+        "From request head received to response body sent, by the role that answered.";
+    FIRST_BYTE = HISTOGRAM "serin_http_response_first_byte_seconds" VERSION,
+        "From request head received to response head, by the role that answered.";
+    IN_FLIGHT = GAUGE "serin_http_requests_in_flight" VERSION,
+        "Requests being served right now.";
+    REJECTED = COUNTER "serin_http_rejected_total" &["listener", "reason"],
+        "Requests answered without reaching a service or version.";
+    ASSIGNMENTS = COUNTER "serin_split_assignments_total" &["serin_service", "role", "version", "reason"],
+        "Requests by the role they were assigned to and why; once per request.";
+    WEIGHT = GAUGE "serin_split_weight_ratio" VERSION,
+        "The share of requests each version is meant to get, 0 to 1.";
+    SPLIT_ERROR = GAUGE "serin_split_error_requests" &["serin_service"],
+        "Canary tickets minus N times the weight in this generation: always inside (-1, 1).";
+    RESCUED = COUNTER "serin_rescued_requests_total" VERSION,
+        "Requests assigned to this version that never reached it and were served by stable.";
+    ATTEMPTS = COUNTER "serin_upstream_attempts_total" &["serin_service", "role", "version", "outcome"],
+        "Attempts on endpoints and how they ended.";
+    ENDPOINT_HEALTHY = GAUGE "serin_upstream_endpoint_healthy" &["serin_service", "role", "version", "endpoint"],
+        "1 while requests are sent to the endpoint, 0 while it is skipped. At most 200 endpoints per pool.";
+    PHASE = GAUGE "serin_rollout_phase" &["serin_service", "phase"],
+        "1 for the phase the service is in, 0 for the others.";
+    STEP = GAUGE "serin_rollout_step" &["serin_service"],
+        "Index of the step now executing, from 0; the number of steps when finished.";
+    PAUSED_SECONDS = GAUGE "serin_rollout_paused_seconds" &["serin_service"],
+        "For how long the rollout has been paused; 0 when it is not.";
+    ABORTS = COUNTER "serin_rollout_aborts_total" &["serin_service", "cause"],
+        "Rollouts aborted, by cause.";
+    MEASUREMENTS = COUNTER "serin_analysis_measurements_total" &["serin_service", "metric", "outcome"],
+        "Measurements taken by analyses, by outcome.";
+    RELOAD_SUCCESS = GAUGE "serin_config_last_reload_success" &[],
+        "1 when the configuration in the file is the one in force, 0 when the last reload was refused.";
+    STORE_ERRORS = COUNTER "serin_store_errors_total" &[],
+        "Failed writes to the state file.";
+    PANICS = COUNTER "serin_panics_total" &[],
+        "Requests or tasks lost to a bug; each is also logged.";
+    BUILD_INFO = GAUGE "serin_build_info" &["version"],
+        "Always 1; the label says which Serin this is.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_prefixed_and_end_as_prometheus_expects() {
+        let mut seen = HashSet::new();
+        for family in ALL {
+            assert!(
+                family.name.starts_with("serin_") && seen.insert(family.name),
+                "{}",
+                family.name
+            );
+            let counter = family.kind == MetricType::COUNTER;
+            assert_eq!(family.name.ends_with("_total"), counter, "{}", family.name);
+        }
+    }
+}

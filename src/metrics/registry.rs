@@ -1,0 +1,441 @@
+//! What a scrape reads: all versions' shards merged, listeners, and the collectors others register.
+
+use super::{
+    AssignReason, Attempt, ControlMetrics, HistogramSnapshot, ListenerMetrics, Outcome, Rejection,
+    VersionKey, VersionMetrics, VersionSnapshot,
+    histogram::BUCKETS,
+    names::{self, Family},
+};
+use crate::model::{Role, ServiceName, Timestamp, VersionName};
+use prometheus::{
+    Encoder, TextEncoder,
+    core::{Collector, Desc},
+    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// How long the series of a version that is gone are still shown.
+const KEEP_GONE: Duration = Duration::from_secs(15 * 60);
+
+#[derive(Debug)]
+struct Entry {
+    metrics: Arc<VersionMetrics>,
+    gone: Option<Timestamp>,
+}
+
+/// All metrics of the process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    workers: usize,
+    versions: Arc<Mutex<BTreeMap<VersionKey, Entry>>>,
+    listeners: Arc<Mutex<Vec<Arc<ListenerMetrics>>>>,
+    prometheus: prometheus::Registry,
+    /// The control plane's families.
+    pub control: ControlMetrics,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while holding it cannot leave a map half-written that matters to counting.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Registry {
+    /// An empty registry for `workers` data-plane threads, with the process' own metrics.
+    pub fn new(workers: usize) -> Result<Registry, prometheus::Error> {
+        let prometheus = prometheus::Registry::new();
+        prometheus.register(Box::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))?;
+        let control = ControlMetrics::register(&prometheus)?;
+        Ok(Registry {
+            workers,
+            versions: Arc::default(),
+            listeners: Arc::default(),
+            prometheus,
+            control,
+        })
+    }
+
+    /// How many workers have a shard.
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// The cells of a version in a role: the same ones for as long as they are shown.
+    pub fn version(&self, service: &ServiceName, role: Role, version: &VersionName) -> Arc<VersionMetrics> {
+        let key = VersionKey {
+            service: service.clone(),
+            role,
+            version: version.clone(),
+        };
+        let mut versions = lock(&self.versions);
+        let entry = versions.entry(key.clone()).or_insert_with(|| Entry {
+            metrics: Arc::new(VersionMetrics::new(key, self.workers)),
+            gone: None,
+        });
+        entry.gone = None;
+        Arc::clone(&entry.metrics)
+    }
+
+    /// Marks a version's series in one role as gone at `now`; they are shown for another 15 minutes.
+    pub fn retire(&self, service: &ServiceName, role: Role, version: &VersionName, now: Timestamp) {
+        let key = VersionKey {
+            service: service.clone(),
+            role,
+            version: version.clone(),
+        };
+        if let Some(entry) = lock(&self.versions).get_mut(&key) {
+            entry.gone.get_or_insert(now);
+        }
+    }
+
+    /// Drops what has been gone for long enough.
+    pub fn sweep(&self, now: Timestamp) {
+        lock(&self.versions).retain(|_, entry| entry.gone.is_none_or(|gone| now.since(gone) < KEEP_GONE));
+    }
+
+    /// Requests a version serves right now, in either role.
+    pub fn in_flight(&self, service: &ServiceName, version: &VersionName) -> u64 {
+        let versions = lock(&self.versions);
+        let of = |role| {
+            let key = VersionKey {
+                service: service.clone(),
+                role,
+                version: version.clone(),
+            };
+            versions.get(&key).map_or(0, |entry| entry.metrics.in_flight())
+        };
+        of(Role::Stable).wrapping_add(of(Role::Canary))
+    }
+
+    /// The counters of a listener, by name: the same ones across reloads.
+    pub fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
+        let mut listeners = lock(&self.listeners);
+        if let Some(known) = listeners.iter().find(|known| known.name == name) {
+            return Arc::clone(known);
+        }
+        let fresh = Arc::new(ListenerMetrics::new(name));
+        listeners.push(Arc::clone(&fresh));
+        fresh
+    }
+
+    /// Adds a collector to every later scrape.
+    pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), prometheus::Error> {
+        self.prometheus.register(collector)
+    }
+
+    /// Everything, ready to be encoded.
+    pub fn gather(&self) -> Vec<MetricFamily> {
+        let versions: Vec<Arc<VersionMetrics>> = lock(&self.versions)
+            .values()
+            .map(|entry| Arc::clone(&entry.metrics))
+            .collect();
+        let read: Vec<(VersionKey, VersionSnapshot)> = versions
+            .iter()
+            .map(|metrics| (metrics.key.clone(), metrics.snapshot()))
+            .collect();
+        let mut families = version_families(&read);
+        families.push(rejected_family(&lock(&self.listeners)));
+        families.retain(|family| !family.get_metric().is_empty());
+        families.extend(self.prometheus.gather());
+        families.sort_by(|a, b| a.name().cmp(b.name()));
+        families
+    }
+
+    /// The exposition of `/metrics`.
+    pub fn expose(&self) -> String {
+        exposition_text(&self.gather())
+    }
+
+    /// The exposition of `/metrics/compat`: `http_requests_total{job,version,status}` for queries written before Serin.
+    pub fn expose_compat(&self) -> String {
+        let versions: Vec<Arc<VersionMetrics>> = lock(&self.versions)
+            .values()
+            .map(|entry| Arc::clone(&entry.metrics))
+            .collect();
+        let mut sums: BTreeMap<(String, String, u16), u64> = BTreeMap::new();
+        for metrics in &versions {
+            let (job, version) = (metrics.key.service.to_string(), metrics.key.version.to_string());
+            // At 0 from the first scrape, or `rate()` would miss the first success and the first error.
+            for status in [200, 500] {
+                sums.entry((job.clone(), version.clone(), status)).or_default();
+            }
+            for (_, status, count) in metrics.snapshot().requests {
+                *sums.entry((job.clone(), version.clone(), status)).or_default() += count;
+            }
+        }
+        let mut family = MetricFamily::default();
+        family.set_name("http_requests_total".to_owned());
+        family
+            .set_help("Responses per service (as job), version and status, for existing queries.".to_owned());
+        family.set_field_type(MetricType::COUNTER);
+        let labels = ["job", "version", "status"];
+        family.set_metric(
+            sums.into_iter()
+                .map(|((job, version, status), count)| {
+                    counter(&labels, &[&job, &version, &status.to_string()], count)
+                })
+                .collect(),
+        );
+        if family.get_metric().is_empty() {
+            String::new()
+        } else {
+            exposition_text(&[family])
+        }
+    }
+}
+
+/// Encodes families as Prometheus text.
+pub fn exposition_text(families: &[MetricFamily]) -> String {
+    let mut buffer = Vec::new();
+    // Writing to memory fails only for a family without a name or metrics; we make none.
+    if let Err(error) = TextEncoder::new().encode(families, &mut buffer) {
+        tracing::error!(%error, "metrics could not be encoded");
+    }
+    String::from_utf8(buffer).unwrap_or_default()
+}
+
+/// An empty family as the table describes it.
+pub fn family(of: &Family) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(of.name.to_owned());
+    family.set_help(of.help.to_owned());
+    family.set_field_type(of.kind);
+    family
+}
+
+/// The description of a family, for collectors of other floors.
+pub fn desc(of: &Family) -> Result<Desc, prometheus::Error> {
+    let labels = of.labels.iter().map(|label| (*label).to_owned()).collect();
+    Desc::new(
+        of.name.to_owned(),
+        of.help.to_owned(),
+        labels,
+        std::collections::HashMap::new(),
+    )
+}
+
+fn labelled(labels: &[&str], values: &[&str]) -> Metric {
+    let pairs = labels
+        .iter()
+        .zip(values)
+        .map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value((*value).to_owned());
+            pair
+        })
+        .collect();
+    Metric::from_label(pairs)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]
+fn counter(labels: &[&str], values: &[&str], count: u64) -> Metric {
+    let mut metric = labelled(labels, values);
+    let mut counter = Counter::default();
+    counter.set_value(count as f64);
+    metric.set_counter(counter);
+    metric
+}
+
+/// A gauge with labels, for collectors of other floors.
+pub fn gauge(labels: &[&str], values: &[&str], value: f64) -> Metric {
+    let mut metric = labelled(labels, values);
+    let mut gauge = Gauge::default();
+    gauge.set_value(value);
+    metric.set_gauge(gauge);
+    metric
+}
+
+fn histogram(labels: &[&str], values: &[&str], snapshot: &HistogramSnapshot) -> Metric {
+    let mut metric = labelled(labels, values);
+    let mut cumulative = 0;
+    let buckets = BUCKETS
+        .iter()
+        .zip(&snapshot.counts)
+        .map(|(bound, count)| {
+            cumulative += count;
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(*bound);
+            bucket.set_cumulative_count(cumulative);
+            bucket
+        })
+        .collect();
+    let mut histogram = Histogram::default();
+    histogram.set_bucket(buckets);
+    histogram.set_sample_count(snapshot.count());
+    histogram.set_sample_sum(snapshot.sum);
+    metric.set_histogram(histogram);
+    metric
+}
+
+/// Builds all per-version families from one reading, so that they agree with each other.
+fn version_families(read: &[(VersionKey, VersionSnapshot)]) -> Vec<MetricFamily> {
+    let make = |of: &Family, fill: &dyn Fn(&[&str], &VersionSnapshot, &mut Vec<Metric>)| {
+        let mut metrics = Vec::new();
+        for (key, snapshot) in read {
+            fill(
+                &[key.service.as_str(), key.role.as_str(), key.version.as_str()],
+                snapshot,
+                &mut metrics,
+            );
+        }
+        let mut family = family(of);
+        family.set_metric(metrics);
+        family
+    };
+    let with = |key: &[&str], more: &[&'static str]| -> Vec<String> {
+        key.iter().chain(more).map(|part| (*part).to_owned()).collect()
+    };
+    let by = |of: &'static Family, labels: Vec<&'static str>, pick: fn(&VersionSnapshot) -> &[u64]| {
+        make(of, &|key, snapshot, metrics| {
+            for (label, count) in labels.iter().zip(pick(snapshot)) {
+                let values = with(key, &[label]);
+                let values: Vec<&str> = values.iter().map(String::as_str).collect();
+                metrics.push(counter(of.labels, &values, *count));
+            }
+        })
+    };
+    vec![
+        make(&names::REQUESTS, &|key, snapshot, metrics| {
+            for (method, status, count) in &snapshot.requests {
+                let status = status.to_string();
+                metrics.push(counter(
+                    names::REQUESTS.labels,
+                    &[key[0], key[1], key[2], method, &status],
+                    *count,
+                ));
+            }
+        }),
+        make(&names::REQUESTS_BY_CLASS, &|key, snapshot, metrics| {
+            for class in 1u16..=5 {
+                let of_class = |(_, status, _): &&(&str, u16, u64)| status / 100 == class;
+                let count = snapshot
+                    .requests
+                    .iter()
+                    .filter(of_class)
+                    .map(|(_, _, count)| count)
+                    .sum();
+                let class = format!("{class}xx");
+                metrics.push(counter(
+                    names::REQUESTS_BY_CLASS.labels,
+                    &[key[0], key[1], key[2], &class],
+                    count,
+                ));
+            }
+        }),
+        by(
+            &names::OUTCOMES,
+            Outcome::ALL.map(Outcome::as_str).to_vec(),
+            |s| &s.outcomes,
+        ),
+        by(
+            &names::ASSIGNMENTS,
+            AssignReason::ALL.map(AssignReason::as_str).to_vec(),
+            |s| &s.assigned,
+        ),
+        by(
+            &names::ATTEMPTS,
+            Attempt::ALL.map(Attempt::as_str).to_vec(),
+            |s| &s.attempts,
+        ),
+        make(&names::DURATION, &|key, s, metrics| {
+            metrics.push(histogram(names::DURATION.labels, key, &s.duration))
+        }),
+        make(&names::FIRST_BYTE, &|key, s, metrics| {
+            metrics.push(histogram(names::FIRST_BYTE.labels, key, &s.first_byte))
+        }),
+        make(&names::RESCUED, &|key, s, metrics| {
+            metrics.push(counter(names::RESCUED.labels, key, s.rescued))
+        }),
+        make(&names::IN_FLIGHT, &|key, s, metrics| {
+            #[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]
+            metrics.push(gauge(names::IN_FLIGHT.labels, key, s.in_flight as f64));
+        }),
+    ]
+}
+
+fn rejected_family(listeners: &[Arc<ListenerMetrics>]) -> MetricFamily {
+    let mut metrics = Vec::new();
+    for listener in listeners {
+        for reason in Rejection::ALL {
+            let values = [listener.name.as_str(), reason.as_str()];
+            metrics.push(counter(
+                names::REJECTED.labels,
+                &values,
+                listener.rejected(*reason),
+            ));
+        }
+    }
+    let mut family = family(&names::REJECTED);
+    family.set_metric(metrics);
+    family
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Method, StatusCode};
+
+    fn service() -> ServiceName {
+        ServiceName::new("shop").unwrap()
+    }
+
+    fn version(name: &str) -> VersionName {
+        VersionName::new(name).unwrap()
+    }
+
+    #[test]
+    fn every_live_version_is_there_at_zero_from_the_first_scrape() {
+        let registry = Registry::new(2).unwrap();
+        registry.version(&service(), Role::Canary, &version("v2"));
+        let text = registry.expose();
+        for line in [
+            r#"serin_http_requests_by_class_total{class="5xx",role="canary",serin_service="shop",version="v2"} 0"#,
+            r#"serin_version_outcomes_total{outcome="failed",role="canary",serin_service="shop",version="v2"} 0"#,
+        ] {
+            // The text encoder keeps the order in which labels were given.
+            let sorted = |l: &str| {
+                let mut parts: Vec<String> = l.split(['{', '}', ',']).map(str::to_owned).collect();
+                parts.sort();
+                parts
+            };
+            assert!(text.lines().any(|l| sorted(l) == sorted(line)), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_version_that_is_gone_is_shown_for_fifteen_minutes_and_no_longer() {
+        let registry = Registry::new(1).unwrap();
+        registry.version(&service(), Role::Stable, &version("v1"));
+        let now = Timestamp::from_secs(1000);
+        registry.retire(&service(), Role::Stable, &version("v1"), now);
+        registry.sweep(now.plus(Duration::from_secs(14 * 60)));
+        assert!(registry.expose().contains("version=\"v1\""));
+        registry.sweep(now.plus(Duration::from_secs(15 * 60)));
+        assert!(!registry.expose().contains("version=\"v1\""));
+    }
+
+    #[test]
+    fn the_compatible_family_sums_over_roles_and_methods() {
+        let registry = Registry::new(1).unwrap();
+        for role in Role::ALL {
+            let metrics = registry.version(&service(), role, &version("v1"));
+            metrics
+                .shard(0)
+                .answered(&Method::GET, StatusCode::OK, Duration::ZERO);
+            metrics
+                .shard(0)
+                .answered(&Method::POST, StatusCode::OK, Duration::ZERO);
+        }
+        let text = registry.expose_compat();
+        assert!(
+            text.contains(r#"http_requests_total{job="shop",version="v1",status="200"} 4"#),
+            "{text}"
+        );
+    }
+}
