@@ -1,1 +1,21 @@
 //! Measurement -> outcome -> metric phase -> run phase. Pure.
+//!
+//! The rules are Argo Rollouts' own, restated: what a finished measurement means (`condition`), how measurements add up
+//! to a metric's phase and metrics to a run's (`run`), which specs are refused and why (`validate`), and what
+//! `{{args.x}}` stands for (`args`). Nobody here asks a provider or a clock: `control::observe` measures, and says so.
+
+mod args;
+mod condition;
+mod outcome;
+mod run;
+mod spec;
+mod validate;
+
+pub use args::{ArgSpec, ArgValue, Args, BadArgs};
+pub use condition::{BadCondition, Conditions};
+pub use outcome::{Measurement, Outcome, RunPhase};
+pub use run::{Ignored, MetricState, Run};
+pub use spec::{
+    MetricSpec, OnError, OnNoData, PrometheusQuery, Provider, SerinMetric, SerinQuery, Template, WebQuery,
+};
+pub use validate::{BadMetric, Context, validate, validate_all};

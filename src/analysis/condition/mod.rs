@@ -1,0 +1,280 @@
+//! Whether a measured value is good: conditions in Argo's expression language.
+//!
+//! The crate `expr-lang` computes; what it does otherwise than the original is mended here (see `rewrite`).
+
+mod rewrite;
+
+use super::outcome::Outcome;
+use expr::{Context, Environment, Program, Value};
+use std::sync::LazyLock;
+
+/// The two conditions of a metric, compiled.
+#[derive(Debug, Clone, Default)]
+pub struct Conditions {
+    success: Option<Program>,
+    failure: Option<Program>,
+}
+
+/// A condition that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key} `{condition}`: {reason}")]
+pub struct BadCondition {
+    /// `successCondition` or `failureCondition`.
+    pub key: &'static str,
+    /// What was written.
+    pub condition: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Longer conditions are refused: nobody reads them, and the parser's depth is bounded by it.
+const LONGEST: usize = 2000;
+
+impl Conditions {
+    /// Compiles both; syntax errors and unknown names are found here, not at the first measurement.
+    pub fn compile(success: Option<&str>, failure: Option<&str>) -> Result<Conditions, BadCondition> {
+        let one = |key: &'static str, condition: Option<&str>| match condition.map(str::trim) {
+            None | Some("") => Ok(None),
+            Some(condition) => compile(condition).map(Some).map_err(|reason| BadCondition {
+                key,
+                condition: condition.to_owned(),
+                reason,
+            }),
+        };
+        Ok(Conditions {
+            success: one("successCondition", success)?,
+            failure: one("failureCondition", failure)?,
+        })
+    }
+
+    /// What `value` means, and the reason where it is an Error.
+    pub fn judge(&self, value: &Value) -> (Outcome, Option<String>) {
+        let one =
+            |program: &Option<Program>| program.as_ref().map(|program| holds(program, value)).transpose();
+        let verdict = one(&self.success).and_then(|success| Ok((success, one(&self.failure)?)));
+        match verdict {
+            Err(reason) => (Outcome::Error, Some(reason)),
+            Ok((_, Some(true)) | (Some(false), None)) => (Outcome::Failed, None),
+            Ok((None, None) | (Some(true), Some(false) | None) | (None, Some(false))) => {
+                (Outcome::Successful, None)
+            }
+            Ok((Some(false), Some(false))) => (Outcome::Inconclusive, None),
+        }
+    }
+
+    /// [`Conditions::judge`] for a JSON answer.
+    pub fn judge_json(&self, value: &serde_json::Value) -> (Outcome, Option<String>) {
+        self.judge(&from_json(value))
+    }
+
+    /// [`Conditions::judge`] for one number.
+    pub fn judge_number(&self, value: f64) -> (Outcome, Option<String>) {
+        self.judge(&Value::Float(value))
+    }
+
+    /// [`Conditions::judge`] for a result vector.
+    pub fn judge_vector(&self, values: &[f64]) -> (Outcome, Option<String>) {
+        self.judge(&Value::Array(values.iter().copied().map(Value::Float).collect()))
+    }
+}
+
+fn compile(condition: &str) -> Result<Program, String> {
+    if condition.len() > LONGEST {
+        return Err(format!("longer than {LONGEST} characters"));
+    }
+    let rewritten = rewrite::rewrite(condition, |function| ENVIRONMENT_NAMES.contains(&function))?;
+    expr::compile(&rewritten).map_err(|error| error.to_string())
+}
+
+fn holds(program: &Program, result: &Value) -> Result<bool, String> {
+    let mut context = Context::default();
+    context.insert("result", result.clone());
+    match ENVIRONMENT.run(program, &context) {
+        Ok(Value::Bool(holds)) => Ok(holds),
+        Ok(other) => Err(format!("expected bool, but got {other}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// JSON as the expression language sees it.
+fn from_json(value: &serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Null => Value::Nil,
+        serde_json::Value::Bool(value) => Value::Bool(*value),
+        serde_json::Value::Number(number) => match number.as_i64() {
+            Some(whole) => Value::Integer(whole),
+            None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(text) => Value::String(text.clone()),
+        serde_json::Value::Array(items) => Value::Array(items.iter().map(from_json).collect()),
+        serde_json::Value::Object(map) => map
+            .iter()
+            .map(|(key, value)| (key.clone(), from_json(value)))
+            .collect(),
+    }
+}
+
+/// Every function a condition may call: those of the language that are pure, and Argo's own.
+const ENVIRONMENT_NAMES: &[&str] = &[
+    "all",
+    "none",
+    "any",
+    "one",
+    "filter",
+    "map",
+    "find",
+    "findIndex",
+    "findLast",
+    "findLastIndex",
+    "count",
+    "sum",
+    "mean",
+    "median",
+    "min",
+    "max",
+    "abs",
+    "ceil",
+    "floor",
+    "round",
+    "int",
+    "float",
+    "string",
+    "len",
+    "first",
+    "last",
+    "take",
+    "reverse",
+    "uniq",
+    "concat",
+    "flatten",
+    "sort",
+    "sortBy",
+    "groupBy",
+    "reduce",
+    "keys",
+    "values",
+    "toPairs",
+    "fromPairs",
+    "type",
+    "get",
+    "trim",
+    "trimPrefix",
+    "trimSuffix",
+    "upper",
+    "lower",
+    "split",
+    "splitAfter",
+    "replace",
+    "repeat",
+    "indexOf",
+    "lastIndexOf",
+    "hasPrefix",
+    "hasSuffix",
+    "join",
+    "toJSON",
+    "fromJSON",
+    "toBase64",
+    "fromBase64",
+    "bitand",
+    "bitor",
+    "bitxor",
+    "bitnand",
+    "bitnot",
+    "bitshl",
+    "bitshr",
+    "bitushr",
+    "isNaN",
+    "isInf",
+    "isNil",
+    "asInt",
+    "asFloat",
+    "default",
+];
+
+/// The name that out-of-range-checked indexing is rewritten to.
+const AT: &str = "__at";
+
+fn one(name: &str, args: &[Value]) -> expr::Result<Value> {
+    match args {
+        [value] => Ok(value.clone()),
+        _ => expr::bail!("{name}() takes exactly one argument"),
+    }
+}
+
+fn number(name: &str, args: &[Value]) -> expr::Result<f64> {
+    match one(name, args)? {
+        Value::Float(value) => Ok(value),
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a measured value; only NaN and infinity matter here"
+        )]
+        Value::Integer(value) => Ok(value as f64),
+        other => expr::bail!("{name}() takes a number, not {other}"),
+    }
+}
+
+static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
+    let mut environment = Environment::new();
+    environment.add_function("isNaN", |call| {
+        Ok(Value::Bool(number("isNaN", &call.args)?.is_nan()))
+    });
+    environment.add_function("isInf", |call| {
+        Ok(Value::Bool(number("isInf", &call.args)?.is_infinite()))
+    });
+    environment.add_function("isNil", |call| {
+        Ok(Value::Bool(one("isNil", &call.args)? == Value::Nil))
+    });
+    environment.add_function("default", |call| match &call.args[..] {
+        [Value::Nil, instead] => Ok(instead.clone()),
+        [value, _] => Ok(value.clone()),
+        _ => expr::bail!("default() takes a value and what stands in for a missing one"),
+    });
+    environment.add_function("asFloat", |call| match one("asFloat", &call.args)? {
+        Value::String(text) => match text.trim().parse() {
+            Ok(value) => Ok(Value::Float(value)),
+            Err(_) => expr::bail!("asFloat(): `{text}` is not a number"),
+        },
+        other => Ok(Value::Float(number("asFloat", &[other])?)),
+    });
+    environment.add_function("asInt", |call| match one("asInt", &call.args)? {
+        Value::String(text) => match text.trim().parse() {
+            Ok(value) => Ok(Value::Integer(value)),
+            Err(_) => expr::bail!("asInt(): `{text}` is not a whole number"),
+        },
+        Value::Integer(value) => Ok(Value::Integer(value)),
+        Value::Float(value) if value.is_finite() => {
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "truncation is what asInt is for; it saturates"
+            )]
+            let whole = value as i64;
+            Ok(Value::Integer(whole))
+        }
+        other => expr::bail!("asInt() takes a number or text, not {other}"),
+    });
+    environment.add_function(AT, |call| match &call.args[..] {
+        [list @ (Value::Array(_) | Value::Bytes(_)), Value::Integer(index)] => at(list, *index),
+        [Value::Map(map), Value::String(key)] => Ok(map.get(key).cloned().unwrap_or(Value::Nil)),
+        [value, index] => expr::bail!("cannot take [{index}] of {value}"),
+        _ => expr::bail!("an index takes one value"),
+    });
+    environment
+});
+
+/// In the original an index out of range is an error; the crate would answer nil, and `default` would hide it.
+fn at(list: &Value, index: i64) -> expr::Result<Value> {
+    let Value::Array(items) = list else {
+        expr::bail!("cannot take [{index}] of bytes");
+    };
+    let found = if index < 0 {
+        usize::try_from(index.unsigned_abs())
+            .ok()
+            .and_then(|back| items.len().checked_sub(back))
+    } else {
+        usize::try_from(index).ok()
+    };
+    match found.and_then(|index| items.get(index)) {
+        Some(value) => Ok(value.clone()),
+        None => expr::bail!("index out of range: {index} (array length is {})", items.len()),
+    }
+}

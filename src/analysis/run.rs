@@ -1,0 +1,445 @@
+//! How measurements add up: counters to a metric's phase, metrics to the run's.
+//!
+//! Pure: whoever measures calls [`Run::begin`] and [`Run::finish`] and waits until [`Run::next_due`]. The rule numbers in
+//! comments (A1 to A9, T1 to T5, P1 to P7) are those of Argo Rollouts' behaviour as the case files restate it.
+
+use super::{
+    outcome::{Measurement, Outcome, RunPhase},
+    spec::{MetricSpec, OnError, OnNoData, Provider},
+};
+use crate::model::{Span, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::{cmp::Reverse, time::Duration};
+
+/// After an Error the next attempt comes this much later, whatever the interval (T3).
+const AFTER_ERROR: Duration = Duration::from_secs(10);
+/// How often a window without enough requests is looked at again, where the interval is longer.
+const NO_DATA_POLL: Duration = Duration::from_secs(5);
+/// How many measurements are kept for people; counters keep all (T5).
+const KEPT: usize = 10;
+
+/// One analysis run: a pure state machine over its metrics.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Run {
+    /// When it began.
+    pub started: Timestamp,
+    /// When it came to an end; absent while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<Timestamp>,
+    /// Where it stands.
+    pub phase: RunPhase,
+    /// Why, where it is not simply Successful or Running.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Somebody told it to stop before it was done.
+    #[serde(default)]
+    pub stopped: bool,
+    /// What is measured.
+    pub specs: Vec<MetricSpec>,
+    /// How far that has come, in the same order.
+    pub metrics: Vec<MetricState>,
+}
+
+/// How far one metric has come.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MetricState {
+    /// Where it stands.
+    pub phase: RunPhase,
+    /// Finished measurements that were not errors.
+    pub count: u32,
+    /// Of these, successful.
+    pub successful: u32,
+    /// Of these, failed.
+    pub failed: u32,
+    /// Of these, inconclusive.
+    pub inconclusive: u32,
+    /// Measurements that went wrong.
+    pub error: u32,
+    /// Errors since the last measurement that was none.
+    pub consecutive_error: u32,
+    /// Successes since the last measurement that was none.
+    pub consecutive_success: u32,
+    /// Since when there has been too little data to say anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_since: Option<Timestamp>,
+    /// A measurement is in flight: the last of `measurements`.
+    #[serde(default)]
+    pub in_flight: bool,
+    /// The last ten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measurements: Vec<Measurement>,
+}
+
+/// A measurement that was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Ignored {
+    /// The run has no such metric.
+    #[error("there is no metric `{0}` in this run")]
+    Unknown(String),
+    /// The metric or the whole run had come to an end.
+    #[error("metric `{0}` is already complete")]
+    Completed(String),
+    /// One measurement of a metric at a time.
+    #[error("metric `{0}` already has a measurement in flight")]
+    InFlight(String),
+}
+
+impl Run {
+    /// A run that begins now. The specs are taken as checked by [`super::validate_all`].
+    pub fn start(specs: Vec<MetricSpec>, now: Timestamp) -> Run {
+        let metrics = specs.iter().map(|_| MetricState::default()).collect();
+        let mut run = Run {
+            started: now,
+            finished: None,
+            phase: RunPhase::Running,
+            message: None,
+            stopped: false,
+            specs,
+            metrics,
+        };
+        run.assess(now);
+        run
+    }
+
+    /// A run that cannot begin, because of its arguments or specs: Error, hence an abort (P7).
+    pub fn invalid(message: String, now: Timestamp) -> Run {
+        Run {
+            started: now,
+            finished: Some(now),
+            phase: RunPhase::Error,
+            message: Some(message),
+            stopped: false,
+            specs: Vec::new(),
+            metrics: Vec::new(),
+        }
+    }
+
+    /// When the next measurement of any metric is to begin; `None` when none is to.
+    pub fn next_due(&self) -> Option<Timestamp> {
+        (0..self.metrics.len()).filter_map(|index| self.due(index)).min()
+    }
+
+    /// When metric `index` is to be measured next; `None` when it is complete or being measured.
+    pub fn due(&self, index: usize) -> Option<Timestamp> {
+        let (spec, state) = (self.specs.get(index)?, self.metrics.get(index)?);
+        if self.phase.is_completed() || state.phase.is_completed() || state.in_flight {
+            return None;
+        }
+        let interval = spec.interval.map_or(Duration::ZERO, Span::as_duration);
+        let Some(last) = state.measurements.last() else {
+            let delay = spec.initial_delay.map_or(Duration::ZERO, Span::as_duration);
+            return Some(self.started.plus(delay));
+        };
+        let wait = match last.outcome {
+            Some(Outcome::Error) => AFTER_ERROR,
+            Some(Outcome::NoData) if interval.is_zero() => NO_DATA_POLL,
+            Some(Outcome::NoData) => interval.min(NO_DATA_POLL),
+            Some(Outcome::Successful | Outcome::Failed | Outcome::Inconclusive) | None => interval,
+        };
+        Some(last.finished.unwrap_or(last.started).plus(wait))
+    }
+
+    /// A measurement of metric `index` begins and is in flight from now on.
+    pub fn begin(&mut self, index: usize, now: Timestamp) -> Result<(), Ignored> {
+        self.open(index)?;
+        let state = &mut self.metrics[index];
+        if state.in_flight {
+            return Err(Ignored::InFlight(self.specs[index].name.clone()));
+        }
+        // A window that had too little data goes on: the same measurement, from its own beginning.
+        match state.measurements.last_mut() {
+            Some(last) if last.outcome == Some(Outcome::NoData) && state.waiting_since.is_some() => {
+                last.outcome = None;
+                last.finished = None;
+            }
+            Some(_) | None => state.measurements.push(Measurement {
+                started: now,
+                finished: None,
+                outcome: None,
+                value: None,
+                message: None,
+            }),
+        }
+        let surplus = state.measurements.len().saturating_sub(KEPT);
+        state.measurements.drain(..surplus);
+        state.in_flight = true;
+        self.assess(now);
+        Ok(())
+    }
+
+    /// The measurement of metric `index` has ended (and began now, if it had not). `value` is what people see.
+    pub fn finish(
+        &mut self,
+        index: usize,
+        outcome: Outcome,
+        value: Option<String>,
+        message: Option<String>,
+        now: Timestamp,
+    ) -> Result<(), Ignored> {
+        self.open(index)?;
+        if !self.metrics[index].in_flight {
+            self.begin(index, now)?;
+        }
+        let outcome = self.resolve_no_data(index, outcome, now);
+        let state = &mut self.metrics[index];
+        state.in_flight = false;
+        if let Some(last) = state.measurements.last_mut() {
+            last.finished = Some(now);
+            last.outcome = Some(outcome);
+            last.value = value;
+            last.message = message;
+        }
+        state.count_in(outcome);
+        self.assess(now);
+        Ok(())
+    }
+
+    /// The run is told to stop: measurements in flight end as Inconclusive, the phase is the worst so far (P4).
+    pub fn terminate(&mut self, now: Timestamp) {
+        if !self.phase.is_completed() {
+            self.stopped = true;
+            self.assess(now);
+        }
+    }
+
+    /// Serin was down: what was in flight is measured again, and windows begin anew.
+    pub fn restarted(&mut self, now: Timestamp) {
+        for state in &mut self.metrics {
+            if state.in_flight || state.waiting_since.is_some() {
+                state.measurements.pop();
+            }
+            state.in_flight = false;
+            state.waiting_since = None;
+        }
+        self.assess(now);
+    }
+
+    /// Whether every metric with a say has made a real decision (Successful or Failed, not merely "no data").
+    pub fn has_decided(&self) -> bool {
+        let mut say = self.with_a_say().peekable();
+        say.peek().is_some() && say.all(|(_, state)| state.successful + state.failed > 0)
+    }
+
+    /// What an Error of this run does to the rollout: `abort` as soon as one metric that caused it says so.
+    pub fn on_error(&self) -> OnError {
+        let mut causes = self
+            .with_a_say()
+            .filter(|(_, state)| state.phase == RunPhase::Error)
+            .peekable();
+        if causes.peek().is_some() && causes.all(|(spec, _)| spec.on_error() == OnError::Pause) {
+            OnError::Pause
+        } else {
+            OnError::Abort
+        }
+    }
+
+    fn with_a_say(&self) -> impl Iterator<Item = (&MetricSpec, &MetricState)> {
+        self.specs
+            .iter()
+            .zip(&self.metrics)
+            .filter(|(spec, _)| !spec.dry_run)
+    }
+
+    /// Refuses measurements of what is complete or unknown (A9).
+    fn open(&self, index: usize) -> Result<(), Ignored> {
+        let (Some(spec), Some(state)) = (self.specs.get(index), self.metrics.get(index)) else {
+            return Err(Ignored::Unknown(format!("#{index}")));
+        };
+        if self.phase.is_completed() || state.phase.is_completed() {
+            return Err(Ignored::Completed(spec.name.clone()));
+        }
+        Ok(())
+    }
+
+    /// "No data" stays that until the wait is over; then the operator has said what it means.
+    fn resolve_no_data(&mut self, index: usize, outcome: Outcome, now: Timestamp) -> Outcome {
+        let (spec, state) = (&self.specs[index], &mut self.metrics[index]);
+        if outcome != Outcome::NoData {
+            state.waiting_since = None;
+            return outcome;
+        }
+        let timeout = match &spec.provider {
+            Provider::Serin(query) => query.no_data_timeout.as_duration(),
+            Provider::Prometheus(_) | Provider::Web(_) => Duration::ZERO,
+        };
+        let began = state.measurements.last().map_or(now, |last| last.started);
+        let since = *state.waiting_since.get_or_insert(began);
+        if now.since(since) < timeout {
+            return Outcome::NoData;
+        }
+        state.waiting_since = None;
+        match spec.on_no_data {
+            OnNoData::Inconclusive => Outcome::Inconclusive,
+            OnNoData::Pass => Outcome::Successful,
+            OnNoData::Fail => Outcome::Failed,
+        }
+    }
+
+    /// Brings all phases up to date with the counters.
+    fn assess(&mut self, now: Timestamp) {
+        if self.phase.is_completed() {
+            return;
+        }
+        self.assess_metrics(now);
+        let decided = |(_, state): &(&MetricSpec, &MetricState)| {
+            state.phase.is_completed() && state.phase != RunPhase::Successful
+        };
+        // P2: told to stop, or a metric with a say has ended badly.
+        let terminating = self.stopped || self.with_a_say().any(|pair| decided(&pair));
+        if terminating {
+            self.end_measurements(now);
+        }
+        let complete = self.metrics.iter().all(|state| state.phase.is_completed());
+        if !terminating && !complete {
+            self.phase = RunPhase::Running;
+            return;
+        }
+        // P3 and P4: the worst; the first metric that reached it gives the message. Nothing measured is Successful.
+        let measured = self
+            .with_a_say()
+            .filter(|(_, state)| !state.measurements.is_empty());
+        let worst = measured.max_by_key(|(_, state)| (state.phase, Reverse(state.count == 0)));
+        let (phase, message) = match worst {
+            Some((spec, state)) => (state.phase, state.complaint(spec)),
+            None => (RunPhase::Successful, None),
+        };
+        self.phase = phase;
+        self.message = message.or_else(|| self.stopped.then(|| "stopped before it was complete".to_owned()));
+        self.finished = Some(now);
+    }
+
+    fn assess_metrics(&mut self, now: Timestamp) {
+        for (spec, state) in self.specs.iter().zip(&mut self.metrics) {
+            if !state.phase.is_completed() {
+                state.phase = state.assess(spec, self.started, now);
+            }
+        }
+    }
+
+    /// No new measurements; those in flight are stopped, and idle metrics within their limits have succeeded.
+    fn end_measurements(&mut self, now: Timestamp) {
+        for (spec, state) in self.specs.iter().zip(&mut self.metrics) {
+            if state.phase.is_completed() || state.measurements.is_empty() {
+                continue;
+            }
+            if state.in_flight {
+                state.in_flight = false;
+                if let Some(last) = state.measurements.last_mut() {
+                    last.finished = Some(now);
+                    last.outcome = Some(Outcome::Inconclusive);
+                    last.message = Some("stopped in flight".to_owned());
+                }
+                state.count_in(Outcome::Inconclusive);
+            }
+            state.phase = match state.assess(spec, self.started, now) {
+                RunPhase::Running | RunPhase::Pending => RunPhase::Successful,
+                phase @ (RunPhase::Successful
+                | RunPhase::Inconclusive
+                | RunPhase::Error
+                | RunPhase::Failed) => phase,
+            };
+        }
+    }
+}
+
+/// Whether `count` of something is beyond a limit; a negative limit is none.
+fn exceeds(count: u32, limit: i32) -> bool {
+    u32::try_from(limit).is_ok_and(|limit| count > limit)
+}
+
+impl MetricState {
+    /// A1 and A3.
+    fn count_in(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::NoData => return,
+            Outcome::Error => {
+                self.error += 1;
+                self.consecutive_error += 1;
+                self.consecutive_success = 0;
+                return;
+            }
+            Outcome::Successful => self.successful += 1,
+            Outcome::Failed => self.failed += 1,
+            Outcome::Inconclusive => self.inconclusive += 1,
+        }
+        self.count += 1;
+        self.consecutive_error = 0;
+        if outcome == Outcome::Successful {
+            self.consecutive_success += 1;
+        } else {
+            self.consecutive_success = 0;
+        }
+    }
+
+    /// A2 to A9, for a metric that is not complete yet.
+    fn assess(&self, spec: &MetricSpec, started: Timestamp, now: Timestamp) -> RunPhase {
+        if self.measurements.is_empty() {
+            return RunPhase::Pending;
+        }
+        if self.in_flight {
+            return RunPhase::Running;
+        }
+        // A6: of several, the last in the order Failed, Inconclusive, Error.
+        if exceeds(self.consecutive_error, spec.consecutive_error_limit) {
+            return RunPhase::Error;
+        }
+        if exceeds(self.inconclusive, spec.inconclusive_limit) {
+            return RunPhase::Inconclusive;
+        }
+        if exceeds(self.failed, spec.failure_limit) {
+            return RunPhase::Failed;
+        }
+        let wanted = u32::try_from(spec.consecutive_success_limit).unwrap_or(0);
+        if wanted > 0 && self.consecutive_success >= wanted {
+            return RunPhase::Successful;
+        }
+        let last_is_final = self
+            .measurements
+            .last()
+            .is_some_and(|last| !matches!(last.outcome, Some(Outcome::Error | Outcome::NoData) | None));
+        let over = spec.duration.is_some_and(|duration| {
+            let delay = spec.initial_delay.map_or(Duration::ZERO, Span::as_duration);
+            last_is_final && now.since(started.plus(delay)) >= duration.as_duration()
+        });
+        let counted = match spec.duration {
+            Some(_) if spec.count.is_none() => false,
+            Some(_) | None => spec.effective_count().is_some_and(|count| self.count >= count),
+        };
+        match (over || counted, wanted > 0, spec.failure_limit >= 0) {
+            (false, _, _) => RunPhase::Running,
+            (true, true, true) => RunPhase::Inconclusive,
+            (true, true, false) => RunPhase::Failed,
+            (true, false, _) => RunPhase::Successful,
+        }
+    }
+
+    /// P6: why it ended badly, in the words that users search for.
+    fn complaint(&self, spec: &MetricSpec) -> Option<String> {
+        let why = match self.phase {
+            RunPhase::Failed if exceeds(self.failed, spec.failure_limit) => {
+                format!("failed ({}) > failureLimit ({})", self.failed, spec.failure_limit)
+            }
+            RunPhase::Inconclusive if exceeds(self.inconclusive, spec.inconclusive_limit) => format!(
+                "inconclusive ({}) > inconclusiveLimit ({})",
+                self.inconclusive, spec.inconclusive_limit
+            ),
+            RunPhase::Error => format!(
+                "consecutiveErrors ({}) > consecutiveErrorLimit ({})",
+                self.consecutive_error, spec.consecutive_error_limit
+            ),
+            RunPhase::Failed | RunPhase::Inconclusive => format!(
+                "consecutiveSuccesses ({}) < consecutiveSuccessLimit ({})",
+                self.consecutive_success, spec.consecutive_success_limit
+            ),
+            RunPhase::Successful | RunPhase::Running | RunPhase::Pending => return None,
+        };
+        let said = self.measurements.last().and_then(|last| last.message.as_deref());
+        let said = said.map_or(String::new(), |said| format!(": {said}"));
+        Some(format!(
+            "Metric \"{}\" assessed {} due to {why}{said}",
+            spec.name, self.phase
+        ))
+    }
+}

@@ -1,0 +1,349 @@
+//! What people see of a rollout's state: phase, message, weight, the legal verbs. Nothing of this is stored.
+
+use super::{
+    effect::AnalysisKind,
+    plan::{Plan, Step, Strategy},
+    refused::Verb,
+    state::{At, BackgroundRun, Hold, Pool, Rolling, Route, RunId, Stage, State},
+};
+use crate::model::{Timestamp, VersionName, Weight};
+use serde::{Deserialize, Serialize};
+use std::{fmt, time::Duration};
+
+/// The four words for where a rollout stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Phase {
+    /// Stable serves everything and nothing else was asked for.
+    Healthy,
+    /// On the way.
+    Progressing,
+    /// Waiting for a time or for somebody.
+    Paused,
+    /// Rolled back: stable is healthy and serves everything, but it is not the version that was asked for.
+    Degraded,
+}
+
+impl Phase {
+    /// All of them, for series that start at zero.
+    pub const ALL: [Phase; 4] = [Phase::Healthy, Phase::Progressing, Phase::Paused, Phase::Degraded];
+
+    /// The word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Phase::Healthy => "Healthy",
+            Phase::Progressing => "Progressing",
+            Phase::Paused => "Paused",
+            Phase::Degraded => "Degraded",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a rollout is paused; the first that applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PauseReason {
+    /// By a user, or because the weight was set by hand.
+    Manual,
+    /// Every canary endpoint failed and the operator chose to pause.
+    HardFailure,
+    /// Stable failed just as the canary did.
+    SharedFate,
+    /// An analysis ended without a verdict.
+    InconclusiveAnalysisRun,
+    /// An experiment ended without a verdict.
+    InconclusiveExperiment,
+    /// An analysis could not measure, and its metric says `onError: pause`.
+    AnalysisRunError,
+    /// The current step is a pause.
+    CanaryPauseStep,
+    /// Blue-green waits for the switch.
+    BlueGreenPause,
+}
+
+impl PauseReason {
+    /// As people read it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            PauseReason::Manual => "manually paused",
+            PauseReason::HardFailure => "HardFailure",
+            PauseReason::SharedFate => "SharedFate",
+            PauseReason::InconclusiveAnalysisRun => "InconclusiveAnalysisRun",
+            PauseReason::InconclusiveExperiment => "InconclusiveExperiment",
+            PauseReason::AnalysisRunError => "AnalysisRunError",
+            PauseReason::CanaryPauseStep => "CanaryPauseStep",
+            PauseReason::BlueGreenPause => "BlueGreenPause",
+        }
+    }
+}
+
+impl fmt::Display for PauseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl State {
+    /// The version on trial, and how its trial goes.
+    pub fn rolling(&self) -> Option<&Rolling> {
+        match &self.stage {
+            Stage::Rolling(rolling) => Some(rolling),
+            Stage::Empty | Stage::Healthy | Stage::Aborted(_) => None,
+        }
+    }
+
+    /// The version on trial.
+    pub fn canary(&self) -> Option<&VersionName> {
+        self.rolling().map(|rolling| &rolling.version)
+    }
+
+    /// The version that was asked for last: on trial, aborted, or stable.
+    pub fn desired(&self) -> Option<&VersionName> {
+        match &self.stage {
+            Stage::Rolling(rolling) => Some(&rolling.version),
+            Stage::Aborted(aborted) => Some(&aborted.version),
+            Stage::Empty | Stage::Healthy => self.stable.as_ref(),
+        }
+    }
+
+    /// The canary's share now.
+    pub fn weight(&self) -> Weight {
+        self.rolling().map_or(Weight::ZERO, Rolling::effective_weight)
+    }
+
+    /// Every version that takes traffic or is on trial, with its share.
+    pub fn traffic(&self) -> Vec<(&VersionName, Weight)> {
+        let stable = self
+            .stable
+            .iter()
+            .map(|stable| (stable, self.weight().complement()));
+        let canary = self.canary().map(|canary| (canary, self.weight()));
+        stable.chain(canary).collect()
+    }
+
+    /// Blue-green: the version that production reaches.
+    pub fn active(&self) -> Option<&VersionName> {
+        if self.weight().is_full() {
+            self.canary()
+        } else {
+            self.stable.as_ref()
+        }
+    }
+
+    /// Blue-green: the version that the preview address reaches.
+    pub fn preview(&self) -> Option<&VersionName> {
+        self.desired()
+    }
+
+    /// The header and mirror routes in force.
+    pub fn routes(&self) -> &[Route] {
+        self.rolling().map_or(&[], |rolling| &rolling.routes)
+    }
+
+    /// The analyses that should be running.
+    pub fn runs(&self) -> Vec<(RunId, AnalysisKind)> {
+        let Some(rolling) = self.rolling() else {
+            return Vec::new();
+        };
+        let step = match rolling.at {
+            At::Analysis { run, kind, .. } => Some((run, kind)),
+            At::Enter
+            | At::FastTrack
+            | At::Pause { .. }
+            | At::Undecided { .. }
+            | At::Evidence
+            | At::Switch { .. } => None,
+        };
+        let background = match rolling.background {
+            BackgroundRun::Running { run, .. } => Some((run, AnalysisKind::Background)),
+            BackgroundRun::Off | BackgroundRun::Passed | BackgroundRun::Undecided => None,
+        };
+        step.into_iter().chain(background).collect()
+    }
+
+    /// Where the rollout stands. The first that applies, as in Argo Rollouts.
+    pub fn phase(&self) -> Phase {
+        match &self.stage {
+            Stage::Aborted(_) => Phase::Degraded,
+            Stage::Rolling(rolling) if rolling.pause_reason().is_some() => Phase::Paused,
+            Stage::Rolling(_) | Stage::Empty => Phase::Progressing,
+            Stage::Healthy => Phase::Healthy,
+        }
+    }
+
+    /// Why it is paused, when it is.
+    pub fn pause_reason(&self) -> Option<PauseReason> {
+        self.rolling().and_then(Rolling::pause_reason)
+    }
+
+    /// The index of the step now executing, and how many there are; equal when finished.
+    pub fn step(&self, plan: &Plan) -> (usize, usize) {
+        let all = plan.steps().len();
+        match &self.stage {
+            Stage::Rolling(rolling) => (rolling.step.min(all), all),
+            Stage::Healthy => (all, all),
+            Stage::Empty | Stage::Aborted(_) => (0, all),
+        }
+    }
+
+    /// Why it stands where it stands, in one sentence.
+    pub fn message(&self, plan: &Plan) -> String {
+        match &self.stage {
+            Stage::Empty => "no version has been deployed".to_owned(),
+            Stage::Healthy => String::new(),
+            Stage::Aborted(aborted) => format!("RolloutAborted: {}", aborted.message),
+            Stage::Rolling(rolling) => rolling.message(plan),
+        }
+    }
+
+    /// When the next [`super::Event::Tick`] is needed, if nothing else happens.
+    pub fn next_wakeup(&self, plan: &Plan) -> Option<Timestamp> {
+        let rolling = self.rolling()?;
+        let deadline = match (rolling.pool, plan.progress_deadline) {
+            (Pool::Waiting { since }, Some(deadline)) if !rolling.holds.contains(&Hold::Manual) => {
+                Some(since.plus(deadline.as_duration()))
+            }
+            (Pool::Waiting { .. } | Pool::Ready, _) => None,
+        };
+        let step = rolling.waits_until(plan).filter(|_| rolling.is_free());
+        // Strictly after: one millisecond past the end.
+        let moments = [deadline, step].into_iter().flatten();
+        moments.map(|moment| moment.plus(Duration::from_millis(1))).min()
+    }
+
+    /// What a person can do now.
+    pub fn legal_verbs(&self, plan: &Plan) -> Vec<Verb> {
+        let mut verbs = vec![Verb::Deploy];
+        match &self.stage {
+            Stage::Empty => {}
+            Stage::Healthy => verbs.extend((!self.formers.is_empty()).then_some(Verb::Undo)),
+            Stage::Aborted(_) => verbs.extend([Verb::Retry, Verb::PromoteFull, Verb::Undo]),
+            Stage::Rolling(rolling) => {
+                if rolling.pool == Pool::Ready {
+                    verbs.extend([Verb::Promote, Verb::PromoteFull]);
+                }
+                verbs.extend([Verb::Abort, Verb::Undo, Verb::Pause]);
+                verbs.extend((!rolling.holds.is_empty() || rolling.is_undecided()).then_some(Verb::Resume));
+                let canary = matches!(plan.strategy, Strategy::Canary(_));
+                verbs.extend((canary && rolling.pool == Pool::Ready).then_some(Verb::SetWeight));
+            }
+        }
+        verbs
+    }
+}
+
+impl Rolling {
+    /// The canary's share now: what the steps gave it, unless something holds it at zero.
+    pub fn effective_weight(&self) -> Weight {
+        let zero = self.pool != Pool::Ready
+            || self.holds.iter().any(|hold| match hold {
+                Hold::SharedFate { .. } | Hold::HardFailure { .. } => true,
+                Hold::Manual | Hold::Background { .. } => false,
+            });
+        if zero { Weight::ZERO } else { self.weight }
+    }
+
+    /// Whether the steps may go on as far as holds and endpoints are concerned.
+    pub(super) fn is_free(&self) -> bool {
+        self.holds.is_empty() && self.pool == Pool::Ready
+    }
+
+    pub(super) fn is_undecided(&self) -> bool {
+        matches!(self.at, At::Undecided { .. })
+    }
+
+    /// When the current step is over by itself: strictly after this moment.
+    pub(super) fn waits_until(&self, plan: &Plan) -> Option<Timestamp> {
+        match &self.at {
+            At::Pause { since } => match plan.steps().get(self.step) {
+                Some(Step::Pause(pause)) => Some(since.plus(pause.duration?.as_duration())),
+                Some(_) | None => None,
+            },
+            At::Analysis {
+                kind: AnalysisKind::Experiment,
+                since,
+                ..
+            } => match plan.steps().get(self.step) {
+                Some(Step::Experiment(experiment)) => Some(since.plus(experiment.duration?.as_duration())),
+                Some(_) | None => None,
+            },
+            At::Switch { since } => match &plan.strategy {
+                Strategy::BlueGreen(blue_green) if blue_green.auto_promotion_enabled => {
+                    Some(since.plus(blue_green.auto_promotion_after?.as_duration()))
+                }
+                Strategy::BlueGreen(_) | Strategy::Canary(_) | Strategy::Immediate => None,
+            },
+            At::Enter | At::FastTrack | At::Analysis { .. } | At::Undecided { .. } | At::Evidence => None,
+        }
+    }
+
+    fn pause_reason(&self) -> Option<PauseReason> {
+        let rank = |hold: &Hold| match hold {
+            Hold::Manual => PauseReason::Manual,
+            Hold::HardFailure { .. } => PauseReason::HardFailure,
+            Hold::SharedFate { .. } => PauseReason::SharedFate,
+            Hold::Background { error: true, .. } => PauseReason::AnalysisRunError,
+            Hold::Background { error: false, .. } => PauseReason::InconclusiveAnalysisRun,
+        };
+        if self.holds.contains(&Hold::Manual) {
+            return Some(PauseReason::Manual);
+        }
+        let held = self.holds.first().map(rank);
+        held.or(match &self.at {
+            At::Undecided { error: true, .. } => Some(PauseReason::AnalysisRunError),
+            At::Undecided {
+                kind: AnalysisKind::Experiment,
+                ..
+            } => Some(PauseReason::InconclusiveExperiment),
+            At::Undecided { .. } => Some(PauseReason::InconclusiveAnalysisRun),
+            At::Pause { .. } => Some(PauseReason::CanaryPauseStep),
+            At::Switch { .. } => Some(PauseReason::BlueGreenPause),
+            At::Enter | At::FastTrack | At::Analysis { .. } | At::Evidence => None,
+        })
+    }
+
+    fn message(&self, plan: &Plan) -> String {
+        if let Some(reason) = self.pause_reason() {
+            let said = self.holds.iter().find_map(|hold| match hold {
+                Hold::Background { message, .. }
+                | Hold::SharedFate { message }
+                | Hold::HardFailure { message } => Some(message.as_str()),
+                Hold::Manual => None,
+            });
+            let said = match (&self.at, reason) {
+                (_, PauseReason::Manual) => None,
+                (At::Undecided { message, .. }, _) => said.or(Some(message)),
+                (_, _) => said,
+            };
+            return match said.filter(|said| !said.is_empty()) {
+                Some(said) => format!("{reason}: {said}"),
+                None => reason.to_string(),
+            };
+        }
+        if self.pool != Pool::Ready {
+            return "waiting for endpoints".to_owned();
+        }
+        match &self.at {
+            At::Analysis {
+                kind: AnalysisKind::PrePromotion,
+                ..
+            } => "active service cutover pending".to_owned(),
+            At::Analysis { run, .. } => format!("waiting for analysis to complete (run {run})"),
+            At::Evidence => {
+                "waiting for evidence: a background metric has not decided anything yet".to_owned()
+            }
+            At::Enter | At::FastTrack | At::Pause { .. } | At::Undecided { .. } | At::Switch { .. } => {
+                match plan.strategy {
+                    Strategy::Canary(_) => "waiting for all steps to complete".to_owned(),
+                    Strategy::BlueGreen(_) | Strategy::Immediate => {
+                        "active service cutover pending".to_owned()
+                    }
+                }
+            }
+        }
+    }
+}
