@@ -1,1 +1,19 @@
-//! The life of one rollout.
+//! The life of one rollout: from a deploy or a changed file to the version being stable or pulled back.
+//!
+//! One task, the engine, owns all rollouts: it waits (for commands, trips, timers, measurements, probes), stores what
+//! happened, moves the pure machine by it, and publishes what that means to the shared objects of `upstream`. [`Control`]
+//! is everybody else's handle to it. Requests never wait for anything here.
+
+mod command;
+mod handle;
+mod status;
+
+pub use command::{
+    Accepted, Caller, Command, Deploy, EndpointChange, Expect, OnConflict, Refusal, RefusalKind,
+};
+pub use handle::{Change, Control, ReadError, ReloadRefused, StartError, StartOptions, StoreChoice};
+pub use status::{
+    AbortStatus, AnalysisStatus, Attempt, EndpointStatus, EvidenceStatus, History, MetricStatus,
+    MetricsWindow, Observed, PausedStatus, RolloutStatus, ServiceStatus, StepStatus, StoredEvent,
+    VersionState, VersionStatus, VersionWindow,
+};
