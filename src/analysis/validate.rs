@@ -104,8 +104,8 @@ fn check_count(spec: &MetricSpec, context: Context, refuse: &mut impl FnMut(&'st
             refuse(
                 "count",
                 format!(
-                    "count ({count}) must be >= failureLimit + consecutiveSuccessLimit ({least}): otherwise the limits \
-                     can never be reached"
+                    "count must be >= failureLimit + consecutiveSuccessLimit, and {count} < {least}: the limits could \
+                     never be reached"
                 ),
             );
         }

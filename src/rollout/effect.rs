@@ -1,8 +1,8 @@
 //! What the world must look like after a transition. Each effect is a whole statement and safe to repeat.
 
 use super::{
-    plan::AnalysisRef,
-    state::{Route, RunId},
+    plan::{AnalysisRef, Plan, Step, Strategy},
+    state::{Route, RunId, Stage, State},
 };
 use crate::model::{VersionName, Weight};
 use serde::{Deserialize, Serialize};
@@ -115,4 +115,151 @@ pub enum Trigger {
     OnRolloutAborted,
     /// An analysis began.
     OnAnalysisRunRunning,
+}
+
+/// What changes in the world when `old` becomes `new`. What lowers the canary's exposure comes first, and a version is
+/// stable before its trial ends: in no order of performing does a request meet a version that it should not.
+pub(super) fn between(old: &State, new: &State, plan: &Plan) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    if let Some(version) = new.stable.clone().filter(|_| new.stable != old.stable) {
+        effects.push(Effect::MakeStable {
+            version,
+            former: old.stable.clone(),
+        });
+    }
+    if (old.canary(), old.weight()) != (new.canary(), new.weight()) {
+        effects.push(split(new));
+    }
+    let blue_green = matches!(plan.strategy, Strategy::BlueGreen(_));
+    if blue_green && old.preview() != new.preview() {
+        effects.push(Effect::SetPreview {
+            version: new.preview().cloned(),
+        });
+    }
+    if old.routes() != new.routes() {
+        effects.push(Effect::SetRoutes {
+            routes: new.routes().to_vec(),
+        });
+    }
+    let (before, after) = (old.runs(), new.runs());
+    let stopped = before.iter().filter(|run| !after.contains(run));
+    effects.extend(stopped.map(|(run, _)| Effect::StopAnalysis { run: *run }));
+    let left = old
+        .canary()
+        .filter(|version| new.canary() != Some(*version) && new.stable.as_ref() != Some(*version));
+    effects.extend(left.map(|version| Effect::Retire {
+        version: version.clone(),
+    }));
+    let started = after.iter().filter(|run| !before.contains(run));
+    effects.extend(started.filter_map(|(run, kind)| start(new, plan, *run, *kind)));
+    effects.extend(notice(old, new, plan).map(Effect::Notify));
+    effects
+}
+
+/// Everything the world must look like: after a restart, when nothing is known to have been done.
+pub(super) fn everything(state: &State, plan: &Plan) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    effects.extend(state.stable.clone().map(|version| Effect::MakeStable {
+        version,
+        former: None,
+    }));
+    effects.push(split(state));
+    if matches!(plan.strategy, Strategy::BlueGreen(_)) {
+        effects.push(Effect::SetPreview {
+            version: state.preview().cloned(),
+        });
+    }
+    effects.push(Effect::SetRoutes {
+        routes: state.routes().to_vec(),
+    });
+    effects.extend(
+        state
+            .runs()
+            .into_iter()
+            .filter_map(|(run, kind)| start(state, plan, run, kind)),
+    );
+    effects
+}
+
+fn split(state: &State) -> Effect {
+    Effect::SetWeight {
+        canary: state.canary().cloned(),
+        weight: state.weight(),
+    }
+}
+
+fn start(state: &State, plan: &Plan, run: RunId, kind: AnalysisKind) -> Option<Effect> {
+    let rolling = state.rolling()?;
+    let analysis = match (kind, &plan.strategy) {
+        (AnalysisKind::Inline | AnalysisKind::Experiment, _) => match plan.steps().get(rolling.step)? {
+            Step::Analysis(analysis) => analysis.clone(),
+            Step::Experiment(experiment) => experiment.analysis.clone(),
+            Step::SetWeight(_)
+            | Step::Pause(_)
+            | Step::SetHeaderRoute(_)
+            | Step::SetMirrorRoute(_)
+            | Step::Skipped(_) => return None,
+        },
+        (AnalysisKind::Background, _) => plan.background()?.analysis.clone(),
+        (AnalysisKind::PrePromotion, Strategy::BlueGreen(blue_green)) => {
+            blue_green.pre_promotion_analysis.clone()?
+        }
+        (AnalysisKind::PostPromotion, Strategy::BlueGreen(blue_green)) => {
+            blue_green.post_promotion_analysis.clone()?
+        }
+        (
+            AnalysisKind::PrePromotion | AnalysisKind::PostPromotion,
+            Strategy::Canary(_) | Strategy::Immediate,
+        ) => {
+            return None;
+        }
+    };
+    Some(Effect::StartAnalysis {
+        run,
+        kind,
+        canary: rolling.version.clone(),
+        analysis,
+    })
+}
+
+/// The most telling thing that happened, if anything did.
+fn notice(old: &State, new: &State, plan: &Plan) -> Option<Notice> {
+    let say = |trigger, text| Some(Notice { trigger, text });
+    match (&old.stage, &new.stage) {
+        (Stage::Aborted(before), Stage::Aborted(after)) if before == after => None,
+        (_, Stage::Aborted(aborted)) => say(
+            Trigger::OnRolloutAborted,
+            format!("{} was aborted: {}", aborted.version, aborted.message),
+        ),
+        (Stage::Healthy, Stage::Healthy) if old.stable == new.stable => None,
+        (_, Stage::Healthy) => {
+            let stable = new.stable.as_ref().map_or("", VersionName::as_str);
+            say(Trigger::OnRolloutCompleted, format!("{stable} is stable"))
+        }
+        (_, Stage::Empty) => None,
+        (Stage::Rolling(before), Stage::Rolling(after))
+            if before.version == after.version && before.attempt == after.attempt =>
+        {
+            let steps = plan.steps().len();
+            if let Some(reason) = new
+                .pause_reason()
+                .filter(|_| new.pause_reason() != old.pause_reason())
+            {
+                let text = format!(
+                    "{} is paused at step {}/{steps}: {reason}",
+                    after.version, after.step
+                );
+                return say(Trigger::OnRolloutPaused, text);
+            }
+            let text = || format!("{} has completed step {}/{steps}", after.version, before.step);
+            (after.step > before.step).then(|| Notice {
+                trigger: Trigger::OnRolloutStepCompleted,
+                text: text(),
+            })
+        }
+        (_, Stage::Rolling(after)) => say(
+            Trigger::OnRolloutUpdated,
+            format!("{} is on trial, attempt {}", after.version, after.attempt),
+        ),
+    }
 }

@@ -10,6 +10,7 @@ mod plan;
 mod refused;
 mod state;
 mod status;
+mod steps;
 mod transition;
 
 pub use effect::{AnalysisKind, Effect, Notice, Trigger};

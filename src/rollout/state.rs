@@ -130,6 +130,8 @@ pub enum At {
     },
     /// A decision of the background analysis, without which nothing reaches 100 %.
     Evidence,
+    /// Nothing: blue-green is about to pause before the switch, or to switch.
+    BeforeSwitch,
     /// Blue-green: the switch, by a human or after `autoPromotionSeconds`.
     Switch {
         /// Since when.

@@ -156,6 +156,7 @@ impl State {
             | At::Pause { .. }
             | At::Undecided { .. }
             | At::Evidence
+            | At::BeforeSwitch
             | At::Switch { .. } => None,
         };
         let background = match rolling.background {
@@ -198,6 +199,23 @@ impl State {
             Stage::Aborted(aborted) => format!("RolloutAborted: {}", aborted.message),
             Stage::Rolling(rolling) => rolling.message(plan),
         }
+    }
+
+    /// Whether more people meet an untrusted version than in `old`: then the event is stored before it is acted upon.
+    /// Going back, by an abort or to a version that was stable, acts first.
+    pub fn exposes_more_than(&self, old: &State) -> bool {
+        let promoted = self.stable != old.stable
+            && !old
+                .formers
+                .iter()
+                .any(|former| Some(&former.version) == self.stable.as_ref());
+        let same = self.canary() == old.canary();
+        let more = if same {
+            self.weight() > old.weight()
+        } else {
+            !self.weight().is_zero()
+        };
+        promoted || more
     }
 
     /// When the next [`super::Event::Tick`] is needed, if nothing else happens.
@@ -277,7 +295,12 @@ impl Rolling {
                 }
                 Strategy::BlueGreen(_) | Strategy::Canary(_) | Strategy::Immediate => None,
             },
-            At::Enter | At::FastTrack | At::Analysis { .. } | At::Undecided { .. } | At::Evidence => None,
+            At::Enter
+            | At::FastTrack
+            | At::BeforeSwitch
+            | At::Analysis { .. }
+            | At::Undecided { .. }
+            | At::Evidence => None,
         }
     }
 
@@ -302,7 +325,7 @@ impl Rolling {
             At::Undecided { .. } => Some(PauseReason::InconclusiveAnalysisRun),
             At::Pause { .. } => Some(PauseReason::CanaryPauseStep),
             At::Switch { .. } => Some(PauseReason::BlueGreenPause),
-            At::Enter | At::FastTrack | At::Analysis { .. } | At::Evidence => None,
+            At::Enter | At::FastTrack | At::BeforeSwitch | At::Analysis { .. } | At::Evidence => None,
         })
     }
 
@@ -336,14 +359,15 @@ impl Rolling {
             At::Evidence => {
                 "waiting for evidence: a background metric has not decided anything yet".to_owned()
             }
-            At::Enter | At::FastTrack | At::Pause { .. } | At::Undecided { .. } | At::Switch { .. } => {
-                match plan.strategy {
-                    Strategy::Canary(_) => "waiting for all steps to complete".to_owned(),
-                    Strategy::BlueGreen(_) | Strategy::Immediate => {
-                        "active service cutover pending".to_owned()
-                    }
-                }
-            }
+            At::Enter
+            | At::FastTrack
+            | At::BeforeSwitch
+            | At::Pause { .. }
+            | At::Undecided { .. }
+            | At::Switch { .. } => match plan.strategy {
+                Strategy::Canary(_) => "waiting for all steps to complete".to_owned(),
+                Strategy::BlueGreen(_) | Strategy::Immediate => "active service cutover pending".to_owned(),
+            },
         }
     }
 }

@@ -1,0 +1,410 @@
+//! What a version on trial does when nothing holds it: its steps, or its blue-green gates, one after the other.
+
+use super::{
+    effect::AnalysisKind,
+    plan::{BlueGreen, Plan, Step, Strategy},
+    state::{At, BackgroundRun, Hold, Pool, Rolling, Route, RouteKind, RunId, State},
+    transition::{No, no},
+};
+use crate::model::{Timestamp, Weight};
+use std::time::Duration;
+
+/// A version on trial, taken out of its state while an event is applied.
+pub(super) struct Trial<'a> {
+    pub(super) state: State,
+    pub(super) rolling: Rolling,
+    pub(super) plan: &'a Plan,
+    pub(super) now: Timestamp,
+}
+
+/// What came of going on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Something has to happen first.
+    Waiting,
+    /// The version becomes stable.
+    Promoted,
+}
+
+/// Whether the current gate was the last.
+enum Gate {
+    Open,
+    Waiting,
+    Last,
+}
+
+impl Trial<'_> {
+    /// Goes through the steps until one has to wait.
+    pub(super) fn advance(&mut self) -> Verdict {
+        loop {
+            if !self.rolling.is_free() {
+                return Verdict::Waiting;
+            }
+            let gate = match self.rolling.at {
+                At::FastTrack => Gate::Last,
+                At::Enter => self.enter(),
+                At::BeforeSwitch => self.before_switch(),
+                At::Evidence if self.lacks_evidence() => Gate::Waiting,
+                At::Evidence => {
+                    self.rolling.at = At::Enter;
+                    Gate::Open
+                }
+                At::Pause { .. } | At::Switch { .. } | At::Analysis { .. } if self.is_over() => self.pass(),
+                At::Pause { .. } | At::Switch { .. } | At::Analysis { .. } | At::Undecided { .. } => {
+                    Gate::Waiting
+                }
+            };
+            match gate {
+                Gate::Open => {}
+                Gate::Waiting => return Verdict::Waiting,
+                Gate::Last => return Verdict::Promoted,
+            }
+        }
+    }
+
+    fn enter(&mut self) -> Gate {
+        match &self.plan.strategy {
+            Strategy::Immediate => Gate::Last,
+            Strategy::Canary(canary) => {
+                self.start_background(false);
+                match canary.steps.get(self.rolling.step) {
+                    Some(step) => self.enter_step(step),
+                    None if self.lacks_evidence() => self.wait_for_evidence(),
+                    None => Gate::Last,
+                }
+            }
+            Strategy::BlueGreen(blue_green) if blue_green.pre_promotion_analysis.is_some() => {
+                self.analyse(AnalysisKind::PrePromotion)
+            }
+            Strategy::BlueGreen(_) => self.before_switch(),
+        }
+    }
+
+    fn enter_step(&mut self, step: &Step) -> Gate {
+        match step {
+            Step::SetWeight(weight) if weight.is_full() && self.lacks_evidence() => {
+                return self.wait_for_evidence();
+            }
+            Step::SetWeight(weight) => self.rolling.weight = *weight,
+            Step::Pause(_) => {
+                self.rolling.at = At::Pause { since: self.now };
+                return Gate::Open;
+            }
+            Step::Analysis(_) => return self.analyse(AnalysisKind::Inline),
+            Step::Experiment(_) => return self.analyse(AnalysisKind::Experiment),
+            Step::SetHeaderRoute(route) => self.set_route(&route.name, RouteKind::Header, &route.matches),
+            Step::SetMirrorRoute(route) => {
+                let share = RouteKind::Mirror(route.percentage.unwrap_or(Weight::FULL));
+                self.set_route(&route.name, share, &route.matches);
+            }
+            Step::Skipped(_) => {}
+        }
+        self.rolling.step += 1;
+        Gate::Open
+    }
+
+    /// A route is replaced where it stands; without conditions it goes.
+    fn set_route(&mut self, name: &str, kind: RouteKind, matches: &[serde_json::Value]) {
+        let routes = &mut self.rolling.routes;
+        let route = Route {
+            name: name.to_owned(),
+            kind,
+            matches: matches.to_vec(),
+        };
+        match routes.iter().position(|known| known.name == name) {
+            Some(at) if matches.is_empty() => drop(routes.remove(at)),
+            Some(at) => routes[at] = route,
+            None if matches.is_empty() => {}
+            None => routes.push(route),
+        }
+    }
+
+    fn analyse(&mut self, kind: AnalysisKind) -> Gate {
+        self.rolling.at = At::Analysis {
+            run: self.next_run(),
+            kind,
+            since: self.now,
+        };
+        Gate::Waiting
+    }
+
+    fn next_run(&mut self) -> RunId {
+        self.state.next_run += 1;
+        RunId(self.state.next_run)
+    }
+
+    /// Beside the steps, from its starting step on; `anyway` when nothing goes on without it.
+    fn start_background(&mut self, anyway: bool) {
+        let Some(background) = self.plan.background() else {
+            return;
+        };
+        let due = anyway || self.rolling.step >= background.starting_step;
+        if due
+            && self.rolling.background == BackgroundRun::Off
+            && self.rolling.step <= self.plan.steps().len()
+        {
+            self.rolling.background = BackgroundRun::Running {
+                run: self.next_run(),
+                decided: false,
+            };
+        }
+    }
+
+    /// Nothing reaches 100 % while a declared background metric has decided nothing.
+    fn lacks_evidence(&self) -> bool {
+        let decided = match self.rolling.background {
+            BackgroundRun::Passed => true,
+            BackgroundRun::Running { decided, .. } => decided,
+            BackgroundRun::Off | BackgroundRun::Undecided => false,
+        };
+        self.plan.require_evidence && self.plan.background().is_some() && !decided
+    }
+
+    fn wait_for_evidence(&mut self) -> Gate {
+        self.start_background(true);
+        self.rolling.at = At::Evidence;
+        Gate::Waiting
+    }
+
+    /// The pause before the switch, where there is one.
+    fn before_switch(&mut self) -> Gate {
+        let Strategy::BlueGreen(blue_green) = &self.plan.strategy else {
+            return Gate::Last;
+        };
+        let waits = blue_green
+            .auto_promotion_after
+            .is_some_and(|after| !after.is_zero());
+        if !blue_green.auto_promotion_enabled || waits {
+            self.rolling.at = At::Switch { since: self.now };
+            return Gate::Waiting;
+        }
+        self.switch(blue_green)
+    }
+
+    /// Production goes to the new version; stable stays what it is until the analysis after it has passed.
+    fn switch(&mut self, blue_green: &BlueGreen) -> Gate {
+        if blue_green.post_promotion_analysis.is_none() {
+            return Gate::Last;
+        }
+        self.rolling.weight = Weight::FULL;
+        self.analyse(AnalysisKind::PostPromotion)
+    }
+
+    /// Whether the current wait has ended by itself: strictly after its time.
+    fn is_over(&self) -> bool {
+        self.rolling
+            .waits_until(self.plan)
+            .is_some_and(|end| self.now > end)
+    }
+
+    /// What the current step waited for has come.
+    fn pass(&mut self) -> Gate {
+        let kind = match &self.rolling.at {
+            At::Analysis { kind, .. } | At::Undecided { kind, .. } => Some(*kind),
+            At::Pause { .. }
+            | At::Switch { .. }
+            | At::Enter
+            | At::FastTrack
+            | At::Evidence
+            | At::BeforeSwitch => None,
+        };
+        match (&self.plan.strategy, kind) {
+            // Neither switched nor promoted here: a manual pause may still hold it.
+            (Strategy::BlueGreen(_), Some(AnalysisKind::PostPromotion)) => {
+                self.rolling.at = At::FastTrack;
+                Gate::Open
+            }
+            (Strategy::BlueGreen(_), Some(_)) => {
+                self.rolling.at = At::BeforeSwitch;
+                Gate::Open
+            }
+            (Strategy::BlueGreen(blue_green), None) => self.switch(blue_green),
+            (Strategy::Canary(_) | Strategy::Immediate, _) => {
+                self.rolling.step += 1;
+                self.rolling.at = At::Enter;
+                Gate::Open
+            }
+        }
+    }
+
+    /// Passes the current wait and goes on.
+    fn pass_and_go(mut self) -> State {
+        match self.pass() {
+            Gate::Open | Gate::Waiting => {}
+            Gate::Last => self.rolling.at = At::FastTrack,
+        }
+        self.run_on()
+    }
+
+    /// An analysis has ended well.
+    pub(super) fn passed(&mut self, kind: AnalysisKind) {
+        if kind == AnalysisKind::Background {
+            self.rolling.background = BackgroundRun::Passed;
+            return;
+        }
+        match self.pass() {
+            Gate::Open | Gate::Waiting => {}
+            Gate::Last => self.rolling.at = At::FastTrack,
+        }
+    }
+
+    /// An analysis has ended without a verdict: a human must decide.
+    pub(super) fn undecided(&mut self, kind: AnalysisKind, error: bool, message: String) {
+        if kind == AnalysisKind::Background {
+            self.rolling.background = BackgroundRun::Undecided;
+            self.hold(Hold::Background { error, message });
+        } else {
+            self.rolling.at = At::Undecided { kind, error, message };
+        }
+    }
+
+    /// Adds a hold, or replaces the one of its kind.
+    pub(super) fn hold(&mut self, hold: Hold) {
+        let kind = std::mem::discriminant(&hold);
+        self.rolling
+            .holds
+            .retain(|known| std::mem::discriminant(known) != kind);
+        self.rolling.holds.push(hold);
+    }
+
+    /// Lets go of everything that holds the steps.
+    fn release(&mut self) {
+        let holds = std::mem::take(&mut self.rolling.holds);
+        let at_zero = holds.iter().any(|hold| match hold {
+            Hold::SharedFate { .. } | Hold::HardFailure { .. } => true,
+            Hold::Manual | Hold::Background { .. } => false,
+        });
+        // A pause counts only time at its own weight; while it was zero it did not begin.
+        if at_zero && let Some(since) = self.rolling.timer() {
+            *since = self.now;
+        }
+        // An undecided background analysis is made anew: nothing goes on unwatched.
+        if self.rolling.background == BackgroundRun::Undecided {
+            self.rolling.background = BackgroundRun::Off;
+            self.start_background(true);
+        }
+    }
+
+    pub(super) fn promote(mut self, full: bool, skip_analysis: bool) -> Result<State, No> {
+        if self.rolling.pool != Pool::Ready {
+            return no("the canary has not enough healthy endpoints", Some("abort"));
+        }
+        let held = !self.rolling.holds.is_empty();
+        match &self.rolling.at {
+            At::Analysis { .. } | At::Evidence if !full && !held && !skip_analysis => {
+                let what = match self.rolling.at {
+                    At::Evidence => "it waits for evidence",
+                    At::Analysis { .. }
+                    | At::Enter
+                    | At::FastTrack
+                    | At::Pause { .. }
+                    | At::Undecided { .. }
+                    | At::BeforeSwitch
+                    | At::Switch { .. } => "an analysis is running",
+                };
+                return no(
+                    format!("{what}; --skip-analysis goes on without it"),
+                    Some("promote --skip-analysis"),
+                );
+            }
+            At::Enter
+            | At::FastTrack
+            | At::Pause { .. }
+            | At::Analysis { .. }
+            | At::Undecided { .. }
+            | At::Evidence
+            | At::BeforeSwitch
+            | At::Switch { .. } => {}
+        }
+        self.release();
+        if full {
+            self.rolling.at = At::FastTrack;
+            return Ok(self.run_on());
+        }
+        match &self.rolling.at {
+            At::Pause { .. } | At::Switch { .. } | At::Undecided { .. } => Ok(self.pass_and_go()),
+            At::Analysis { .. } if !held => Ok(self.pass_and_go()),
+            At::Evidence if !held => {
+                if let BackgroundRun::Running { decided, .. } = &mut self.rolling.background {
+                    *decided = true;
+                }
+                Ok(self.run_on())
+            }
+            At::Analysis { .. } | At::Evidence | At::Enter | At::FastTrack | At::BeforeSwitch => {
+                Ok(self.run_on())
+            }
+        }
+    }
+
+    pub(super) fn resume(mut self) -> Result<State, No> {
+        if !self.rolling.holds.is_empty() {
+            self.release();
+            return Ok(self.run_on());
+        }
+        match self.rolling.at {
+            At::Undecided { kind, .. } => {
+                self.analyse(kind);
+                Ok(self.stay())
+            }
+            At::Pause { .. } | At::Switch { .. } => no(
+                "nobody has paused it by hand; this pause is a step",
+                Some("promote"),
+            ),
+            At::Enter | At::FastTrack | At::BeforeSwitch | At::Analysis { .. } | At::Evidence => {
+                no("it is not paused", None)
+            }
+        }
+    }
+
+    /// The same version from step 0, on the plan as it is now.
+    pub(super) fn start_over(mut self) -> State {
+        self.rolling.step = 0;
+        self.rolling.at = At::Enter;
+        self.rolling.weight = Weight::ZERO;
+        self.rolling.holds.clear();
+        self.rolling.background = BackgroundRun::Off;
+        self.rolling.routes.clear();
+        self.rolling.since = self.now;
+        self.run_on()
+    }
+
+    pub(super) fn endpoints_ready(&mut self) {
+        if let Pool::Waiting { since } = self.rolling.pool {
+            self.rolling.pool = Pool::Ready;
+            // Time at weight zero does not count.
+            self.rolling.move_timer(self.now.since(since));
+        }
+    }
+
+    pub(super) fn is_past_deadline(&self) -> bool {
+        match (self.rolling.pool, self.plan.progress_deadline) {
+            (Pool::Waiting { since }, Some(deadline)) => {
+                !self.rolling.holds.contains(&Hold::Manual) && self.now.since(since) > deadline.as_duration()
+            }
+            (Pool::Waiting { .. } | Pool::Ready, _) => false,
+        }
+    }
+
+    /// Moves every timer over time that does not count.
+    pub(super) fn shift(&mut self, by: Duration) {
+        self.rolling.move_timer(by);
+        if let Pool::Waiting { since } = &mut self.rolling.pool {
+            *since = since.plus(by);
+        }
+    }
+}
+
+impl Rolling {
+    fn timer(&mut self) -> Option<&mut Timestamp> {
+        match &mut self.at {
+            At::Pause { since } | At::Switch { since } | At::Analysis { since, .. } => Some(since),
+            At::Enter | At::FastTrack | At::BeforeSwitch | At::Undecided { .. } | At::Evidence => None,
+        }
+    }
+
+    fn move_timer(&mut self, by: Duration) {
+        if let Some(since) = self.timer() {
+            *since = since.plus(by);
+        }
+    }
+}
