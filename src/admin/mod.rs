@@ -1,1 +1,3 @@
 //! REST API, events and what the CLI speaks.
+
+mod schema;

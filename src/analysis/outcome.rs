@@ -4,7 +4,7 @@ use crate::model::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// What one finished measurement means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 pub enum Outcome {
     /// The conditions hold.
     Successful,
@@ -32,7 +32,7 @@ impl Outcome {
 }
 
 /// Where a metric or a run stands. The order is that of severity, best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub enum RunPhase {
     /// Every condition held, within the limits.
     Successful,
@@ -78,7 +78,7 @@ impl std::fmt::Display for RunPhase {
 }
 
 /// One measurement, as people see it in the history.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Measurement {
     /// When the provider was asked.

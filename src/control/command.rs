@@ -96,7 +96,7 @@ impl Deploy {
 }
 
 /// What a deploy does to another rollout that is going on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum OnConflict {
     /// Ends it and takes its place.
@@ -118,7 +118,7 @@ pub enum EndpointChange {
 }
 
 /// What the caller believes; when it does not hold, nothing is done.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Expect {
     /// The version on trial (stable, when none is).
@@ -133,7 +133,7 @@ pub struct Expect {
 }
 
 /// Who asks, for the audit.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Caller {
     /// The token's name, the socket's user, or `file`.
@@ -160,7 +160,7 @@ impl Caller {
 }
 
 /// What a command that was allowed has led to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Accepted {
     /// Whether a new rollout began (201 rather than 200).

@@ -11,7 +11,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// Where a service stands.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceStatus {
     /// Its name.
@@ -59,7 +59,7 @@ pub struct ServiceStatus {
 }
 
 /// Which rollout this is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RolloutStatus {
     /// Unique; a retry keeps it.
@@ -81,7 +81,7 @@ pub struct RolloutStatus {
 }
 
 /// The step now executing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StepStatus {
     /// Counted from 0; the number of steps when they are finished.
@@ -95,7 +95,7 @@ pub struct StepStatus {
 }
 
 /// What the split did under the weight in force.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Observed {
     /// Requests the split has decided.
@@ -109,7 +109,7 @@ pub struct Observed {
 }
 
 /// A pause.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PausedStatus {
     /// Since when.
@@ -121,7 +121,7 @@ pub struct PausedStatus {
 }
 
 /// A trial that ended badly.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AbortStatus {
     /// Which version.
@@ -135,7 +135,7 @@ pub struct AbortStatus {
 }
 
 /// What a version's processes are good for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum VersionState {
     /// It is stable or canary.
@@ -164,7 +164,7 @@ impl VersionState {
 }
 
 /// One version of a service.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VersionStatus {
     /// Its name.
@@ -186,7 +186,7 @@ pub struct VersionStatus {
 }
 
 /// One address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointStatus {
     /// Where.
@@ -200,7 +200,7 @@ pub struct EndpointStatus {
 }
 
 /// Requests, errors, duration.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvidenceStatus {
     /// Requests that say something about the version.
@@ -216,7 +216,7 @@ pub struct EvidenceStatus {
 }
 
 /// An analysis run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AnalysisStatus {
     /// Its number within the service.
@@ -242,7 +242,7 @@ pub struct AnalysisStatus {
 }
 
 /// One metric of an analysis run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MetricStatus {
     /// Its name.
@@ -272,7 +272,7 @@ pub struct MetricStatus {
 }
 
 /// Requests, errors and duration of a service over a window, per version.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MetricsWindow {
     /// The service.
@@ -286,7 +286,7 @@ pub struct MetricsWindow {
 }
 
 /// One version's part of a [`MetricsWindow`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VersionWindow {
     /// The version.
@@ -301,7 +301,7 @@ pub struct VersionWindow {
 }
 
 /// One line of the history: something that happened, with the numbers it was decided by.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StoredEvent {
     /// Counts up over all services: the `Last-Event-ID`.
@@ -331,7 +331,7 @@ pub struct StoredEvent {
 }
 
 /// Everything that is known of the past of a service.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct History {
     /// Rollouts, newest first.
@@ -343,7 +343,7 @@ pub struct History {
 }
 
 /// One attempt to change something, allowed or refused.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Attempt {
     /// When.

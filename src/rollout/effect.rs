@@ -61,7 +61,7 @@ pub enum Effect {
 }
 
 /// Why an analysis runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum AnalysisKind {
     /// It is the current step.

@@ -33,7 +33,7 @@ pub struct Former {
 }
 
 /// The number of an analysis run, unique within a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
 pub struct RunId(pub u64);
 
@@ -223,7 +223,7 @@ pub struct Aborted {
 }
 
 /// Why a rollout was aborted: the label `cause` of `serin_rollout_aborts_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum AbortCause {
     /// Somebody said so.
