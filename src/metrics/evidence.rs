@@ -8,7 +8,7 @@ use crossbeam_utils::CachePadded;
 use std::time::Duration;
 
 /// Buckets of the latency histogram; see [`Evidence::record`].
-pub const LATENCY_BUCKETS: usize = 290;
+const LATENCY_BUCKETS: usize = 290;
 const LOWEST: f64 = 1e-4;
 const GROWTH_LN: f64 = 0.048_790_164_169_432_05; // ln 1.05
 

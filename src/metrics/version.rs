@@ -124,7 +124,7 @@ impl Attempt {
 }
 
 /// The nine standard methods; anything else is `_OTHER`.
-pub const METHODS: [&str; 10] = [
+const METHODS: [&str; 10] = [
     "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "_OTHER",
 ];
 
@@ -155,6 +155,16 @@ impl Shard {
     /// A request was assigned here.
     pub fn assign(&self, reason: AssignReason) {
         self.assigned[reason as usize].inc();
+    }
+
+    /// Requests this worker has assigned here so far.
+    pub fn assigned_total(&self) -> u64 {
+        self.assigned.iter().map(Cell::get).sum()
+    }
+
+    /// Requests this worker has in flight here.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.get()
     }
 
     /// A request starts to be served by this version.

@@ -1,0 +1,385 @@
+//! Bodies on their way through, both ways, with back-pressure: a piece is taken from one side only when the other asks.
+//!
+//! A request body remembers its first 64 KiB when the request may be repeated. A response body carries the exchange it
+//! ends: however it ends, by its last piece, by an error or by being dropped, the exchange is recorded once.
+
+use super::{
+    exchange::{End, Exchange, InService},
+    headers::clean_trailers,
+    timer::LazyTimer,
+};
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::{
+    cell::RefCell,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// How much of a body is remembered so that the request can be repeated.
+pub(super) const MOST_KEPT: u64 = 64 * 1024;
+
+/// Why a body broke off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BodyError {
+    /// The client's body exceeds the limit.
+    #[error("the request body is larger than the limit")]
+    TooLarge,
+    /// The client sent nothing for too long.
+    #[error("the request body stalled")]
+    Slow,
+    /// The client's body is malformed or ended early.
+    #[error("the request body broke off")]
+    Broken,
+    /// The version's body is malformed or ended early.
+    #[error("the response body broke off")]
+    Upstream,
+    /// The version sent nothing for too long, or the whole request took too long.
+    #[error("the response body stalled")]
+    Stalled,
+}
+
+/// A request body as the upstream connection reads it: a cursor over what was kept and what still comes.
+#[derive(Debug, Default)]
+pub(super) struct RequestBody {
+    source: Option<Rc<RefCell<Source>>>,
+    position: usize,
+    passed: u64,
+}
+
+/// The client's body, read at most once.
+#[derive(Debug)]
+pub(super) struct Source {
+    incoming: Incoming,
+    exact: Option<u64>,
+    kept: Vec<Bytes>,
+    kept_bytes: u64,
+    keeping: bool,
+    ended: bool,
+    read: u64,
+    limit: Option<u64>,
+    idle: Duration,
+    timer: LazyTimer,
+    waiting_since: Option<Instant>,
+    fault: Option<BodyError>,
+}
+
+/// The handle by which the request's own task asks about a body that a connection task reads.
+#[derive(Debug, Clone)]
+pub(super) struct BodyHandle(Rc<RefCell<Source>>);
+
+impl BodyHandle {
+    pub(super) fn new(incoming: Incoming, keep: bool, limit: Option<u64>, idle: Duration) -> BodyHandle {
+        let exact = incoming.size_hint().exact();
+        BodyHandle(Rc::new(RefCell::new(Source {
+            incoming,
+            exact,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            keeping: keep && exact.is_none_or(|exact| exact <= MOST_KEPT),
+            ended: false,
+            read: 0,
+            limit,
+            idle,
+            timer: LazyTimer::default(),
+            waiting_since: None,
+            fault: None,
+        })))
+    }
+
+    /// A body that begins at the beginning: for the first attempt, and for a repeated one.
+    pub(super) fn body(&self) -> RequestBody {
+        let mut source = self.0.borrow_mut();
+        // Another task will poll from now on; a timer wakes only the task that armed it.
+        source.timer = LazyTimer::default();
+        drop(source);
+        RequestBody {
+            source: Some(Rc::clone(&self.0)),
+            position: 0,
+            passed: 0,
+        }
+    }
+
+    /// Whether everything read so far is still at hand.
+    pub(super) fn is_replayable(&self) -> bool {
+        let source = self.0.borrow();
+        source.fault.is_none() && (source.keeping || source.read == 0)
+    }
+
+    /// What was wrong with the client's body, if that is why the attempt failed.
+    pub(super) fn fault(&self) -> Option<BodyError> {
+        self.0.borrow().fault
+    }
+
+    /// Whether the length is not known beforehand.
+    pub(super) fn is_unknown_length(&self) -> bool {
+        self.0.borrow().exact.is_none()
+    }
+}
+
+impl RequestBody {
+    /// No body at all.
+    pub(super) fn none() -> RequestBody {
+        RequestBody::default()
+    }
+}
+
+impl Source {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(fault) = self.fault {
+            return Poll::Ready(Some(Err(fault)));
+        }
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Pending => {
+                let now = Instant::now();
+                let since = *self.waiting_since.get_or_insert(now);
+                ready!(self.timer.poll(cx, now, since + self.idle));
+                self.fail(BodyError::Slow)
+            }
+            Poll::Ready(None) => {
+                self.ended = true;
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(_))) => self.fail(BodyError::Broken),
+            Poll::Ready(Some(Ok(frame))) => {
+                self.waiting_since = None;
+                self.take(frame)
+            }
+        }
+    }
+
+    fn take(&mut self, frame: Frame<Bytes>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                // Trailers end the body and are not kept: such a request is not repeated.
+                (self.keeping, self.ended) = (false, true);
+                let trailers = frame.into_trailers().ok().map(|mut trailers| {
+                    clean_trailers(&mut trailers);
+                    Ok(Frame::trailers(trailers))
+                });
+                return Poll::Ready(trailers);
+            }
+        };
+        let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
+        self.read = self.read.saturating_add(length);
+        if self.limit.is_some_and(|limit| self.read > limit) {
+            return self.fail(BodyError::TooLarge);
+        }
+        if self.keeping {
+            self.kept_bytes += length;
+            if self.kept_bytes <= MOST_KEPT {
+                self.kept.push(data.clone());
+            } else {
+                self.keeping = false;
+                self.kept = Vec::new();
+            }
+        }
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn fail(&mut self, fault: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.fault = Some(fault);
+        Poll::Ready(Some(Err(fault)))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(source) = self.source.clone() else {
+            return Poll::Ready(None);
+        };
+        let mut source = source.borrow_mut();
+        if let Some(kept) = source.kept.get(self.position) {
+            self.position += 1;
+            self.passed += u64::try_from(kept.len()).unwrap_or(0);
+            return Poll::Ready(Some(Ok(Frame::data(kept.clone()))));
+        }
+        let polled = ready!(source.poll(cx));
+        if let Some(Ok(frame)) = &polled
+            && let Some(data) = frame.data_ref()
+        {
+            self.passed += u64::try_from(data.len()).unwrap_or(0);
+            self.position = source.kept.len();
+        }
+        Poll::Ready(polled)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| {
+            let source = source.borrow();
+            source.fault.is_none()
+                && self.position >= source.kept.len()
+                && (source.ended || source.incoming.is_end_stream())
+        })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            None => SizeHint::with_exact(0),
+            Some(source) => match source.borrow().exact {
+                Some(exact) => SizeHint::with_exact(exact.saturating_sub(self.passed)),
+                None => SizeHint::default(),
+            },
+        }
+    }
+}
+
+/// A response body as the client's connection reads it.
+#[derive(Debug)]
+pub(super) struct OutBody {
+    kind: Kind,
+    /// Until the body is gone the connection is busy.
+    in_service: Option<InService>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Own(Option<Bytes>),
+    Upstream(Upstream),
+}
+
+#[derive(Debug)]
+struct Upstream {
+    incoming: Incoming,
+    exchange: Option<Exchange>,
+    idle: Duration,
+    deadline: Option<Instant>,
+    waiting_since: Option<Instant>,
+    timer: LazyTimer,
+}
+
+impl OutBody {
+    /// A body of our own.
+    pub(super) fn own(bytes: Bytes) -> OutBody {
+        OutBody {
+            kind: Kind::Own(Some(bytes)),
+            in_service: None,
+        }
+    }
+
+    /// A version's body; its end is the exchange's.
+    pub(super) fn upstream(
+        incoming: Incoming,
+        exchange: Exchange,
+        idle: Duration,
+        deadline: Option<Instant>,
+    ) -> OutBody {
+        let upstream = Upstream {
+            incoming,
+            exchange: Some(exchange),
+            idle,
+            deadline,
+            waiting_since: None,
+            timer: LazyTimer::default(),
+        };
+        OutBody {
+            kind: Kind::Upstream(upstream),
+            in_service: None,
+        }
+    }
+
+    /// Keeps the connection busy until this body is gone.
+    pub(super) fn hold(&mut self, in_service: InService) {
+        self.in_service = Some(in_service);
+    }
+}
+
+impl Upstream {
+    fn end(&mut self, end: End) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.end(end);
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Pending => {
+                let now = Instant::now();
+                let since = *self.waiting_since.get_or_insert(now);
+                let idle = since + self.idle;
+                let until = self.deadline.map_or(idle, |deadline| deadline.min(idle));
+                ready!(self.timer.poll(cx, now, until));
+                self.end(End::Broken);
+                Poll::Ready(Some(Err(BodyError::Stalled)))
+            }
+            Poll::Ready(None) => {
+                self.end(End::Complete);
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(_))) => {
+                self.end(End::Broken);
+                // An error, never a clean end: the client must not take half an answer for a whole one.
+                Poll::Ready(Some(Err(BodyError::Upstream)))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                self.waiting_since = None;
+                Poll::Ready(Some(Ok(match frame.into_trailers() {
+                    Ok(mut trailers) => {
+                        clean_trailers(&mut trailers);
+                        Frame::trailers(trailers)
+                    }
+                    Err(data) => data,
+                })))
+            }
+        }
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        // hyper drops a body without a last poll when it knows that nothing more comes.
+        let end = if self.incoming.is_end_stream() {
+            End::Complete
+        } else {
+            End::ClientGone
+        };
+        self.end(end);
+    }
+}
+
+impl Body for OutBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.kind {
+            Kind::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Upstream(upstream) => upstream.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Kind::Upstream(upstream) => upstream.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Own(bytes) => SizeHint::with_exact(
+                bytes
+                    .as_ref()
+                    .map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
+            ),
+            Kind::Upstream(upstream) => upstream.incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The life of one client connection: which protocol it speaks, serving it, closing it.
+
+use super::{
+    headers::Peer,
+    io::{ClientIo, ConnectionTimeouts, Progress},
+    service,
+    worker::{ListenerState, WorkerState},
+};
+use crate::{metrics::Rejection, upstream::LocalExecutor};
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderValue};
+use hyper::server::conn::{http1, http2};
+use std::{
+    future::{Future, poll_fn},
+    net::{IpAddr, Ipv4Addr},
+    panic::AssertUnwindSafe,
+    pin::{Pin, pin},
+    rc::Rc,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+
+/// The first bytes of HTTP/2 with prior knowledge (RFC 9113 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A client's connection as its requests see it.
+pub(super) struct Client {
+    pub(super) worker: Rc<WorkerState>,
+    pub(super) listener: Rc<ListenerState>,
+    pub(super) peer: Peer,
+    pub(super) progress: Rc<Progress>,
+    pub(super) http2: bool,
+    /// Whether the client's side is encrypted.
+    pub(super) secure: bool,
+    ip: IpAddr,
+    behind_proxy: bool,
+}
+
+impl Client {
+    fn new(
+        worker: Rc<WorkerState>,
+        listener: Rc<ListenerState>,
+        ip: Option<IpAddr>,
+        progress: Rc<Progress>,
+        http2: bool,
+    ) -> Client {
+        // A Unix socket's peer is on this machine.
+        let ip = ip.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |ip| ip.to_canonical());
+        let behind_proxy = listener
+            .config
+            .trusted_proxies
+            .iter()
+            .any(|net| net.contains(&ip));
+        let address = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+        let peer = Peer::new(address, listener.config.mode, behind_proxy);
+        Client {
+            worker,
+            listener,
+            peer,
+            progress,
+            http2,
+            secure: false,
+            ip,
+            behind_proxy,
+        }
+    }
+
+    /// Who asks: the peer, or behind a trusted proxy the nearest address in `X-Forwarded-For` that is not one.
+    pub(super) fn who(&self, headers: &HeaderMap) -> IpAddr {
+        if !self.behind_proxy {
+            return self.ip;
+        }
+        let trusted = |ip: &IpAddr| {
+            self.listener
+                .config
+                .trusted_proxies
+                .iter()
+                .any(|net| net.contains(ip))
+        };
+        let lines: Vec<&str> = headers
+            .get_all("x-forwarded-for")
+            .iter()
+            .filter_map(|line| line.to_str().ok())
+            .collect();
+        for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+            match entry.trim().parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+                Ok(ip) if trusted(&ip) => {}
+                Ok(ip) => return ip,
+                Err(_) => return self.ip,
+            }
+        }
+        self.ip
+    }
+}
+
+/// What a client speaks.
+enum Spoken {
+    Http1(Bytes),
+    Http2(Bytes),
+}
+
+/// Reads as little as tells the protocols apart. `None`: the client went away or was too slow.
+async fn detect<S: AsyncRead + Unpin>(stream: &mut S, listener: &ListenerState) -> Option<Spoken> {
+    let first_byte = listener.config.timeouts.first_byte.as_duration();
+    let mut buffer = BytesMut::with_capacity(4096);
+    match tokio::time::timeout(first_byte, stream.read_buf(&mut buffer)).await {
+        Ok(Ok(0) | Err(_)) => return None,
+        Ok(Ok(_)) => {}
+        Err(_) => {
+            listener.metrics.reject(Rejection::Timeout);
+            return None;
+        }
+    }
+    let rest = listener.config.timeouts.request_headers.as_duration();
+    let whole = tokio::time::timeout(rest, async {
+        while buffer.len() < PREFACE.len() && PREFACE.starts_with(&buffer) {
+            if stream.read_buf(&mut buffer).await.ok()? == 0 {
+                return None;
+            }
+        }
+        Some(())
+    });
+    match whole.await {
+        Ok(Some(())) => {}
+        Ok(None) => return None,
+        Err(_) => {
+            listener.metrics.reject(Rejection::Timeout);
+            return None;
+        }
+    }
+    let http2 = buffer.starts_with(PREFACE);
+    let prefix = buffer.freeze();
+    Some(if http2 {
+        Spoken::Http2(prefix)
+    } else {
+        Spoken::Http1(prefix)
+    })
+}
+
+/// Serves a client until it leaves, is too slow, or Serin stops.
+pub(super) async fn run<S>(
+    worker: Rc<WorkerState>,
+    listener: Rc<ListenerState>,
+    mut stream: S,
+    ip: Option<IpAddr>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let Some(spoken) = detect(&mut stream, &listener).await else {
+        return;
+    };
+    let progress = Progress::new();
+    let _open = worker.track(&progress);
+    let (prefix, http2) = match spoken {
+        Spoken::Http1(prefix) => (prefix, false),
+        Spoken::Http2(prefix) => (prefix, true),
+    };
+    let timeouts = &listener.config.timeouts;
+    let timeouts = ConnectionTimeouts {
+        head: timeouts.request_headers.as_duration(),
+        keep_alive: timeouts.keep_alive.as_duration(),
+        write_stall: timeouts.write_stall.as_duration(),
+    };
+    let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, !http2);
+    let client = Rc::new(Client::new(
+        Rc::clone(&worker),
+        Rc::clone(&listener),
+        ip,
+        Rc::clone(&progress),
+        http2,
+    ));
+    let serve = hyper::service::service_fn(move |request| service::serve(Rc::clone(&client), request));
+    let limits = &listener.config.limits;
+    let served = if http2 {
+        let mut builder = http2::Builder::new(LocalExecutor);
+        builder
+            .initial_stream_window_size(256 * 1024)
+            .initial_connection_window_size(1024 * 1024)
+            .max_concurrent_streams(200)
+            .max_header_list_size(u32::try_from(limits.header_bytes.as_u64()).unwrap_or(64 * 1024))
+            .max_local_error_reset_streams(256);
+        guarded(
+            &worker,
+            drained(&progress, builder.serve_connection(io, serve), |c| {
+                c.graceful_shutdown()
+            }),
+        )
+        .await
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .half_close(false)
+            .pipeline_flush(true)
+            .writev(false)
+            .max_headers(usize::try_from(limits.headers).unwrap_or(100))
+            .max_header_size(limits.header_bytes.as_usize());
+        guarded(
+            &worker,
+            drained(&progress, builder.serve_connection(io, serve), |c| {
+                c.graceful_shutdown()
+            }),
+        )
+        .await
+    };
+    if let Some(Err(error)) = served {
+        closed(&listener, &progress, &error);
+    }
+}
+
+/// Runs a connection; when Serin stops, it finishes what it serves and closes.
+async fn drained<C>(
+    progress: &Progress,
+    connection: C,
+    stop: impl Fn(Pin<&mut C>),
+) -> Result<(), hyper::Error>
+where
+    C: Future<Output = Result<(), hyper::Error>>,
+{
+    let mut connection = pin!(connection);
+    let mut told = false;
+    poll_fn(|cx| {
+        if !told && progress.is_draining(cx) {
+            told = true;
+            stop(connection.as_mut());
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// A panic costs this connection, is counted and logged, and nothing else.
+async fn guarded<T>(worker: &WorkerState, serving: impl Future<Output = T>) -> Option<T> {
+    let result = AssertUnwindSafe(serving).catch_unwind().await;
+    if result.is_err() {
+        worker
+            .shared
+            .metrics
+            .control
+            .panics
+            .with_label_values::<&str>(&[])
+            .inc();
+        tracing::error!("a connection was lost to a bug in Serin");
+    }
+    result.ok()
+}
+
+/// hyper answers broken syntax itself, past every service: it is counted here.
+fn closed(listener: &ListenerState, progress: &Progress, error: &hyper::Error) {
+    let reason = if progress.timed_out.get().is_some() {
+        // An idle connection that is closed is nothing to count.
+        (progress.timed_out.get() != Some("keep-alive")).then_some(Rejection::Timeout)
+    } else if error.is_parse_too_large() {
+        Some(Rejection::HeaderLimit)
+    } else if error.is_parse() {
+        Some(Rejection::Malformed)
+    } else {
+        None
+    };
+    if let Some(reason) = reason {
+        listener.metrics.reject(reason);
+    }
+    tracing::debug!(error = error as &dyn std::error::Error, listener = %listener.config.name, "connection closed");
+}
+
+/// Keeps a connection in its worker's list of open ones.
+pub(super) struct Open {
+    pub(super) worker: Rc<WorkerState>,
+    pub(super) key: u64,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.worker.untrack(self.key);
+    }
+}

@@ -1,0 +1,210 @@
+//! One request's record, from its assignment to its end: written exactly once, however it ends.
+//!
+//! The verdict is the first attempt's and is charged to the assigned version; what the client saw is counted for the
+//! version that answered. A rescue makes the two differ.
+
+use super::{body::RequestBody, io::Progress, worker::WorkerState};
+use crate::{
+    metrics::{AssignReason, Attempt, Outcome},
+    upstream::{Lease, Target},
+};
+use http::{HeaderMap, Method, StatusCode, header};
+use std::{fmt, rc::Rc, sync::Arc};
+use tokio::time::Instant;
+
+/// Marks a connection busy for as long as it exists.
+#[derive(Debug)]
+pub(super) struct InService(Rc<Progress>);
+
+impl InService {
+    pub(super) fn begin(progress: &Rc<Progress>) -> InService {
+        progress.request_begins();
+        InService(Rc::clone(progress))
+    }
+}
+
+impl Drop for InService {
+    fn drop(&mut self) {
+        self.0.request_ends();
+    }
+}
+
+/// How a response ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Whole.
+    Complete,
+    /// By the version's fault, after its head.
+    Broken,
+    /// The client went away.
+    ClientGone,
+}
+
+/// The client went away before the end (a convention of nginx that dashboards know).
+fn client_closed() -> StatusCode {
+    StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST)
+}
+
+/// One request's record.
+pub(super) struct Exchange {
+    worker: Rc<WorkerState>,
+    method: Method,
+    started: Instant,
+    assigned: Arc<Target>,
+    served: Arc<Target>,
+    evidence: bool,
+    verdict: Option<Outcome>,
+    status: Option<StatusCode>,
+    /// When the head came, for a response that is judged by it.
+    stream_head: Option<Instant>,
+    lease: Option<Lease<RequestBody>>,
+    recorded: bool,
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange")
+            .field("version", &self.assigned.version.name)
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Exchange {
+    /// A request was assigned to `target`.
+    pub(super) fn begin(
+        worker: &Rc<WorkerState>,
+        method: Method,
+        started: Instant,
+        target: Arc<Target>,
+        reason: AssignReason,
+        evidence: bool,
+    ) -> Exchange {
+        let shard = target.metrics.shard(worker.index);
+        shard.assign(reason);
+        shard.enter();
+        Exchange {
+            worker: Rc::clone(worker),
+            method,
+            started,
+            served: Arc::clone(&target),
+            assigned: target,
+            evidence,
+            verdict: None,
+            status: None,
+            stream_head: None,
+            lease: None,
+            recorded: false,
+        }
+    }
+
+    /// The version that serves it now.
+    pub(super) fn serving(&self) -> &Arc<Target> {
+        &self.served
+    }
+
+    /// An attempt on the serving version ended.
+    pub(super) fn attempted(&self, attempt: Attempt) {
+        self.served.metrics.shard(self.worker.index).attempt(attempt);
+    }
+
+    /// The first attempt's verdict; later ones change nothing.
+    pub(super) fn judge(&mut self, outcome: Outcome) {
+        self.verdict.get_or_insert(outcome);
+    }
+
+    /// Stable takes over a request that never had an effect on the canary.
+    pub(super) fn rescue(&mut self, stable: &Arc<Target>) {
+        self.judge(Outcome::Failed);
+        let worker = self.worker.index;
+        self.served.metrics.shard(worker).leave();
+        self.assigned.metrics.shard(worker).rescue();
+        self.served = Arc::clone(stable);
+        self.served.metrics.shard(worker).enter();
+    }
+
+    /// A response head came. `failed`: the head alone says that the version failed.
+    pub(super) fn responded(
+        &mut self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        failed: bool,
+        lease: Lease<RequestBody>,
+    ) {
+        let now = Instant::now();
+        self.served
+            .metrics
+            .shard(self.worker.index)
+            .first_byte(now.saturating_duration_since(self.started));
+        if failed {
+            self.judge(Outcome::Failed);
+        }
+        self.status = Some(status);
+        self.lease = Some(lease);
+        if is_stream(headers) {
+            self.stream_head = Some(now);
+        }
+    }
+
+    /// The version's response ends.
+    pub(super) fn end(mut self, end: End) {
+        if let Some(lease) = self.lease.take()
+            && end == End::Complete
+        {
+            lease.give_back();
+        }
+        self.record(end);
+    }
+
+    /// Serin answers itself, with `status`, because of `outcome`.
+    pub(super) fn fail(mut self, status: StatusCode, outcome: Outcome) {
+        self.judge(outcome);
+        self.status = Some(status);
+        self.record(End::Complete);
+    }
+
+    fn record(&mut self, end: End) {
+        if std::mem::replace(&mut self.recorded, true) {
+            return;
+        }
+        let now = Instant::now();
+        let worker = self.worker.index;
+        let took = now.saturating_duration_since(self.started);
+        let outcome = self.verdict.unwrap_or(match end {
+            End::Complete => Outcome::Ok,
+            End::Broken => Outcome::Failed,
+            // A stream is judged at its head; whoever listens to one leaves when he likes.
+            End::ClientGone if self.stream_head.is_some() => Outcome::Ok,
+            End::ClientGone => Outcome::Canceled,
+        });
+        self.assigned.metrics.shard(worker).judge(outcome);
+        if self.evidence {
+            let judged = self
+                .stream_head
+                .map_or(took, |head| head.saturating_duration_since(self.started));
+            self.assigned.evidence.record(worker, outcome, judged);
+        }
+        let status = match (end, self.status) {
+            (End::ClientGone, _) | (End::Complete | End::Broken, None) => client_closed(),
+            (End::Complete | End::Broken, Some(status)) => status,
+        };
+        let shard = self.served.metrics.shard(worker);
+        shard.answered(&self.method, status, took);
+        shard.leave();
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // Dropped with the connection before there was a response.
+        self.record(End::ClientGone);
+    }
+}
+
+/// Responses without a natural end: judged when they begin.
+fn is_stream(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| {
+        let kind = kind.as_bytes();
+        kind.starts_with(b"text/event-stream") || kind.starts_with(b"application/grpc")
+    })
+}

@@ -1,0 +1,325 @@
+//! Getting a response out of a version: endpoints, attempts, repeats, and the rescue by stable.
+//!
+//! Attempts stay inside the assigned version, whose evidence they are. The one exception is the rescue: a canary that
+//! cannot be reached at all costs no client an error, and is charged with the failure all the same.
+
+use super::{
+    body::{BodyError, BodyHandle, RequestBody},
+    connection::Client,
+    exchange::Exchange,
+    headers,
+    reply::Failure,
+    service::{is_idempotent, is_unsolicited},
+    table::{Entry, Limits},
+    timer::LazyTimer,
+};
+use crate::{
+    metrics::{Attempt, Outcome},
+    model::Role,
+    split::Split,
+    upstream::{ConnectError, Endpoint, SendError, Target, balance},
+};
+use http::{Request, Response, Version, request::Parts};
+use hyper::body::Incoming;
+use std::{
+    future::Future,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::time::Instant;
+
+/// How often one request is tried at most, over all endpoints and both versions.
+const MOST_ATTEMPTS: usize = 6;
+
+/// What does not change between attempts.
+#[derive(Clone, Copy)]
+pub(super) struct Outbound<'a> {
+    pub(super) client: &'a Rc<Client>,
+    pub(super) entry: &'a Arc<Entry>,
+    pub(super) split: &'a Split<Arc<Target>>,
+    pub(super) limits: &'a Limits,
+    pub(super) role: Role,
+    pub(super) started: Instant,
+}
+
+/// How an attempt failed, and what may be done about it.
+enum Missed {
+    /// Not a byte of the request reached the application: trying elsewhere is always safe.
+    NeverReached(Parts, Failure),
+    /// It may have had an effect; trying again is safe only for a request that may be repeated.
+    Lost(Failure),
+    /// Nothing more to try.
+    Final(Failure, Outcome),
+}
+
+type Answered = (Response<Incoming>, Exchange);
+type Unanswered = (Failure, Outcome, Exchange);
+
+/// Sends the request until something answers or nothing is left to try.
+pub(super) async fn forward(
+    to: Outbound<'_>,
+    parts: Parts,
+    body: Option<&BodyHandle>,
+    mut exchange: Exchange,
+) -> Result<Answered, Unanswered> {
+    let mut role = to.role;
+    let mut tried: Vec<u64> = Vec::new();
+    // The head is kept for a repeat only when a repeat would be allowed.
+    let spare = is_idempotent(&parts.method).then(|| parts.clone());
+    let mut next = Some(parts);
+    let mut last = Failure::UNREACHABLE;
+    for attempt in 0..MOST_ATTEMPTS {
+        let Some(head) = next.take() else { break };
+        let serving = Arc::clone(exchange.serving());
+        let endpoint = to.pick(&serving, &tried);
+        let Some(endpoint) = endpoint else {
+            // Every endpoint of this version has been tried.
+            if role == Role::Stable {
+                break;
+            }
+            role = Role::Stable;
+            tried.clear();
+            exchange.rescue(&to.split.stable);
+            next = Some(head);
+            continue;
+        };
+        let fresh_wanted = attempt > 0;
+        match to
+            .attempt(&endpoint, head, body, &mut exchange, fresh_wanted, role)
+            .await
+        {
+            Ok(response) => return Ok((response, exchange)),
+            Err(Missed::Final(failure, outcome)) => return Err((failure, outcome, exchange)),
+            Err(Missed::NeverReached(head, failure)) => {
+                last = failure;
+                tried.push(endpoint.id);
+                next = Some(head);
+            }
+            Err(Missed::Lost(failure)) => {
+                last = failure;
+                tried.push(endpoint.id);
+                let whole = body.is_none_or(BodyHandle::is_replayable);
+                if whole && to.client.worker.may_retry(to.entry, exchange.serving()) {
+                    next = spare.clone();
+                }
+            }
+        }
+    }
+    Err((last, Outcome::Failed, exchange))
+}
+
+impl Outbound<'_> {
+    fn pick(&self, target: &Target, tried: &[u64]) -> Option<Arc<Endpoint>> {
+        let worker = &self.client.worker;
+        let now = worker.since_epoch(self.started);
+        let endpoints = target.version.endpoints();
+        let dice = if endpoints.len() > 1 { worker.dice64() } else { 0 };
+        balance::pick(&endpoints, tried, now, dice, |endpoint| {
+            worker.pools.active(endpoint)
+        })
+        .cloned()
+    }
+
+    /// One attempt on one endpoint. A kept connection that turns out to be closed is replaced by a new one to the same
+    /// endpoint, which is still the same attempt as far as the version is concerned.
+    async fn attempt(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        head: Parts,
+        body: Option<&BodyHandle>,
+        exchange: &mut Exchange,
+        mut late: bool,
+        role: Role,
+    ) -> Result<Response<Incoming>, Missed> {
+        let connections = self.client.worker.pools.of(endpoint);
+        if connections.connecting() > self.entry.service.limits.pending {
+            return Err(Missed::Final(Failure::OVERLOAD, Outcome::Canceled));
+        }
+        let repeat = is_idempotent(&head.method).then(|| head.clone());
+        let mut head = head;
+        // At most the connections that were kept, then a fresh one.
+        for _ in 0..4 {
+            let now = if late { Instant::now() } else { self.started };
+            late = true;
+            let mut lease = match connections.lease(now, self.limits.connect).await {
+                Ok(lease) => lease,
+                Err(error) => return Err(self.unconnected(endpoint, head, &error, exchange, role)),
+            };
+            let reused = lease.reused;
+            let request = self.request(head, body, lease.is_http2());
+            match self.within_deadline(lease.send(request)).await {
+                None => {
+                    exchange.attempted(Attempt::TimedOut);
+                    exchange.judge(Outcome::Failed);
+                    return Err(Missed::Final(Failure::TIMED_OUT, Outcome::Failed));
+                }
+                Some(Ok(response)) if is_unsolicited(response.status()) => {
+                    exchange.attempted(Attempt::Protocol);
+                    exchange.judge(Outcome::Failed);
+                    return Err(Missed::Final(Failure::INVALID, Outcome::Failed));
+                }
+                Some(Ok(response)) => {
+                    endpoint.succeeded();
+                    exchange.attempted(Attempt::Answered);
+                    let rule = &self.entry.service.failure;
+                    let failed = rule.is_failure_head(response.status().as_u16(), response.headers());
+                    exchange.responded(response.status(), response.headers(), failed, lease);
+                    return Ok(response);
+                }
+                Some(Err(SendError {
+                    returned: Some(request),
+                    ..
+                })) if reused => {
+                    // The kept connection was closed before a byte went out.
+                    head = restore(*request);
+                }
+                Some(Err(SendError { returned, error })) => {
+                    if let Some(fault) = body.and_then(BodyHandle::fault) {
+                        exchange.attempted(Attempt::Canceled);
+                        return Err(Missed::Final(of_body(fault), Outcome::Canceled));
+                    }
+                    let replayable = body.is_none_or(BodyHandle::is_replayable);
+                    if reused
+                        && error.is_incomplete_message()
+                        && replayable
+                        && let Some(again) = &repeat
+                    {
+                        // The keep-alive race: the other side closed an idle connection while we wrote to it.
+                        exchange.attempted(Attempt::Reset);
+                        head = again.clone();
+                        continue;
+                    }
+                    return Err(self.unanswered(endpoint, returned, &error, exchange, role));
+                }
+            }
+        }
+        Err(Missed::NeverReached(head, Failure::UNREACHABLE))
+    }
+
+    fn request(&self, mut head: Parts, body: Option<&BodyHandle>, http2: bool) -> Request<RequestBody> {
+        let unknown_length = body.is_some_and(BodyHandle::is_unknown_length);
+        headers::frame_for(&mut head.headers, http2, unknown_length);
+        if http2 {
+            head.version = Version::HTTP_2;
+            head.uri = headers::absolute_form(&head.uri, &head.headers);
+            head.headers.remove(http::header::HOST);
+        } else {
+            head.version = Version::HTTP_11;
+            if head.uri.scheme().is_some() {
+                head.uri = headers::origin_form(&head.uri);
+            }
+        }
+        // Nothing of the inbound connection (its upgrade handle) goes further.
+        head.extensions.clear();
+        Request::from_parts(head, body.map_or_else(RequestBody::none, BodyHandle::body))
+    }
+
+    /// Waits for a response head until the deadline. HTTP/1.1 connections share one timer over all their requests.
+    async fn within_deadline<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        let mut wait = pin!(wait);
+        let begun = Instant::now();
+        let limit = begun + self.limits.response_headers;
+        let deadline = self
+            .limits
+            .request
+            .map_or(limit, |whole| limit.min(self.started + whole));
+        let mut own = LazyTimer::default();
+        let mut now = Some(begun);
+        std::future::poll_fn(|cx: &mut Context<'_>| {
+            if let Poll::Ready(value) = wait.as_mut().poll(cx) {
+                return Poll::Ready(Some(value));
+            }
+            let now = now.take().unwrap_or_else(Instant::now);
+            let fired = if self.client.http2 {
+                own.poll(cx, now, deadline)
+            } else {
+                self.client
+                    .progress
+                    .request_timer
+                    .borrow_mut()
+                    .poll(cx, now, deadline)
+            };
+            fired.map(|()| None)
+        })
+        .await
+    }
+
+    fn unconnected(
+        &self,
+        endpoint: &Endpoint,
+        head: Parts,
+        error: &ConnectError,
+        exchange: &mut Exchange,
+        role: Role,
+    ) -> Missed {
+        if !error.blames_endpoint() {
+            exchange.attempted(Attempt::Local);
+            tracing::warn!(endpoint = %endpoint.url, error = error as &dyn std::error::Error, "cannot open a connection");
+            return Missed::Final(Failure::EXHAUSTED, Outcome::Canceled);
+        }
+        exchange.attempted(Attempt::ConnectFailed);
+        exchange.judge(Outcome::Failed);
+        self.blame(endpoint, role, &Chain(error));
+        Missed::NeverReached(head, Failure::UNREACHABLE)
+    }
+
+    fn unanswered(
+        &self,
+        endpoint: &Endpoint,
+        returned: Option<Box<Request<RequestBody>>>,
+        error: &hyper::Error,
+        exchange: &mut Exchange,
+        role: Role,
+    ) -> Missed {
+        exchange.judge(Outcome::Failed);
+        if error.is_parse() {
+            exchange.attempted(Attempt::Protocol);
+            return Missed::Final(Failure::INVALID, Outcome::Failed);
+        }
+        exchange.attempted(Attempt::Reset);
+        self.blame(endpoint, role, &Chain(error));
+        match returned {
+            Some(request) => Missed::NeverReached(restore(*request), Failure::UNREACHABLE),
+            None => Missed::Lost(Failure::RESET),
+        }
+    }
+
+    /// The endpoint failed; when that was the canary's last one standing, the service trips.
+    fn blame(&self, endpoint: &Endpoint, role: Role, reason: &dyn std::fmt::Display) {
+        let now = self.client.worker.since_epoch(Instant::now());
+        endpoint.failed(now);
+        if role == Role::Canary {
+            self.entry.live.canary_failed(self.split, now, reason);
+        }
+    }
+}
+
+/// The head of a request that came back unsent.
+fn restore(request: Request<RequestBody>) -> Parts {
+    request.into_parts().0
+}
+
+fn of_body(fault: BodyError) -> Failure {
+    match fault {
+        BodyError::TooLarge => Failure::TOO_LARGE,
+        BodyError::Slow => Failure::SLOW_BODY,
+        BodyError::Broken | BodyError::Upstream | BodyError::Stalled => Failure::BROKEN_BODY,
+    }
+}
+
+/// An error with its causes on one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}

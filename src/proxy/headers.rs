@@ -1,0 +1,537 @@
+//! What happens to header fields between the client and the version, both ways.
+//!
+//! On the way in: one pass finds what must go (hop-by-hop fields and whatever `Connection` names) and what must be known;
+//! only then are our own fields added, so that nothing a client nominates can remove them. RFC 9110 section 7.6.
+
+use super::inbound::Accepted;
+use crate::config::Mode;
+use bytes::{BufMut, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header, uri::PathAndQuery};
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Fields that `Connection` may name without effect: they frame or route the message, or say who asks (9110 7.6.1 lets a
+/// recipient refuse to treat end-to-end fields as connection options; removing these would be an attack).
+const PROTECTED: &[&str] = &[
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "content-type",
+    "cookie",
+    "authorization",
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-real-ip",
+    "x-request-id",
+    "traceparent",
+    "tracestate",
+    "set-cookie",
+];
+
+/// Fields that must not arrive after the body: they would frame, route or authenticate what has already been handled.
+static FORBIDDEN_TRAILERS: [HeaderName; 27] = [
+    header::TRANSFER_ENCODING,
+    header::CONTENT_LENGTH,
+    header::HOST,
+    header::CONTENT_ENCODING,
+    header::CONTENT_TYPE,
+    header::CONTENT_RANGE,
+    header::TRAILER,
+    header::TE,
+    header::CONNECTION,
+    header::UPGRADE,
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::SET_COOKIE,
+    header::CACHE_CONTROL,
+    header::EXPECT,
+    header::MAX_FORWARDS,
+    header::PRAGMA,
+    header::RANGE,
+    header::PROXY_AUTHORIZATION,
+    header::PROXY_AUTHENTICATE,
+    header::WWW_AUTHENTICATE,
+    header::FORWARDED,
+    X_FORWARDED_FOR,
+    X_FORWARDED_PROTO,
+    X_FORWARDED_HOST,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+];
+
+/// What is the same for every request of a connection.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    /// The peer's address as a field value.
+    pub(super) address: HeaderValue,
+    /// Whether the peer's forwarded fields are believed and appended to.
+    pub(super) trusted: bool,
+    /// `http` or `https`.
+    pub(super) proto: HeaderValue,
+}
+
+impl Peer {
+    /// A listener in sidecar mode appends for everybody, one at the edge only for its trusted proxies.
+    pub(super) fn new(address: HeaderValue, mode: Mode, trusted_proxy: bool) -> Peer {
+        Peer {
+            address,
+            trusted: trusted_proxy || mode == Mode::Sidecar,
+            proto: HeaderValue::from_static("http"),
+        }
+    }
+}
+
+/// What one pass over the fields has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    connection: bool,
+    hop: [bool; 6],
+    te_trailers: bool,
+    te: bool,
+    cookies: u32,
+    forwarded: bool,
+    accept_trailers: bool,
+}
+
+static HOP: [HeaderName; 6] = [
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    header::UPGRADE,
+    HTTP2_SETTINGS,
+    header::PROXY_AUTHORIZATION,
+    header::EXPECT,
+];
+
+fn look(headers: &HeaderMap) -> Seen {
+    let mut seen = Seen::default();
+    for (name, value) in headers {
+        // Lengths sort almost everything out before a comparison.
+        match name.as_str().len() {
+            2 if *name == header::TE => {
+                seen.te = true;
+                seen.te_trailers |= value
+                    .as_bytes()
+                    .to_ascii_lowercase()
+                    .windows(8)
+                    .any(|part| part == b"trailers");
+            }
+            6 if *name == header::COOKIE => seen.cookies += 1,
+            6 if *name == header::EXPECT => seen.hop[5] = true,
+            7 if *name == header::UPGRADE => seen.hop[2] = true,
+            7 if *name == header::TRAILER => seen.accept_trailers = true,
+            9 if *name == header::FORWARDED => seen.forwarded = true,
+            10 if *name == header::CONNECTION => seen.connection = true,
+            10 if *name == KEEP_ALIVE => seen.hop[0] = true,
+            14 if *name == HTTP2_SETTINGS => seen.hop[3] = true,
+            16 if *name == PROXY_CONNECTION => seen.hop[1] = true,
+            19 if *name == header::PROXY_AUTHORIZATION => seen.hop[4] = true,
+            _ => {}
+        }
+    }
+    seen
+}
+
+/// Removes what `Connection` names, except what it must not touch, and `Connection` itself.
+fn remove_nominated(headers: &mut HeaderMap) {
+    let lines: Vec<HeaderValue> = headers.get_all(header::CONNECTION).iter().cloned().collect();
+    for line in &lines {
+        for name in line.as_bytes().split(|b| *b == b',') {
+            let name = name.trim_ascii();
+            let Ok(name) = HeaderName::from_bytes(name) else {
+                continue;
+            };
+            if !PROTECTED.contains(&name.as_str()) {
+                headers.remove(&name);
+            }
+        }
+    }
+    headers.remove(header::CONNECTION);
+}
+
+/// Turns the client's fields into those the version gets. `request_id` is used unless a trusted peer has sent one.
+pub(super) fn to_version(
+    headers: &mut HeaderMap,
+    inbound: Version,
+    accepted: Accepted,
+    uri: &http::Uri,
+    peer: &Peer,
+    request_id: impl FnOnce() -> HeaderValue,
+) {
+    let seen = look(headers);
+    if seen.connection {
+        remove_nominated(headers);
+    }
+    for (present, name) in seen.hop.iter().zip(&HOP) {
+        if *present {
+            headers.remove(name);
+        }
+    }
+    if seen.te {
+        headers.remove(header::TE);
+        if seen.te_trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+    }
+    if inbound == Version::HTTP_2 && seen.cookies > 1 {
+        join_cookies(headers);
+    }
+    let host = host_value(headers, accepted, uri);
+    forwarded(headers, peer, host.clone(), seen.forwarded);
+    if accepted.named_by_target()
+        && let Some(host) = host
+    {
+        headers.insert(header::HOST, host);
+    }
+    let known = peer.trusted && headers.get(&X_REQUEST_ID).is_some_and(is_plain_id);
+    if !known {
+        headers.insert(X_REQUEST_ID, request_id());
+    }
+    via(headers, inbound);
+}
+
+fn host_value(headers: &HeaderMap, accepted: Accepted, uri: &http::Uri) -> Option<HeaderValue> {
+    if accepted.named_by_target() {
+        HeaderValue::from_str(accepted.authority(uri, headers)).ok()
+    } else {
+        headers.get(header::HOST).cloned()
+    }
+}
+
+/// An id worth believing: short and printable.
+fn is_plain_id(value: &HeaderValue) -> bool {
+    !value.is_empty() && value.len() <= 128 && value.as_bytes().iter().all(u8::is_ascii_graphic)
+}
+
+/// HTTP/2 may split a cookie into crumbs; HTTP/1.1 must not (9113 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut joined = BytesMut::new();
+    for crumb in headers.get_all(header::COOKIE) {
+        if !joined.is_empty() {
+            joined.put_slice(b"; ");
+        }
+        joined.put_slice(crumb.as_bytes());
+    }
+    if let Ok(value) = HeaderValue::from_maybe_shared(joined.freeze()) {
+        headers.insert(header::COOKIE, value);
+    }
+}
+
+fn forwarded(headers: &mut HeaderMap, peer: &Peer, host: Option<HeaderValue>, has_rfc7239: bool) {
+    if peer.trusted {
+        append_list(headers, &X_FORWARDED_FOR, &peer.address);
+        if !headers.contains_key(X_FORWARDED_PROTO) {
+            headers.insert(X_FORWARDED_PROTO, peer.proto.clone());
+        }
+        if let Some(host) = host
+            && !headers.contains_key(X_FORWARDED_HOST)
+        {
+            headers.insert(X_FORWARDED_HOST, host);
+        }
+        return;
+    }
+    // What an untrusted client says about itself is worth nothing, and worse when somebody behind us believes it.
+    if has_rfc7239 {
+        headers.remove(header::FORWARDED);
+    }
+    headers.insert(X_FORWARDED_FOR, peer.address.clone());
+    headers.insert(X_FORWARDED_PROTO, peer.proto.clone());
+    match host {
+        Some(host) => headers.insert(X_FORWARDED_HOST, host),
+        None => headers.remove(X_FORWARDED_HOST),
+    };
+    headers.remove(X_FORWARDED_PORT);
+    headers.remove(X_REAL_IP);
+}
+
+/// Appends to a comma-separated field, several lines becoming one in their order.
+fn append_list(headers: &mut HeaderMap, name: &HeaderName, value: &HeaderValue) {
+    if !headers.contains_key(name) {
+        headers.insert(name, value.clone());
+        return;
+    }
+    let mut list = BytesMut::new();
+    for line in headers.get_all(name) {
+        list.put_slice(line.as_bytes());
+        list.put_slice(b", ");
+    }
+    list.put_slice(value.as_bytes());
+    if let Ok(value) = HeaderValue::from_maybe_shared(list.freeze()) {
+        headers.insert(name, value);
+    }
+}
+
+fn via(headers: &mut HeaderMap, inbound: Version) {
+    let ours = HeaderValue::from_static(match inbound {
+        Version::HTTP_2 => "2.0 serin",
+        Version::HTTP_10 => "1.0 serin",
+        _ => "1.1 serin",
+    });
+    append_list(headers, &header::VIA, &ours);
+}
+
+/// Sets what depends on the version's protocol: the framing field and the target's form.
+pub(super) fn frame_for(headers: &mut HeaderMap, http2: bool, unknown_length: bool) {
+    if http2 || !unknown_length {
+        headers.remove(header::TRANSFER_ENCODING);
+    } else {
+        // hyper would drop an unknown-length body of a GET or HEAD unless told explicitly.
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    if !http2 && headers.contains_key(header::TE) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// The target for an HTTP/1.1 version: the path alone, or `*`.
+pub(super) fn origin_form(uri: &http::Uri) -> http::Uri {
+    if uri.scheme().is_none() {
+        return uri.clone();
+    }
+    let path = uri
+        .path_and_query()
+        .cloned()
+        .unwrap_or(PathAndQuery::from_static("/"));
+    http::Uri::from(path)
+}
+
+/// The target for an HTTP/2 version: scheme, authority and path (9113 8.3.1).
+pub(super) fn absolute_form(uri: &http::Uri, headers: &HeaderMap) -> http::Uri {
+    let host = headers
+        .get(header::HOST)
+        .map_or(&b"localhost"[..], HeaderValue::as_bytes);
+    let path = uri
+        .path_and_query()
+        .cloned()
+        .unwrap_or(PathAndQuery::from_static("/"));
+    let built = http::Uri::builder()
+        .scheme("http")
+        .authority(host)
+        .path_and_query(path)
+        .build();
+    // Host was checked at the door; were it not an authority, the version would refuse the request.
+    built.unwrap_or_else(|_| uri.clone())
+}
+
+/// Removes from a response what concerns only the connection to the version.
+pub(super) fn to_client(headers: &mut HeaderMap, status: StatusCode, inbound: Version) {
+    let (mut connection, mut framed, mut other) = (false, false, false);
+    for name in headers.keys() {
+        match name.as_str().len() {
+            2 | 7 | 16 | 18 => other = true,
+            10 if *name == header::CONNECTION => connection = true,
+            10 if *name == KEEP_ALIVE => other = true,
+            17 if *name == header::TRANSFER_ENCODING => framed = true,
+            _ => {}
+        }
+    }
+    if connection {
+        remove_nominated(headers);
+    }
+    if other {
+        for name in [&header::TE, &header::UPGRADE, &KEEP_ALIVE, &PROXY_CONNECTION] {
+            headers.remove(name);
+        }
+        if inbound != Version::HTTP_11 {
+            headers.remove(header::TRAILER);
+        }
+    }
+    if framed {
+        headers.remove(header::TRANSFER_ENCODING);
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    if status == StatusCode::NO_CONTENT || status.is_informational() {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+}
+
+/// Drops trailer fields that must not arrive after the body.
+pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
+    for name in &FORBIDDEN_TRAILERS {
+        trailers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::inbound;
+    use http::Request;
+
+    fn peer(mode: Mode) -> Peer {
+        Peer::new(HeaderValue::from_static("192.0.2.7"), mode, false)
+    }
+
+    fn sent(mode: Mode, version: Version, uri: &str, fields: &[(&str, &str)]) -> HeaderMap {
+        let mut builder = Request::builder().uri(uri).version(version);
+        for (name, value) in fields {
+            builder = builder.header(*name, *value);
+        }
+        let mut parts = builder.body(()).unwrap().into_parts().0;
+        let accepted = inbound::accept(&parts).unwrap();
+        let id = || HeaderValue::from_static("id-1");
+        to_version(&mut parts.headers, version, accepted, &parts.uri, &peer(mode), id);
+        parts.headers
+    }
+
+    fn all(headers: &HeaderMap, name: &str) -> Vec<String> {
+        headers
+            .get_all(name)
+            .iter()
+            .map(|v| v.to_str().unwrap().to_owned())
+            .collect()
+    }
+
+    const HOST: (&str, &str) = ("host", "shop.test");
+
+    #[test]
+    fn the_edge_overwrites_what_a_client_says_about_itself() {
+        let headers = sent(
+            Mode::Edge,
+            Version::HTTP_11,
+            "/",
+            &[
+                HOST,
+                ("x-forwarded-for", "9.9.9.9"),
+                ("x-forwarded-proto", "https"),
+                ("forwarded", "for=9.9.9.9"),
+                ("x-real-ip", "9.9.9.9"),
+                ("x-request-id", "mine"),
+            ],
+        );
+        assert_eq!(all(&headers, "x-forwarded-for"), ["192.0.2.7"]);
+        assert_eq!(all(&headers, "x-forwarded-proto"), ["http"]);
+        assert_eq!(all(&headers, "x-forwarded-host"), ["shop.test"]);
+        assert_eq!(all(&headers, "x-request-id"), ["id-1"]);
+        assert_eq!(all(&headers, "via"), ["1.1 serin"]);
+        assert!(!headers.contains_key("forwarded") && !headers.contains_key("x-real-ip"));
+    }
+
+    #[test]
+    fn a_sidecar_appends_and_believes() {
+        let headers = sent(
+            Mode::Sidecar,
+            Version::HTTP_11,
+            "/",
+            &[
+                HOST,
+                ("x-forwarded-for", "9.9.9.9"),
+                ("x-forwarded-for", "8.8.8.8"),
+                ("x-forwarded-proto", "https"),
+                ("x-request-id", "mine"),
+                ("via", "1.1 other"),
+            ],
+        );
+        assert_eq!(all(&headers, "x-forwarded-for"), ["9.9.9.9, 8.8.8.8, 192.0.2.7"]);
+        assert_eq!(all(&headers, "x-forwarded-proto"), ["https"]);
+        assert_eq!(all(&headers, "x-request-id"), ["mine"]);
+        assert_eq!(all(&headers, "via"), ["1.1 other, 1.1 serin"]);
+    }
+
+    #[test]
+    fn hop_by_hop_fields_go_and_nominating_ours_does_nothing() {
+        let headers = sent(
+            Mode::Edge,
+            Version::HTTP_11,
+            "/",
+            &[
+                HOST,
+                ("connection", "close, X-Forwarded-For, x-mine"),
+                ("connection", "Host, content-length"),
+                ("x-mine", "1"),
+                ("keep-alive", "5"),
+                ("proxy-connection", "keep-alive"),
+                ("upgrade", "h2c"),
+                ("http2-settings", "AA"),
+                ("te", "gzip, Trailers"),
+                ("content-length", "0"),
+                ("expect", "100-continue"),
+                ("proxy-authorization", "x"),
+            ],
+        );
+        for gone in [
+            "connection",
+            "x-mine",
+            "keep-alive",
+            "proxy-connection",
+            "upgrade",
+            "http2-settings",
+            "expect",
+            "proxy-authorization",
+        ] {
+            assert!(!headers.contains_key(gone), "{gone}");
+        }
+        assert_eq!(all(&headers, "host"), ["shop.test"]);
+        assert_eq!(all(&headers, "content-length"), ["0"]);
+        assert_eq!(all(&headers, "x-forwarded-for"), ["192.0.2.7"]);
+        assert_eq!(all(&headers, "te"), ["trailers"]);
+    }
+
+    #[test]
+    fn an_absolute_target_replaces_host() {
+        let headers = sent(
+            Mode::Edge,
+            Version::HTTP_11,
+            "http://shop.test/a",
+            &[("host", "evil.test")],
+        );
+        assert_eq!(all(&headers, "host"), ["shop.test"]);
+        assert_eq!(all(&headers, "x-forwarded-host"), ["shop.test"]);
+    }
+
+    #[test]
+    fn cookie_crumbs_of_http2_become_one_line() {
+        let headers = sent(
+            Mode::Edge,
+            Version::HTTP_2,
+            "http://shop.test/",
+            &[("cookie", "a=1"), ("cookie", "b=2")],
+        );
+        assert_eq!(all(&headers, "cookie"), ["a=1; b=2"]);
+        assert_eq!(all(&headers, "host"), ["shop.test"]);
+    }
+
+    #[test]
+    fn an_unknown_length_is_always_framed_explicitly_in_http1() {
+        let mut headers = HeaderMap::new();
+        frame_for(&mut headers, false, true);
+        assert_eq!(all(&headers, "transfer-encoding"), ["chunked"]);
+        frame_for(&mut headers, true, true);
+        assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn a_response_loses_its_connection_fields_and_contradicting_lengths() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "9"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "5"),
+            ("x-kept", "1"),
+            ("upgrade", "h2"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        to_client(&mut headers, StatusCode::OK, Version::HTTP_11);
+        assert_eq!(
+            headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(),
+            ["x-kept"]
+        );
+        headers.insert("content-length", HeaderValue::from_static("5"));
+        to_client(&mut headers, StatusCode::NO_CONTENT, Version::HTTP_11);
+        assert!(!headers.contains_key("content-length"));
+    }
+}

@@ -1,0 +1,219 @@
+//! Answers that Serin gives itself, and whose fault they say it was.
+//!
+//! The one place where a failure becomes a status code and a text.
+
+use super::body::OutBody;
+use super::inbound::Refusal;
+use crate::metrics::Rejection;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+
+/// Whose fault a failed request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The client sent something that cannot be served.
+    Client,
+    /// The version did not answer, or not properly.
+    Upstream,
+    /// Serin itself: its limits, its configuration, its bugs.
+    Proxy,
+}
+
+impl Fault {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Fault::Client => "client",
+            Fault::Upstream => "upstream",
+            Fault::Proxy => "proxy",
+        }
+    }
+}
+
+/// A failed request, before it is rendered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) status: StatusCode,
+    pub(super) fault: Fault,
+    pub(super) detail: &'static str,
+    /// Seconds after which a client may try again.
+    pub(super) retry_after: Option<u32>,
+}
+
+impl Failure {
+    const fn new(status: StatusCode, fault: Fault, detail: &'static str) -> Failure {
+        Failure {
+            status,
+            fault,
+            detail,
+            retry_after: None,
+        }
+    }
+
+    /// No endpoint could be reached.
+    pub(super) const UNREACHABLE: Failure = Failure::new(
+        StatusCode::BAD_GATEWAY,
+        Fault::Upstream,
+        "no endpoint of the service could be reached",
+    );
+    /// The connection broke before a response.
+    pub(super) const RESET: Failure = Failure::new(
+        StatusCode::BAD_GATEWAY,
+        Fault::Upstream,
+        "the service closed the connection before it answered; the request was not repeated because it may have had an effect",
+    );
+    /// What came back is not HTTP, or not what was asked for.
+    pub(super) const INVALID: Failure = Failure::new(
+        StatusCode::BAD_GATEWAY,
+        Fault::Upstream,
+        "the service's answer is not valid HTTP",
+    );
+    /// No response head in time.
+    pub(super) const TIMED_OUT: Failure = Failure::new(
+        StatusCode::GATEWAY_TIMEOUT,
+        Fault::Upstream,
+        "the service did not answer in time",
+    );
+    /// The service has no version yet.
+    pub(super) const NO_VERSION: Failure = Failure {
+        retry_after: Some(1),
+        ..Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Fault::Proxy,
+            "the service has no version to send requests to",
+        )
+    };
+    /// More requests than the limit allows.
+    pub(super) const OVERLOAD: Failure = Failure {
+        retry_after: Some(1),
+        ..Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Fault::Proxy,
+            "more requests at once than the service's limit allows",
+        )
+    };
+    /// Our own machine is out of resources.
+    pub(super) const EXHAUSTED: Failure = Failure {
+        retry_after: Some(1),
+        ..Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Fault::Proxy,
+            "the proxy is out of connections",
+        )
+    };
+    /// Nothing in the configuration matches.
+    pub(super) const NO_ROUTE: Failure = Failure::new(
+        StatusCode::NOT_FOUND,
+        Fault::Client,
+        "no service is configured for this host and path",
+    );
+    /// The body is larger than allowed.
+    pub(super) const TOO_LARGE: Failure = Failure::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        Fault::Client,
+        "the request body is larger than the limit",
+    );
+    /// The client sent its body too slowly.
+    pub(super) const SLOW_BODY: Failure = Failure::new(
+        StatusCode::REQUEST_TIMEOUT,
+        Fault::Client,
+        "the request body did not arrive in time",
+    );
+    /// The client's body broke off or is malformed.
+    pub(super) const BROKEN_BODY: Failure = Failure::new(
+        StatusCode::BAD_REQUEST,
+        Fault::Client,
+        "the request body is malformed or broke off",
+    );
+
+    /// Why it is counted under `serin_http_rejected_total`, when no version was reached.
+    pub(super) fn rejection(self) -> Option<Rejection> {
+        match self {
+            f if f == Failure::NO_ROUTE => Some(Rejection::NoRoute),
+            f if f == Failure::NO_VERSION => Some(Rejection::NoVersion),
+            f if f == Failure::OVERLOAD || f == Failure::EXHAUSTED => Some(Rejection::Overload),
+            f if f == Failure::TOO_LARGE => Some(Rejection::BodyLimit),
+            _ => None,
+        }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Failure::new(refusal.status, Fault::Client, refusal.detail)
+    }
+}
+
+/// Renders a failure: problem+json for a client that accepts JSON, plain text for everybody else.
+pub(super) fn render(failure: Failure, accept: Option<&HeaderValue>) -> Response<OutBody> {
+    let json = accept.is_some_and(|accept| {
+        accept
+            .as_bytes()
+            .windows(4)
+            .any(|part| part.eq_ignore_ascii_case(b"json"))
+    });
+    let title = failure.status.canonical_reason().unwrap_or("Error");
+    let (content_type, body) = if json {
+        let body = serde_json::json!({
+            "type": "about:blank",
+            "title": title,
+            "status": failure.status.as_u16(),
+            "detail": failure.detail,
+            "fault": failure.fault.as_str(),
+        });
+        ("application/problem+json", body.to_string())
+    } else {
+        let (code, fault) = (failure.status.as_u16(), failure.fault.as_str());
+        (
+            "text/plain; charset=utf-8",
+            format!("{code} {title}: {} (fault: {fault})\n", failure.detail),
+        )
+    };
+    let mut response = Response::new(OutBody::own(Bytes::from(body)));
+    *response.status_mut() = failure.status;
+    let headers: &mut HeaderMap = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(seconds) = failure.retry_after {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if failure.status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(
+            header::ALLOW,
+            HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH"),
+        );
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    async fn text(failure: Failure, accept: Option<&'static str>) -> (String, String) {
+        let accept = accept.map(HeaderValue::from_static);
+        let response = render(failure, accept.as_ref());
+        let kind = response.headers()[header::CONTENT_TYPE]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (kind, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_answer_says_whose_fault_it_was_in_the_form_the_client_accepts() {
+        let (kind, body) = text(Failure::UNREACHABLE, Some("application/json")).await;
+        let json: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(
+            (kind.as_str(), &json["fault"], &json["status"]),
+            ("application/problem+json", &"upstream".into(), &502.into())
+        );
+        let (kind, body) = text(Failure::NO_ROUTE, Some("text/html, */*")).await;
+        assert_eq!(kind, "text/plain; charset=utf-8");
+        assert!(
+            body.starts_with("404 Not Found: ") && body.contains("fault: client"),
+            "{body}"
+        );
+    }
+}

@@ -1,0 +1,76 @@
+//! The routes as workers see them: swapped whole, loaded once per request.
+
+use crate::{
+    config::{Config, Service, Timeouts},
+    route::{Router, Rule},
+    upstream::{LiveService, Services},
+};
+use std::{sync::Arc, time::Duration};
+
+/// One service as a request finds it: what the operator wrote, and what is live.
+#[derive(Debug)]
+pub struct Entry {
+    /// The configuration.
+    pub service: Arc<Service>,
+    /// The live split.
+    pub live: Arc<LiveService>,
+    /// What holds for requests of each listener, by the listener's index.
+    pub(super) per_listener: Box<[Limits]>,
+}
+
+/// What one listener and one service together allow a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) connect: Duration,
+    pub(super) body_idle: Duration,
+    pub(super) response_headers: Duration,
+    pub(super) stream_idle: Duration,
+    pub(super) request: Option<Duration>,
+    pub(super) body: Option<u64>,
+}
+
+/// All routes.
+#[derive(Debug)]
+pub struct Table {
+    pub(super) router: Router<Arc<Entry>>,
+}
+
+impl Table {
+    /// The routes of a configuration. Services without a live side yet get one.
+    pub fn build(config: &Config, services: &Services) -> Table {
+        let rules = config.services.iter().map(|service| {
+            let live = services.ensure(&service.name);
+            live.set_hard_failure_attempts(service.hard_failure.attempts);
+            let per_listener = config.listeners.iter().map(|listener| {
+                let timeouts: Timeouts = service.timeouts.over(&listener.timeouts);
+                let per_try = service.retries.per_try.map(|span| span.as_duration());
+                let response_headers = timeouts.response_headers.as_duration();
+                Limits {
+                    connect: timeouts.connect.as_duration(),
+                    body_idle: timeouts.body_idle.as_duration(),
+                    response_headers: per_try
+                        .map_or(response_headers, |per_try| per_try.min(response_headers)),
+                    stream_idle: timeouts.stream_idle.as_duration(),
+                    request: timeouts.request.map(|span| span.as_duration()),
+                    body: service
+                        .limits
+                        .body
+                        .or(listener.limits.body)
+                        .map(crate::model::ByteSize::as_u64),
+                }
+            });
+            let per_listener = per_listener.collect();
+            Rule {
+                matches: service.matches.clone(),
+                target: Arc::new(Entry {
+                    service: Arc::clone(service),
+                    live,
+                    per_listener,
+                }),
+            }
+        });
+        Table {
+            router: Router::new(rules),
+        }
+    }
+}

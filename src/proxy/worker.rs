@@ -1,0 +1,327 @@
+//! One data-plane thread: its own runtime, listener sockets and upstream connections.
+//!
+//! Nothing is shared between workers on the request path but the table, the splits and their tickets.
+
+use super::{
+    body::RequestBody,
+    connection::{self, Open},
+    io::Progress,
+    listener::Socket,
+    table::{Entry, Table},
+};
+use crate::{
+    config::Listener,
+    metrics::{ListenerMetrics, Registry, Rejection},
+    model::ServiceName,
+    upstream::{Pools, Target},
+};
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    io,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{sync::watch, time::Instant};
+
+/// How the data plane is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Go on.
+    No,
+    /// Accept nothing new, finish what is in flight, then return.
+    Drain,
+    /// Return now.
+    Now,
+}
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The routes in force.
+    pub table: ArcSwap<Table>,
+    /// Where requests are counted.
+    pub metrics: Registry,
+    /// The zero of every monotonic time in the process.
+    pub epoch: Instant,
+    /// Client connections open right now, over all workers.
+    pub connections: AtomicU64,
+    /// Client connections allowed at once.
+    pub most_connections: u64,
+}
+
+/// A listener as one worker serves it.
+#[derive(Debug)]
+pub(super) struct ListenerState {
+    pub(super) index: usize,
+    pub(super) config: Arc<Listener>,
+    pub(super) metrics: Arc<ListenerMetrics>,
+}
+
+/// One worker's own state.
+pub(super) struct WorkerState {
+    pub(super) index: usize,
+    pub(super) shared: Arc<Shared>,
+    pub(super) pools: Pools<RequestBody>,
+    dice: RefCell<SmallRng>,
+    open: RefCell<HashMap<u64, Rc<Progress>>>,
+    next_key: Cell<u64>,
+    budgets: RefCell<HashMap<ServiceName, Budget>>,
+}
+
+/// Retries allowed: a share of requests, and ten a second in any case.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    tokens: f64,
+    requests: u64,
+    at: Instant,
+}
+
+const RETRIES_PER_SECOND: f64 = 10.0;
+const MOST_RETRY_TOKENS: f64 = 100.0;
+
+impl WorkerState {
+    /// The time from the process' epoch to `at`.
+    pub(super) fn since_epoch(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.shared.epoch)
+    }
+
+    pub(super) fn dice64(&self) -> u64 {
+        self.dice.borrow_mut().next_u64()
+    }
+
+    pub(super) fn dice128(&self) -> u128 {
+        u128::from(self.dice64()) << 64 | u128::from(self.dice64())
+    }
+
+    /// A fresh `X-Request-Id`: 128 random bits in hexadecimal.
+    pub(super) fn request_id(&self) -> HeaderValue {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let mut bits = self.dice128();
+        let mut text = [0u8; 32];
+        for digit in &mut text {
+            *digit = HEX[usize::try_from(bits & 15).unwrap_or(0)];
+            bits >>= 4;
+        }
+        HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0"))
+    }
+
+    /// Whether a version has as many requests in flight as it may. The exact sum over workers is read only when this worker
+    /// alone has its share of the limit.
+    pub(super) fn is_over(&self, target: &Target, limit: u32) -> bool {
+        let workers = u64::try_from(self.shared.metrics.workers()).unwrap_or(1).max(1);
+        let mine = target.metrics.shard(self.index).in_flight();
+        mine >= (u64::from(limit) / workers).max(1) && target.metrics.in_flight() >= u64::from(limit)
+    }
+
+    /// Whether one more retry is within the budget; takes it when it is.
+    pub(super) fn may_retry(&self, entry: &Entry, target: &Target) -> bool {
+        let now = Instant::now();
+        let requests = target.metrics.shard(self.index).assigned_total();
+        let mut budgets = self.budgets.borrow_mut();
+        let budget = budgets.entry(entry.service.name.clone()).or_insert(Budget {
+            tokens: RETRIES_PER_SECOND,
+            requests,
+            at: now,
+        });
+        // The counts of another version or a restart may be smaller; then nothing is earned.
+        #[allow(clippy::cast_precision_loss, reason = "a rate")]
+        let fresh = requests.saturating_sub(budget.requests) as f64;
+        let elapsed = now.saturating_duration_since(budget.at).as_secs_f64();
+        let earned = fresh * entry.service.retries.budget.as_ratio() + elapsed * RETRIES_PER_SECOND;
+        budget.tokens = (budget.tokens + earned).min(MOST_RETRY_TOKENS);
+        (budget.requests, budget.at) = (requests, now);
+        if budget.tokens < 1.0 {
+            return false;
+        }
+        budget.tokens -= 1.0;
+        true
+    }
+
+    /// Adds a connection to the open ones; it leaves when the handle is dropped.
+    pub(super) fn track(self: &Rc<Self>, progress: &Rc<Progress>) -> Open {
+        let key = self.next_key.get();
+        self.next_key.set(key + 1);
+        self.open.borrow_mut().insert(key, Rc::clone(progress));
+        Open {
+            worker: Rc::clone(self),
+            key,
+        }
+    }
+
+    pub(super) fn untrack(&self, key: u64) {
+        self.open.borrow_mut().remove(&key);
+    }
+
+    fn drain(&self) {
+        let open: Vec<Rc<Progress>> = self.open.borrow().values().cloned().collect();
+        for progress in open {
+            progress.drain();
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.open.borrow().is_empty()
+    }
+
+    fn busy(&self) -> usize {
+        self.open
+            .borrow()
+            .values()
+            .filter(|progress| !progress.is_idle())
+            .count()
+    }
+}
+
+/// What one worker is made of.
+#[derive(Debug)]
+pub struct WorkerParts {
+    /// From 0; also its shard in every metric.
+    pub index: usize,
+    /// What it shares with the others.
+    pub shared: Arc<Shared>,
+    /// Its own sockets, in the order of the configuration's listeners.
+    pub sockets: Vec<(Arc<Listener>, Socket)>,
+    /// Seeds its dice.
+    pub seed: u64,
+    /// When to stop.
+    pub stop: watch::Receiver<Stop>,
+    /// How long what is in flight may take once it drains.
+    pub grace: Duration,
+}
+
+/// Runs a worker on the current thread until it is told to stop and has drained.
+pub fn run(parts: WorkerParts) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())?;
+    runtime.block_on(work(parts))
+}
+
+async fn work(parts: WorkerParts) -> io::Result<()> {
+    let WorkerParts {
+        index,
+        shared,
+        sockets,
+        seed,
+        mut stop,
+        grace,
+    } = parts;
+    let worker = Rc::new(WorkerState {
+        index,
+        shared,
+        pools: Pools::default(),
+        dice: RefCell::new(SmallRng::seed_from_u64(seed)),
+        open: RefCell::default(),
+        next_key: Cell::new(0),
+        budgets: RefCell::default(),
+    });
+    let mut accepting = Vec::new();
+    for (position, (config, socket)) in sockets.into_iter().enumerate() {
+        let metrics = worker.shared.metrics.listener(&config.name);
+        let listener = Rc::new(ListenerState {
+            index: position,
+            config,
+            metrics,
+        });
+        accepting.push(tokio::task::spawn_local(
+            socket.accept_all(Rc::clone(&worker), listener),
+        ));
+    }
+    let sweeper = tokio::task::spawn_local(sweep(Rc::clone(&worker)));
+    let told = stop
+        .wait_for(|stop| *stop != Stop::No)
+        .await
+        .map_or(Stop::Now, |stop| *stop);
+    for task in &accepting {
+        task.abort();
+    }
+    if told == Stop::Drain {
+        drain(&worker, &mut stop, grace).await;
+    }
+    sweeper.abort();
+    worker.pools.clear();
+    Ok(())
+}
+
+/// Lets what is in flight finish, for at most `grace`.
+async fn drain(worker: &Rc<WorkerState>, stop: &mut watch::Receiver<Stop>, grace: Duration) {
+    let deadline = tokio::time::sleep(grace);
+    let finished = async {
+        // Connections whose protocol was still being found out join late; a look every 10 ms catches them.
+        let mut look = tokio::time::interval(Duration::from_millis(10));
+        let mut quiet = 0;
+        while quiet < 3 {
+            look.tick().await;
+            worker.drain();
+            quiet = if worker.is_drained() { quiet + 1 } else { 0 };
+        }
+    };
+    tokio::select! {
+        () = finished => {}
+        () = deadline => {
+            tracing::warn!(worker = worker.index, busy = worker.busy(), "stopped before everything in flight had finished");
+        }
+        _ = stop.wait_for(|stop| *stop == Stop::Now) => {}
+    }
+}
+
+/// Once a second, closes connections that have been idle for too long.
+async fn sweep(worker: Rc<WorkerState>) {
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        let now = every.tick().await;
+        worker.pools.sweep(now);
+    }
+}
+
+impl WorkerState {
+    /// Takes a place for one more client connection; `None` when all are taken.
+    pub(super) fn admit(self: &Rc<Self>, listener: &ListenerState) -> Option<Place> {
+        let most = listener
+            .config
+            .limits
+            .connections
+            .map_or(self.shared.most_connections, u64::from);
+        let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        let place = Place(Arc::clone(&self.shared));
+        if before >= most.min(self.shared.most_connections) {
+            listener.metrics.reject(Rejection::Connections);
+            return None;
+        }
+        Some(place)
+    }
+
+    /// Serves one accepted client on its own task.
+    pub(super) fn serve<S>(
+        self: &Rc<Self>,
+        listener: &Rc<ListenerState>,
+        stream: S,
+        ip: Option<std::net::IpAddr>,
+    ) where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+    {
+        let Some(place) = self.admit(listener) else { return };
+        let serving = connection::run(Rc::clone(self), Rc::clone(listener), stream, ip);
+        tokio::task::spawn_local(async move {
+            serving.await;
+            drop(place);
+        });
+    }
+}
+
+/// A client connection's place among those allowed.
+pub(super) struct Place(Arc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}

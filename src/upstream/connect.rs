@@ -1,0 +1,179 @@
+//! Opening one connection to an endpoint, and whose fault it is when that fails.
+
+use super::Endpoint;
+use crate::model::Scheme;
+use http_body::Body;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+use std::{error::Error, future::Future, io, time::Duration};
+use tokio::net::{TcpStream, UnixStream};
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Refused, unreachable, reset: nobody is there.
+    #[error("connect")]
+    Refused(#[source] io::Error),
+    /// No answer in time.
+    #[error("connect: no answer within {0:?}")]
+    TimedOut(Duration),
+    /// The name does not resolve.
+    #[error("resolve the name")]
+    Resolve(#[source] io::Error),
+    /// The protocol's first exchange failed.
+    #[error("handshake")]
+    Handshake(#[source] hyper::Error),
+    /// Our own machine is out of descriptors, ports or memory: says nothing about the endpoint.
+    #[error("connect: this machine is out of resources")]
+    Local(#[source] io::Error),
+    /// A kind of endpoint this build cannot reach.
+    #[error("connect: https endpoints are not supported yet")]
+    Unsupported,
+}
+
+impl ConnectError {
+    /// Whether the endpoint, not our own machine, is to blame.
+    pub const fn blames_endpoint(&self) -> bool {
+        match self {
+            ConnectError::Refused(_)
+            | ConnectError::TimedOut(_)
+            | ConnectError::Resolve(_)
+            | ConnectError::Handshake(_) => true,
+            ConnectError::Local(_) | ConnectError::Unsupported => false,
+        }
+    }
+}
+
+/// Sorts an I/O error into ours and theirs.
+fn classify(error: io::Error) -> ConnectError {
+    // EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL: Linux numbers, which is where Serin runs.
+    match error.raw_os_error() {
+        Some(24 | 23 | 105 | 12 | 99) => ConnectError::Local(error),
+        _ => ConnectError::Refused(error),
+    }
+}
+
+/// Something requests can be sent on.
+#[derive(Debug)]
+pub(super) enum Sender<B> {
+    /// An HTTP/1.1 connection: one request at a time.
+    Http1(http1::SendRequest<B>),
+    /// An HTTP/2 connection: many at once.
+    Http2(http2::SendRequest<B>),
+}
+
+/// Runs connection tasks on the worker's own thread.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(async move {
+            task.await;
+        });
+    }
+}
+
+/// Opens a connection and starts its task on this thread.
+pub(super) async fn connect<B>(endpoint: &Endpoint, timeout: Duration) -> Result<Sender<B>, ConnectError>
+where
+    B: Body + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    match tokio::time::timeout(timeout, open(endpoint)).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError::TimedOut(timeout)),
+    }
+}
+
+async fn open<B>(endpoint: &Endpoint) -> Result<Sender<B>, ConnectError>
+where
+    B: Body + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    match endpoint.url.scheme() {
+        Scheme::Http => handshake1(tcp(endpoint).await?).await,
+        Scheme::H2c => handshake2(tcp(endpoint).await?).await,
+        Scheme::Unix => {
+            let stream = UnixStream::connect(endpoint.url.host()).await.map_err(classify)?;
+            handshake1(stream).await
+        }
+        Scheme::Https => Err(ConnectError::Unsupported),
+    }
+}
+
+async fn tcp(endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
+    let port = endpoint.url.port();
+    let stream = match endpoint.url.ip() {
+        Some(ip) => TcpStream::connect((ip, port)).await.map_err(classify)?,
+        None => {
+            let host = (endpoint.url.host(), port);
+            let mut last = None;
+            let mut connected = None;
+            for address in tokio::net::lookup_host(host)
+                .await
+                .map_err(ConnectError::Resolve)?
+            {
+                match TcpStream::connect(address).await {
+                    Ok(stream) => {
+                        connected = Some(stream);
+                        break;
+                    }
+                    Err(error) => last = Some(error),
+                }
+            }
+            match (connected, last) {
+                (Some(stream), _) => stream,
+                (None, Some(error)) => return Err(classify(error)),
+                (None, None) => {
+                    return Err(ConnectError::Resolve(io::Error::other("the name has no address")));
+                }
+            }
+        }
+    };
+    // Requests are written whole; waiting for more to send only delays them.
+    stream.set_nodelay(true).map_err(classify)?;
+    Ok(stream)
+}
+
+async fn handshake1<B, S>(stream: S) -> Result<Sender<B>, ConnectError>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+    B: Body + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let (sender, connection) = http1::Builder::new()
+        .writev(false)
+        .max_headers(200)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(ConnectError::Handshake)?;
+    // The connection's errors reach whoever waits for a response on it.
+    tokio::task::spawn_local(async move {
+        let _ = connection.await;
+    });
+    Ok(Sender::Http1(sender))
+}
+
+async fn handshake2<B, S>(stream: S) -> Result<Sender<B>, ConnectError>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+    B: Body + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let (sender, connection) = http2::Builder::new(LocalExecutor)
+        .initial_stream_window_size(256 * 1024)
+        .initial_connection_window_size(1024 * 1024)
+        .max_header_list_size(64 * 1024)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(ConnectError::Handshake)?;
+    tokio::task::spawn_local(async move {
+        let _ = connection.await;
+    });
+    Ok(Sender::Http2(sender))
+}

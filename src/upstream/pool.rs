@@ -1,0 +1,283 @@
+//! One worker's connections to endpoints: kept, handed out last in first out, given back.
+//!
+//! `!Send` on purpose: no lock and no wake-up across threads. HTTP/1.1 connections serve one request at a time and are
+//! reused newest first, so that the oldest fall idle; an HTTP/2 connection is shared by all requests of the worker.
+
+use super::{
+    Endpoint,
+    connect::{ConnectError, Sender, connect},
+};
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    error::Error,
+    hash::{BuildHasherDefault, Hasher},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// How long an idle connection is kept: below the five seconds at which many servers close theirs.
+const KEEP_IDLE: Duration = Duration::from_secs(4);
+/// Idle connections kept for each endpoint and worker.
+const MOST_IDLE: usize = 512;
+/// A connection idle for longer than this is asked whether the other side has closed it before it is used.
+const PROBE_AFTER: Duration = Duration::from_millis(50);
+/// How long a connection may take to become ready again after its response has ended.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Endpoint ids are already unique numbers.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0 << 8 | u64::from(*byte);
+        }
+    }
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id;
+    }
+}
+
+type ById<B> = HashMap<u64, Rc<Connections<B>>, BuildHasherDefault<IdHasher>>;
+
+/// All connections of one worker.
+pub struct Pools<B> {
+    by_id: RefCell<ById<B>>,
+}
+
+impl<B> Default for Pools<B> {
+    fn default() -> Self {
+        Pools {
+            by_id: RefCell::default(),
+        }
+    }
+}
+
+/// One worker's connections to one endpoint.
+pub struct Connections<B> {
+    endpoint: Arc<Endpoint>,
+    idle: RefCell<Vec<Idle<B>>>,
+    shared: RefCell<Option<http2::SendRequest<B>>>,
+    active: Cell<u32>,
+    connecting: Cell<u32>,
+}
+
+struct Idle<B> {
+    sender: http1::SendRequest<B>,
+    since: Instant,
+}
+
+/// The right to send one request; gives the connection back when the response has ended.
+pub struct Lease<B: 'static> {
+    connections: Rc<Connections<B>>,
+    sender: Option<Sender<B>>,
+    /// Whether the connection has served a request before.
+    pub reused: bool,
+}
+
+/// A request that got no response.
+#[derive(Debug)]
+pub struct SendError<B> {
+    /// The request, when not a byte of it was written.
+    pub returned: Option<Box<Request<B>>>,
+    /// Why.
+    pub error: hyper::Error,
+}
+
+/// Counts down when a wait ends, however it ends.
+struct Counted<'a>(&'a Cell<u32>);
+
+impl<'a> Counted<'a> {
+    fn up(cell: &'a Cell<u32>) -> Self {
+        cell.set(cell.get() + 1);
+        Counted(cell)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+impl<B> Pools<B>
+where
+    B: Body + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    /// The worker's connections to an endpoint.
+    pub fn of(&self, endpoint: &Arc<Endpoint>) -> Rc<Connections<B>> {
+        if let Some(known) = self.by_id.borrow().get(&endpoint.id) {
+            return Rc::clone(known);
+        }
+        let fresh = Rc::new(Connections {
+            endpoint: Arc::clone(endpoint),
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            active: Cell::new(0),
+            connecting: Cell::new(0),
+        });
+        self.by_id.borrow_mut().insert(endpoint.id, Rc::clone(&fresh));
+        fresh
+    }
+
+    /// Requests of this worker that an endpoint has right now.
+    pub fn active(&self, endpoint: &Endpoint) -> u32 {
+        self.by_id
+            .borrow()
+            .get(&endpoint.id)
+            .map_or(0, |known| known.active.get())
+    }
+
+    /// Closes what has been idle for too long and forgets endpoints nobody publishes any more. Called once a second.
+    pub fn sweep(&self, now: Instant) {
+        self.by_id.borrow_mut().retain(|_, connections| {
+            connections.idle.borrow_mut().retain(|idle| {
+                !idle.sender.is_closed() && now.saturating_duration_since(idle.since) < KEEP_IDLE
+            });
+            let gone = Arc::strong_count(&connections.endpoint) == 1;
+            !(gone && connections.active.get() == 0)
+        });
+    }
+
+    /// Closes all idle connections.
+    pub fn clear(&self) {
+        self.by_id.borrow_mut().clear();
+    }
+}
+
+impl<B> Connections<B>
+where
+    B: Body + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    /// Connections being opened right now.
+    pub fn connecting(&self) -> u32 {
+        self.connecting.get()
+    }
+
+    /// A connection that is ready: a kept one, or a new one within `timeout`.
+    pub async fn lease(self: &Rc<Self>, now: Instant, timeout: Duration) -> Result<Lease<B>, ConnectError> {
+        if let Some(sender) = self.kept(now).await {
+            return Ok(self.lent(sender, true));
+        }
+        let sender = {
+            let _connecting = Counted::up(&self.connecting);
+            connect(&self.endpoint, timeout).await?
+        };
+        if let Sender::Http2(sender) = &sender {
+            self.shared.replace(Some(sender.clone()));
+        }
+        Ok(self.lent(sender, false))
+    }
+
+    async fn kept(&self, now: Instant) -> Option<Sender<B>> {
+        if let Some(shared) = self.shared.borrow().as_ref().filter(|shared| !shared.is_closed()) {
+            return Some(Sender::Http2(shared.clone()));
+        }
+        loop {
+            let newest = self.idle.borrow_mut().pop()?;
+            let age = now.saturating_duration_since(newest.since);
+            if age > PROBE_AFTER {
+                // The other side may have closed it while we did not look. Yielding once lets the runtime ask the kernel
+                // and the connection's own task see the answer before we write.
+                tokio::task::yield_now().await;
+            }
+            if age < KEEP_IDLE && newest.sender.is_ready() && !newest.sender.is_closed() {
+                return Some(Sender::Http1(newest.sender));
+            }
+        }
+    }
+
+    fn lent(self: &Rc<Self>, sender: Sender<B>, reused: bool) -> Lease<B> {
+        self.active.set(self.active.get() + 1);
+        Lease {
+            connections: Rc::clone(self),
+            sender: Some(sender),
+            reused,
+        }
+    }
+
+    fn keep(self: &Rc<Self>, mut sender: http1::SendRequest<B>) {
+        if sender.is_closed() || self.idle.borrow().len() >= MOST_IDLE {
+            return;
+        }
+        if sender.is_ready() {
+            self.idle.borrow_mut().push(Idle {
+                sender,
+                since: Instant::now(),
+            });
+            return;
+        }
+        // The response is over and the connection's task has not noticed yet, or the request is still being sent.
+        let this = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            if let Ok(Ok(())) = tokio::time::timeout(SETTLE, sender.ready()).await {
+                this.idle.borrow_mut().push(Idle {
+                    sender,
+                    since: Instant::now(),
+                });
+            }
+        });
+    }
+}
+
+impl<B> Lease<B>
+where
+    B: Body + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    /// The endpoint at the other end.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.connections.endpoint
+    }
+
+    /// Whether HTTP/2 is spoken on it.
+    pub const fn is_http2(&self) -> bool {
+        matches!(self.sender, Some(Sender::Http2(_)))
+    }
+
+    /// Sends the request and waits for the response head.
+    pub async fn send(&mut self, request: Request<B>) -> Result<Response<Incoming>, SendError<B>> {
+        let result = match &mut self.sender {
+            Some(Sender::Http1(sender)) => sender.try_send_request(request).await,
+            Some(Sender::Http2(sender)) => sender.try_send_request(request).await,
+            // The sender leaves only with the lease.
+            None => unreachable!("a lease has its sender until it is given back"),
+        };
+        result.map_err(|mut error| SendError {
+            returned: error.take_message().map(Box::new),
+            error: error.into_error(),
+        })
+    }
+
+    /// The response has ended well: the connection may serve again. Dropping the lease instead closes it.
+    pub fn give_back(mut self) {
+        if let Some(Sender::Http1(sender)) = self.sender.take() {
+            self.connections.keep(sender);
+        }
+    }
+}
+
+impl<B: 'static> Drop for Lease<B> {
+    fn drop(&mut self) {
+        let active = &self.connections.active;
+        active.set(active.get().saturating_sub(1));
+    }
+}
