@@ -1,1 +1,3 @@
 //! Words for humans: the verbs of the command line.
+
+pub mod rehearse;
