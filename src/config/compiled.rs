@@ -3,12 +3,16 @@
 //! `proxy`, `control`, `upstream` and `admin` build on these; what an operator may write is next door, one file per
 //! concern. Nothing here is optional because it was not written, only because absence means something.
 
+use super::problem::Problem;
 use super::secret::Redacted;
+use crate::analysis::Template;
 use crate::model::{ByteSize, EndpointUrl, ServiceName, Span, VersionName, Weight};
-use crate::route::RouteMatch;
+use crate::rollout::Plan;
+use crate::route::{RouteMatch, Router, Rule};
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -28,6 +32,37 @@ pub struct Config {
     pub state: StateStore,
     /// What is served, in the order of the files; names are unique.
     pub services: Vec<Arc<Service>>,
+    /// Every template, by name; the built-in gate is among them.
+    pub templates: BTreeMap<String, Arc<Template>>,
+    /// What was written, without secrets.
+    pub(super) shown: serde_json::Value,
+    /// Keys that are understood and that `serve` cannot do yet.
+    pub(super) not_yet: Vec<Problem>,
+}
+
+impl Config {
+    /// The service of this name.
+    pub fn service(&self, name: &str) -> Option<&Arc<Service>> {
+        self.services.iter().find(|service| service.name.as_str() == name)
+    }
+
+    /// What was written that `serve` cannot do yet: it refuses to start with these.
+    pub fn not_yet(&self) -> &[Problem] {
+        &self.not_yet
+    }
+
+    /// The configuration as it was written, all files together, without secrets: for `GET /v1/config`.
+    pub fn redacted_json(&self) -> &serde_json::Value {
+        &self.shown
+    }
+
+    /// All rules, each leading to the index of its service in [`Config::services`].
+    pub fn router(&self) -> Router<usize> {
+        Router::new(self.services.iter().enumerate().map(|(index, service)| Rule {
+            matches: service.matches.clone(),
+            target: index,
+        }))
+    }
 }
 
 /// An address that requests come in at.
@@ -288,6 +323,10 @@ pub struct Service {
     pub deploy: DeployRule,
     /// What the service says; [`TimeoutsSet::over`] the listener's gives what holds for a request.
     pub timeouts: TimeoutsSet,
+    /// How a new version is brought in, as a deploy would take it now.
+    pub plan: Plan,
+    /// The templates that `plan` names.
+    pub templates: Vec<Arc<Template>>,
     /// For each version.
     pub limits: Limits,
     /// Within a version.

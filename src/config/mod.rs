@@ -3,8 +3,23 @@
 //! `load` reads a file and what it includes, and gives either a [`Config`] or every problem found, each with its
 //! place. Nothing after that looks at YAML again.
 
+mod admin;
+mod advice;
+mod argo;
 mod compiled;
+mod cx;
+mod decode;
+mod listener;
+mod load;
+mod matching;
+mod problem;
 mod secret;
+mod service;
+mod shown;
+mod strategy;
+mod template;
+mod units;
+mod yaml;
 
 pub use compiled::{
     Admin, BindAddress, Config, DeployRule, Ejection, FailureHeader, FailureRule, Force, HardFailure,
@@ -12,4 +27,7 @@ pub use compiled::{
     StateStore, Sticky, StickyCookie, StickySource, Timeouts, TimeoutsSet, Tls, Token, TokenHash, TokenRole,
     VersionBlock,
 };
+pub use load::{Loaded, load, load_text, load_with};
+pub use problem::Problem;
 pub use secret::Redacted;
+pub use strategy::{BUILT_IN_GATE, built_in_gate, default_steps};

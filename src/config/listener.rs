@@ -1,0 +1,271 @@
+//! `listeners`: where requests come in, and how long and how much clients may.
+
+use super::compiled::{BindAddress, Limits, Listener, ListenerLimits, Mode, Timeouts, TimeoutsSet, Tls};
+use super::cx::Cx;
+use super::decode::Located;
+use super::units::{Network, OrOff};
+use crate::model::{ByteSize, Span};
+use serde::Deserialize;
+use std::{net::SocketAddr, path::PathBuf};
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ListenerConfig {
+    /// Absent: the address.
+    name: Option<String>,
+    /// `0.0.0.0:8080` or `unix:/run/serin.sock`.
+    address: String,
+    /// Absent: HTTP without TLS.
+    tls: Option<TlsConfig>,
+    /// Absent: edge.
+    mode: Option<ModeConfig>,
+    /// Absent: nobody's forwarded fields are believed.
+    #[serde(default)]
+    trusted_proxies: Vec<Network>,
+    /// Absent: the defaults written at each.
+    #[serde(default)]
+    timeouts: TimeoutsConfig,
+    /// Absent: the defaults written at each.
+    #[serde(default)]
+    limits: LimitsConfig,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ModeConfig {
+    Edge,
+    Sidecar,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TlsConfig {
+    /// PEM, the leaf first.
+    certificate: String,
+    /// PEM.
+    key: String,
+}
+
+impl TlsConfig {
+    pub(super) fn compile(&self, cx: &Cx) -> Tls {
+        Tls {
+            certificate: cx.resolve(&self.certificate),
+            key: cx.resolve(&self.key),
+        }
+    }
+}
+
+/// At a listener and at a service; what is absent at a service is the listener's, what is absent there is the default
+/// written at [`Timeouts`].
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TimeoutsConfig {
+    connect: Option<Span>,
+    first_byte: Option<Span>,
+    request_headers: Option<Span>,
+    body_idle: Option<Span>,
+    response_headers: Option<Span>,
+    stream_idle: Option<Span>,
+    upgrade_idle: Option<Span>,
+    request: Option<OrOff<Span>>,
+    write_stall: Option<Span>,
+    keep_alive: Option<Span>,
+    drain: Option<Span>,
+}
+
+impl TimeoutsConfig {
+    pub(super) fn compile(&self, path: &str, at_service: bool, cx: &mut Cx) -> TimeoutsSet {
+        let set = TimeoutsSet {
+            connect: self.connect,
+            first_byte: self.first_byte,
+            request_headers: self.request_headers,
+            body_idle: self.body_idle,
+            response_headers: self.response_headers,
+            stream_idle: self.stream_idle,
+            upgrade_idle: self.upgrade_idle,
+            request: self.request.map(|request| request.0),
+            write_stall: self.write_stall,
+            keep_alive: self.keep_alive,
+            drain: self.drain,
+        };
+        let named = [
+            ("connect", set.connect),
+            ("firstByte", set.first_byte),
+            ("requestHeaders", set.request_headers),
+            ("bodyIdle", set.body_idle),
+            ("responseHeaders", set.response_headers),
+            ("streamIdle", set.stream_idle),
+            ("upgradeIdle", set.upgrade_idle),
+            ("request", set.request.flatten()),
+            ("writeStall", set.write_stall),
+            ("keepAlive", set.keep_alive),
+        ];
+        for (key, _) in named.iter().filter(|(_, span)| span.is_some_and(Span::is_zero)) {
+            let hint = if *key == "request" {
+                "write off for no limit"
+            } else {
+                "write for example 10s"
+            };
+            cx.error(
+                &format!("{path}.{key}"),
+                "no time at all would refuse everything",
+                hint,
+            );
+        }
+        if at_service {
+            let before_routing = ["firstByte", "requestHeaders", "keepAlive"];
+            for (key, _) in named
+                .iter()
+                .filter(|(key, span)| span.is_some() && before_routing.contains(key))
+            {
+                cx.warn(
+                    &format!("{path}.{key}"),
+                    "has no effect at a service: it is over before the service is known",
+                    "move it to the listener",
+                );
+            }
+        }
+        set
+    }
+}
+
+/// At a listener and at a service; each uses what concerns it.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct LimitsConfig {
+    /// Absent: off; at a service: the listener's.
+    body: Option<OrOff<ByteSize>>,
+    /// Listener only. Absent: 100.
+    headers: Option<u32>,
+    /// Listener only. Absent: 64KiB.
+    header_bytes: Option<ByteSize>,
+    /// Service only. Absent: 1024.
+    requests: Option<u32>,
+    /// Service only. Absent: 1024.
+    pending: Option<u32>,
+    /// At a listener client connections (absent: as many as files may be open), at a service connections to each
+    /// version (absent: 1024).
+    connections: Option<u32>,
+}
+
+impl LimitsConfig {
+    fn check(&self, path: &str, no_effect: &[&str], cx: &mut Cx) {
+        let numbers = [
+            ("headers", self.headers.map(u64::from)),
+            ("headerBytes", self.header_bytes.map(ByteSize::as_u64)),
+            ("requests", self.requests.map(u64::from)),
+            ("pending", self.pending.map(u64::from)),
+            ("connections", self.connections.map(u64::from)),
+        ];
+        for (key, value) in numbers {
+            let key_path = format!("{path}.{key}");
+            match value {
+                Some(0) if key != "pending" => {
+                    cx.error(&key_path, "0 would refuse everything", "write at least 1")
+                }
+                Some(_) if no_effect.contains(&key) => cx.warn(&key_path, "has no effect here", ""),
+                Some(_) | None => {}
+            }
+        }
+    }
+
+    fn listener(&self, path: &str, cx: &mut Cx) -> ListenerLimits {
+        self.check(path, &["requests", "pending"], cx);
+        let default = ListenerLimits::default();
+        let header_bytes = self.header_bytes.unwrap_or(default.header_bytes);
+        if !(1 << 10..=1 << 20).contains(&header_bytes.as_u64()) && header_bytes.as_u64() > 0 {
+            cx.error(
+                &format!("{path}.headerBytes"),
+                format!("{header_bytes} is out of range"),
+                "write between 1KiB and 1MiB",
+            );
+        }
+        ListenerLimits {
+            body: self.body.and_then(|body| body.0),
+            headers: self.headers.unwrap_or(default.headers),
+            header_bytes,
+            connections: self.connections,
+        }
+    }
+
+    pub(super) fn service(&self, path: &str, cx: &mut Cx) -> Limits {
+        self.check(path, &["headers", "headerBytes"], cx);
+        let default = Limits::default();
+        Limits {
+            body: self.body.and_then(|body| body.0),
+            requests: self.requests.unwrap_or(default.requests),
+            pending: self.pending.unwrap_or(default.pending),
+            connections: self.connections.unwrap_or(default.connections),
+        }
+    }
+}
+
+/// Reads `127.0.0.1:9900`; the error is the hint.
+pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        let guess = match text.rsplit_once(':') {
+            Some(("" | "*", port)) if port.parse::<u16>().is_ok() => format!("0.0.0.0:{port}"),
+            Some(("localhost", port)) if port.parse::<u16>().is_ok() => format!("127.0.0.1:{port}"),
+            Some(_) | None if text.parse::<u16>().is_ok() => format!("0.0.0.0:{text}"),
+            Some(_) | None => "127.0.0.1:8080 (an IP address and a port)".to_owned(),
+        };
+        format!("write {guess}")
+    })
+}
+
+fn bind_address(text: &str) -> Result<BindAddress, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) => {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            if path.starts_with('/') && path.len() <= 107 && !path.contains('\0') {
+                Ok(BindAddress::Unix(PathBuf::from(path)))
+            } else {
+                Err("write unix:/run/serin.sock (an absolute path of at most 107 bytes)".to_owned())
+            }
+        }
+        None => socket_address(text).map(BindAddress::Tcp),
+    }
+}
+
+/// Every listener that can be understood.
+pub(super) fn compile(configs: &[Located<ListenerConfig>], cx: &mut Cx) -> Vec<Listener> {
+    let mut listeners: Vec<(String, Listener)> = Vec::new();
+    for Located { path, value: config } in configs {
+        let address = match bind_address(&config.address) {
+            Ok(address) => address,
+            Err(hint) => {
+                let what = format!("`{}` is not an address to listen at", config.address);
+                cx.error(&format!("{path}.address"), what, hint);
+                continue;
+            }
+        };
+        let name = config.name.clone().unwrap_or_else(|| address.to_string());
+        for (other_path, other) in &listeners {
+            let (key, what) = if other.name == name {
+                ("name", format!("two listeners are called `{name}`"))
+            } else if other.address == address && !matches!(address, BindAddress::Tcp(tcp) if tcp.port() == 0)
+            {
+                ("address", format!("two listeners have the address {address}"))
+            } else {
+                continue;
+            };
+            let hint = format!("the other one is at {}", cx.place(other_path));
+            cx.error(&format!("{path}.{key}"), what, hint);
+        }
+        let timeouts = config.timeouts.compile(&format!("{path}.timeouts"), false, cx);
+        let listener = Listener {
+            name,
+            address,
+            mode: match config.mode {
+                Some(ModeConfig::Edge) | None => Mode::Edge,
+                Some(ModeConfig::Sidecar) => Mode::Sidecar,
+            },
+            trusted_proxies: config.trusted_proxies.iter().map(|net| net.0).collect(),
+            tls: config.tls.as_ref().map(|tls| tls.compile(cx)),
+            timeouts: timeouts.over(&Timeouts::default()),
+            limits: config.limits.listener(&format!("{path}.limits"), cx),
+        };
+        listeners.push((path.clone(), listener));
+    }
+    listeners.into_iter().map(|(_, listener)| listener).collect()
+}
