@@ -32,7 +32,20 @@ impl Outcome {
 }
 
 /// Where a metric or a run stands. The order is that of severity, best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Default,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
 pub enum RunPhase {
     /// Every condition held, within the limits.
     Successful,

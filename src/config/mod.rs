@@ -9,6 +9,7 @@ mod argo;
 mod compiled;
 mod cx;
 mod decode;
+mod diff;
 mod listener;
 mod load;
 mod matching;
@@ -16,9 +17,13 @@ mod problem;
 mod secret;
 mod service;
 mod shown;
+mod steps;
 mod strategy;
 mod template;
+#[cfg(test)]
+mod tests;
 mod units;
+mod watch;
 mod yaml;
 
 pub use compiled::{
@@ -27,7 +32,9 @@ pub use compiled::{
     StateStore, Sticky, StickyCookie, StickySource, Timeouts, TimeoutsSet, Tls, Token, TokenHash, TokenRole,
     VersionBlock,
 };
+pub use diff::{Diff, ServiceDiff, diff};
 pub use load::{Loaded, load, load_text, load_with};
 pub use problem::Problem;
 pub use secret::Redacted;
 pub use strategy::{BUILT_IN_GATE, built_in_gate, default_steps};
+pub use watch::{DEBOUNCE, Watch, WatchError};

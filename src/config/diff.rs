@@ -1,0 +1,199 @@
+//! What a reload would change, for whoever decides whether it may.
+//!
+//! `control` refuses to lose a service or template in use (design section 8.1); this file only says what is lost.
+
+use super::compiled::{Config, Service};
+use crate::model::ServiceName;
+
+/// What is different in a new configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// Services that were not there.
+    pub services_added: Vec<ServiceName>,
+    /// Services that are gone.
+    pub services_removed: Vec<ServiceName>,
+    /// Services that are not as they were.
+    pub services_changed: Vec<ServiceDiff>,
+    /// Templates that are gone.
+    pub templates_removed: Vec<String>,
+    /// Templates that are new or not as they were; running rollouts keep theirs.
+    pub templates_changed: Vec<String>,
+    /// Addresses, modes, timeouts or limits of listeners.
+    pub listeners: bool,
+    /// The address, socket, tokens or TLS of the REST API.
+    pub admin: bool,
+    /// The telemetry address.
+    pub telemetry: bool,
+    /// The store's path or retention.
+    pub state: bool,
+}
+
+/// What is different in one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceDiff {
+    /// The service.
+    pub name: ServiceName,
+    /// The block `stable`; compare with the store before acting.
+    pub stable: bool,
+    /// The block `canary`; compare with the store before acting.
+    pub canary: bool,
+    /// The strategy or its templates: for the next deploy.
+    pub plan: bool,
+    /// Anything else: takes effect at once.
+    pub rest: bool,
+}
+
+impl Diff {
+    /// Whether nothing is different.
+    pub fn is_empty(&self) -> bool {
+        *self == Diff::default()
+    }
+
+    /// What only a restart can bring about: addresses and files that are open.
+    pub fn needs_restart(&self, old: &Config, new: &Config) -> Vec<&'static str> {
+        let bound = |config: &Config| -> Vec<_> {
+            config
+                .listeners
+                .iter()
+                .map(|listener| (listener.name.clone(), listener.address.clone()))
+                .collect()
+        };
+        let mut needs = Vec::new();
+        if bound(old) != bound(new) {
+            needs.push("listeners");
+        }
+        if old.admin.address != new.admin.address || old.admin.socket != new.admin.socket {
+            needs.push("admin.address and admin.socket");
+        }
+        if self.telemetry {
+            needs.push("telemetry.address");
+        }
+        if old.state.path != new.state.path {
+            needs.push("state.path");
+        }
+        needs
+    }
+}
+
+/// What `new` would change.
+pub fn diff(old: &Config, new: &Config) -> Diff {
+    let names =
+        |config: &Config| -> Vec<ServiceName> { config.services.iter().map(|s| s.name.clone()).collect() };
+    let (old_names, new_names) = (names(old), names(new));
+    let both = new.services.iter().filter_map(|new| {
+        let old = old.service(new.name.as_str())?;
+        service(old, new)
+    });
+    Diff {
+        services_added: new_names
+            .iter()
+            .filter(|name| !old_names.contains(name))
+            .cloned()
+            .collect(),
+        services_removed: old_names
+            .iter()
+            .filter(|name| !new_names.contains(name))
+            .cloned()
+            .collect(),
+        services_changed: both.collect(),
+        templates_removed: old
+            .templates
+            .keys()
+            .filter(|name| !new.templates.contains_key(*name))
+            .cloned()
+            .collect(),
+        templates_changed: new
+            .templates
+            .iter()
+            .filter(|(name, template)| old.templates.get(*name) != Some(template))
+            .map(|(name, _)| name.clone())
+            .collect(),
+        listeners: format!("{:?}", old.listeners) != format!("{:?}", new.listeners),
+        admin: format!("{:?}", old.admin) != format!("{:?}", new.admin) || hashes(old) != hashes(new),
+        telemetry: old.telemetry != new.telemetry,
+        state: old.state != new.state,
+    }
+}
+
+/// Tokens show no hash, so a changed secret would look the same.
+fn hashes(config: &Config) -> Vec<[u8; 32]> {
+    config.admin.tokens.iter().map(|token| token.hash.0).collect()
+}
+
+fn service(old: &Service, new: &Service) -> Option<ServiceDiff> {
+    // Patterns do not compare, their text does; secrets have no text.
+    let rest = |service: &Service| {
+        let Service {
+            stable: _,
+            canary: _,
+            plan: _,
+            templates: _,
+            ..
+        } = service;
+        let mut rest = service.clone();
+        (rest.stable, rest.canary) = (None, None);
+        rest.plan = crate::rollout::Plan::canary(Vec::new());
+        rest.templates.clear();
+        let secret = service.sticky.as_ref().and_then(|sticky| sticky.secret.clone());
+        (format!("{rest:?}"), secret)
+    };
+    let diff = ServiceDiff {
+        name: new.name.clone(),
+        stable: old.stable != new.stable,
+        canary: old.canary != new.canary,
+        plan: old.plan != new.plan || old.templates != new.templates,
+        rest: rest(old) != rest(new),
+    };
+    (diff.stable || diff.canary || diff.plan || diff.rest).then_some(diff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load_text;
+    use std::path::Path;
+
+    const A: &str = "listeners: [{address: '127.0.0.1:8080'}]\nservices:\n- name: a\n  stable: {version: v1, endpoints: \
+                     ['http://127.0.0.1:9001']}\n  sticky: {header: x, secret: one-one-one}\n";
+
+    fn read(text: &str) -> std::sync::Arc<Config> {
+        load_text(text, "f", Path::new("."), &|_| None).unwrap().config
+    }
+
+    #[test]
+    fn the_same_file_changes_nothing() {
+        assert!(diff(&read(A), &read(A)).is_empty());
+    }
+
+    #[test]
+    fn each_kind_of_change_is_told_apart() {
+        let changed = |from: &str, to: &str| diff(&read(A), &read(&A.replace(from, to)));
+        let one = |diff: Diff| diff.services_changed.into_iter().next().unwrap();
+        let d = one(changed("9001", "9002"));
+        assert_eq!((d.stable, d.canary, d.plan), (true, false, false));
+        let d = one(changed("one-one-one", "two-two-two"));
+        assert_eq!((d.stable, d.canary, d.plan, d.rest), (false, false, false, true));
+        let d = one(changed("  sticky", "  strategy: {immediate: {}}\n  sticky"));
+        assert_eq!((d.stable, d.plan, d.rest), (false, true, false));
+        let d = changed("name: a", "name: b");
+        assert_eq!(
+            (
+                d.services_added.len(),
+                d.services_removed.len(),
+                d.services_changed.len()
+            ),
+            (1, 1, 0)
+        );
+        let d = changed("8080", "8081");
+        assert!(d.listeners && d.services_changed.is_empty());
+        assert_eq!(
+            d.needs_restart(&read(A), &read(&A.replace("8080", "8081"))),
+            ["listeners"]
+        );
+        let template =
+            "analysisTemplates: [{name: t, metrics: [{name: m, provider: {serin: {metric: errorRate}}}]}]\n";
+        let with = read(&format!("{A}{template}"));
+        assert_eq!(diff(&with, &read(A)).templates_removed, ["t"]);
+        assert_eq!(diff(&read(A), &with).templates_changed, ["t"]);
+    }
+}

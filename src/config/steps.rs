@@ -1,0 +1,98 @@
+//! Steps that a deploy brings: the same words as in the file, as JSON, naming templates that are there.
+
+use super::compiled::{Config, Service};
+use super::cx::Cx;
+use super::decode::{Findings, Located, decode};
+use super::problem::Problem;
+use super::strategy::{self, StepConfig, Templates, Uses};
+use super::template::CompiledTemplate;
+use super::yaml::Node;
+use crate::analysis::Template;
+use crate::rollout::{Canary, Plan, Strategy};
+use std::{path::Path, sync::Arc};
+
+impl Config {
+    /// The service's plan with other steps, and the templates it names; the background analysis and everything else stay.
+    ///
+    /// `steps` is the list under `steps` as JSON. Steps may name templates and never bring providers.
+    pub fn plan_with_steps(
+        &self,
+        service: &Service,
+        steps: &serde_json::Value,
+    ) -> Result<(Plan, Vec<Arc<Template>>), Vec<Problem>> {
+        const FILE: &str = "deploy";
+        let refused = |what: String| {
+            vec![Problem::of_file(
+                FILE,
+                what,
+                "write a list such as [{\"setWeight\": 25}]",
+            )]
+        };
+        let root = Node::from_json(steps, "steps").map_err(|what| refused(format!("steps: {what}")))?;
+        let mut findings = Findings::default();
+        let configs: Vec<Located<StepConfig>> = decode(&root, FILE, &mut findings).unwrap_or_default();
+        let mut cx = Cx::new(FILE, Path::new("."), &root, findings.problems, findings.warnings);
+        if configs.is_empty() {
+            cx.error(
+                "steps",
+                "there is no step",
+                "leave steps out for the service's own",
+            );
+        }
+        let templates: Templates = self
+            .templates
+            .iter()
+            .map(|(name, template)| (name.clone(), known(template)))
+            .collect();
+        let mut uses = Uses::default();
+        let compiled = strategy::steps(&configs, &templates, &mut uses, &mut cx);
+        for name in &uses.bounded {
+            let Some(template) = self.templates.get(name) else {
+                continue;
+            };
+            for metric in template.metrics.iter().filter(|metric| !metric.is_bounded()) {
+                let what = format!(
+                    "the template `{name}` has a metric `{}` without an end",
+                    metric.name
+                );
+                cx.error("steps", what, "an analysis step needs count or duration there");
+            }
+        }
+        for (path, what) in &uses.not_yet {
+            let problem = cx.not_yet(path, what);
+            cx.problems.push(problem);
+        }
+        if !cx.problems.is_empty() {
+            return Err(cx.problems);
+        }
+        let background = service.plan.background().cloned();
+        let named = background
+            .iter()
+            .flat_map(|background| &background.analysis.templates);
+        uses.templates
+            .extend(named.map(|reference| reference.template_name.clone()));
+        let mut plan = service.plan.clone();
+        plan.strategy = Strategy::Canary(Canary {
+            steps: compiled,
+            background: background.map(|mut background| {
+                // The shorter list may end before the step that the file means.
+                background.starting_step = background.starting_step.min(configs.len() - 1);
+                background
+            }),
+        });
+        let used = uses
+            .templates
+            .iter()
+            .filter_map(|name| self.templates.get(name).cloned());
+        Ok((plan, used.collect()))
+    }
+}
+
+fn known(template: &Template) -> CompiledTemplate {
+    CompiledTemplate {
+        template: template.clone(),
+        path: String::new(),
+        metric_paths: Vec::new(),
+        judges: Vec::new(),
+    }
+}

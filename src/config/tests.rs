@@ -1,0 +1,725 @@
+//! Configurations as people write them: what they mean, and what is said of their faults.
+
+use super::*;
+use crate::model::{Role, Span, Weight};
+use crate::rollout::{Step, Strategy};
+use std::{path::Path, sync::Arc};
+
+fn env(name: &str) -> Option<String> {
+    match name {
+        "TOKEN" => Some("0123456789abcdef0123".to_owned()),
+        "PORT" => Some("8080".to_owned()),
+        _ => None,
+    }
+}
+
+fn read(text: &str) -> Result<Loaded, Vec<Problem>> {
+    load_text(text, "serin.yaml", Path::new("config"), &env)
+}
+
+fn good(text: &str) -> Arc<Config> {
+    match read(text) {
+        Ok(loaded) => loaded.config,
+        Err(problems) => panic!("{}", shown(&problems)),
+    }
+}
+
+fn shown(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("{problem}\n")).collect()
+}
+
+/// The faults of a text, one a line.
+fn faults(text: &str) -> String {
+    match read(text) {
+        Ok(_) => String::new(),
+        Err(problems) => shown(&problems),
+    }
+}
+
+const MINIMAL: &str = "listeners: [{address: '127.0.0.1:8080'}]\nservices:\n- name: app\n  stable: {version: v1, endpoints: ['http://127.0.0.1:9001']}\n";
+
+/// The minimal configuration with more keys at its service.
+fn with(service: &str) -> String {
+    let indented: String = service.lines().map(|line| format!("  {line}\n")).collect();
+    format!("{MINIMAL}{indented}")
+}
+
+#[test]
+fn every_default_is_what_the_design_says() {
+    let config = good(MINIMAL);
+    let listener = &config.listeners[0];
+    assert_eq!(
+        (listener.name.as_str(), listener.mode),
+        ("127.0.0.1:8080", Mode::Edge)
+    );
+    assert!(listener.trusted_proxies.is_empty());
+    let t = listener.timeouts;
+    assert_eq!(
+        [
+            t.connect,
+            t.first_byte,
+            t.request_headers,
+            t.body_idle,
+            t.response_headers,
+            t.stream_idle
+        ],
+        [1, 10, 10, 30, 60, 300].map(Span::secs)
+    );
+    assert_eq!(
+        [t.upgrade_idle, t.write_stall, t.keep_alive, t.drain],
+        [3600, 30, 60, 30].map(Span::secs)
+    );
+    assert_eq!(t.request, None);
+    assert_eq!(
+        (listener.limits.headers, listener.limits.header_bytes.as_u64()),
+        (100, 65_536)
+    );
+    assert_eq!((listener.limits.body, listener.limits.connections), (None, None));
+    assert_eq!(config.admin.address.to_string(), "127.0.0.1:9900");
+    assert_eq!(config.admin.socket, Path::new("config/serin.sock"));
+    assert!(config.admin.tokens.is_empty() && !config.admin.insecure);
+    assert_eq!(config.telemetry, None);
+    assert_eq!(config.state.path, Path::new("config/serin.db"));
+    assert_eq!(
+        (config.state.keep_rollouts, config.state.keep_events),
+        (100, Span::secs(90 * 86_400))
+    );
+    let service = &config.services[0];
+    assert!(service.matches.is_empty() && service.canary.is_none());
+    assert!(service.sticky.is_none() && service.force.is_none() && service.health.is_none());
+    assert_eq!(service.failure, FailureRule::default());
+    assert_eq!(service.ready, Ready::default());
+    assert_eq!(
+        service.hard_failure,
+        HardFailure {
+            attempts: 3,
+            action: HardFailureAction::Abort
+        }
+    );
+    assert_eq!(
+        (
+            service.limits.requests,
+            service.limits.pending,
+            service.limits.connections
+        ),
+        (1024, 1024, 1024)
+    );
+    assert_eq!(
+        (service.retries.budget, service.retries.per_try),
+        (Weight::percent(20), None)
+    );
+    assert_eq!(service.timeouts, TimeoutsSet::default());
+    assert!(service.deploy.allows(&"http://127.0.0.1:7".parse().unwrap()));
+    assert!(!service.deploy.allows(&"http://127.0.0.2:7".parse().unwrap()));
+    assert!(config.not_yet().is_empty());
+}
+
+#[test]
+fn a_service_without_a_strategy_gets_5_25_50_and_the_built_in_gate() {
+    let config = good(MINIMAL);
+    let service = &config.services[0];
+    let weights: Vec<String> = service
+        .plan
+        .steps()
+        .iter()
+        .map(|step| match step {
+            Step::SetWeight(weight) => weight.to_string(),
+            Step::Analysis(analysis) => analysis.templates[0].template_name.clone(),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        weights,
+        ["5%", BUILT_IN_GATE, "25%", BUILT_IN_GATE, "50%", BUILT_IN_GATE]
+    );
+    assert_eq!(service.templates.len(), 1);
+    let gate = &service.templates[0];
+    assert_eq!(
+        crate::analysis::validate_all(&gate.metrics, crate::analysis::Context::Inline),
+        Ok(())
+    );
+    assert!(service.plan.require_evidence);
+    assert_eq!(service.plan.progress_deadline, Some(Span::secs(600)));
+}
+
+#[test]
+fn every_sample_loads_without_a_warning() {
+    for name in ["minimal.yaml", "order-gateway.yaml", "prometheus.yaml"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name);
+        match load_with(&path, &|_| None) {
+            Ok(loaded) => {
+                assert_eq!(shown(&loaded.warnings), "", "{name}");
+                assert!(loaded.config.not_yet().is_empty(), "{name}");
+                assert_eq!(loaded.files, [path]);
+            }
+            Err(problems) => panic!("{}", shown(&problems)),
+        }
+    }
+}
+
+#[test]
+fn the_scrape_sample_is_yaml_with_honoured_labels() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/prometheus-scrape.yml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut problems = Vec::new();
+    let root = yaml::parse(&text, "scrape", &env, &mut problems)
+        .unwrap()
+        .remove(0);
+    assert!(problems.is_empty());
+    let jobs = root.get("scrape_configs").unwrap().items();
+    assert_eq!(jobs.len(), 2);
+    assert_eq!(
+        jobs[1].get("honor_labels").and_then(yaml::Node::text),
+        Some("true")
+    );
+}
+
+const INLINE: &str = "strategy:
+  canary:
+    steps:
+    - setWeight: 5
+    - analysis: {templates: [{templateName: check}]}
+";
+
+fn with_template(metric: &str) -> String {
+    let metric: String = metric.lines().map(|line| format!("      {line}\n")).collect();
+    format!(
+        "{}analysisTemplates:\n- name: check\n  metrics:\n    - name: m\n{metric}",
+        with(INLINE)
+    )
+}
+
+#[test]
+fn an_inline_metric_without_an_end_is_refused_at_its_line_with_the_fix() {
+    let text = with_template(
+        "interval: 1m\nsuccessCondition: result < 0.01\nprovider: {serin: {metric: errorRate}}",
+    );
+    let faults = faults(&text);
+    assert_eq!(
+        faults,
+        "serin.yaml:14:17: analysisTemplates[0].metrics[0].interval: has an interval but no end, and is used in an \
+         analysis that must end by itself; add count: 5 or duration: 5m\n"
+    );
+    let fixed = text.replace("interval: 1m", "interval: 1m\n      duration: 5m");
+    assert_eq!(super::tests::faults(&fixed), "");
+    let background = text.replace(
+        "- analysis: {templates: [{templateName: check}]}",
+        "- setWeight: 10\n      analysis: {templates: [{templateName: check}]}",
+    );
+    assert_eq!(super::tests::faults(&background), "");
+}
+
+#[test]
+fn an_argo_manifest_is_told_what_to_move_and_what_would_be_refused() {
+    let text = "# a\napiVersion: argoproj.io/v1alpha1\nkind: Rollout\nmetadata: {name: x}\nspec:\n  replicas: 3\n  \
+                strategy:\n    canary:\n      steps:\n      - setWeight: 5\n      - analysis: {templates: \
+                [{templateName: check}]}\n      - plugin: {name: p}\n---\napiVersion: argoproj.io/v1alpha1\nkind: \
+                AnalysisTemplate\nmetadata: {name: check}\nspec:\n  metrics:\n  - name: m\n    interval: 1m\n    \
+                successCondition: result[0] < 0.01\n    provider: {prometheus: {address: 'http://p:9090', query: up}}\n";
+    let faults = faults(text);
+    let lines: Vec<&str> = faults.lines().collect();
+    assert!(
+        lines[0].starts_with("serin.yaml:2:1: this is an Argo Rollouts manifest"),
+        "{faults}"
+    );
+    assert!(
+        lines[1].starts_with("serin.yaml:12:9: spec.strategy.canary.steps[2].plugin: step plugins"),
+        "{faults}"
+    );
+    assert!(
+        lines[2].starts_with("serin.yaml:20:15: spec.metrics[0].interval: has an interval"),
+        "{faults}"
+    );
+    assert_eq!(lines.len(), 3, "{faults}");
+}
+
+#[test]
+fn a_files_faults_are_reported_together_each_with_its_place() {
+    let text = "listeners:
+- address: localhost:8080
+- adress: 0.0.0.0:81
+services:
+- name: Bad Name
+- name: app
+  stable: {version: v1, endpoints: [nonsense, 'http://a']}
+  sticky: {header: 'bad header'}
+  strategy:
+    canary:
+      steps:
+      - setWeight: 500
+      - setwieght: 5
+      - analysis: {templates: [{templateName: nope}]}
+telemetry: {address: 1}
+";
+    let faults = faults(text);
+    for expected in [
+        "serin.yaml:2:12: listeners[0].address: `localhost:8080` is not an address to listen at; write 127.0.0.1:8080",
+        "serin.yaml:3:3: listeners[1].adress: unknown key; did you mean `address`?",
+        "serin.yaml:3:3: listeners[1]: `address` is missing; add address: …",
+        "serin.yaml:5:9: services[0].name: `Bad Name` is not a service name",
+        "serin.yaml:7:37: services[1].stable.endpoints[0]: `nonsense` is not an endpoint",
+        "serin.yaml:8:20: services[1].sticky.header: `bad header` is not a header name",
+        "serin.yaml:12:20: services[1].strategy.canary.steps[0].setWeight: weight 500 is out of range",
+        "serin.yaml:13:9: services[1].strategy.canary.steps[1].setwieght: unknown key; did you mean `setWeight`?",
+        "serin.yaml:14:47: services[1].strategy.canary.steps[2].analysis.templates[0].templateName: there is no template",
+        "serin.yaml:15:22: telemetry.address: this is not an address to listen at; write",
+    ] {
+        assert!(faults.contains(expected), "{expected}\nis not in\n{faults}");
+    }
+    assert_eq!(faults.lines().count(), 10, "{faults}");
+}
+
+#[test]
+fn what_follows_from_a_fault_is_not_reported_as_another() {
+    let faults = faults(&with(
+        "canary: {version: v1 x, endpoints: ['http://a']}\nready: {minHealthy: many}",
+    ));
+    assert_eq!(faults.lines().count(), 2, "{faults}");
+    let text = MINIMAL.replace("http://127.0.0.1:9001", "127.0.0.1:9001");
+    let faults = super::tests::faults(&text);
+    assert_eq!(faults.lines().count(), 1, "{faults}");
+    assert!(faults.contains("the scheme is missing"), "{faults}");
+}
+
+#[test]
+fn faults_name_what_would_be_right() {
+    for (key, expected) in [
+        ("sticky: {}", "exactly one of header, cookie and query"),
+        (
+            "sticky: {header: a, query: b}",
+            "exactly one of header, cookie and query",
+        ),
+        ("sticky: {cookie: {maxAge: 0}}", "maxAge: a cookie of no age"),
+        (
+            "sticky: {header: x, secretFile: nope.txt}",
+            "cannot read the secret file `config/nope.txt`",
+        ),
+        (
+            "force: {header: x, from: [10.0.0.0/33]}",
+            "`10.0.0.0/33` is not a network",
+        ),
+        ("failure: {statuses: [6xx]}", "write 5xx, 429 or 500-599"),
+        ("failure: {grpc: [NOPE]}", "write a name such as UNAVAILABLE"),
+        ("ready: {http: healthz}", "write for example /healthz"),
+        ("ready: {minHealthy: 0}", "write at least 1"),
+        (
+            "hardFailure: {action: explode}",
+            "services[0].hardFailure.action: `explode` is not known here; write abort or pause",
+        ),
+        ("deploy: {allowedEndpoints: ['1.2.3']}", "does not name endpoints"),
+        ("timeouts: {connect: 0}", "no time at all"),
+        ("timeouts: {request: never}", "is not a length of time"),
+        ("timeouts: {conect: 1s}", "did you mean `connect`?"),
+        ("limits: {requests: 0}", "0 would refuse everything"),
+        ("strategy: {}", "exactly one of canary, blueGreen and immediate"),
+        (
+            "strategy: {canary: {}, immediate: {}}",
+            "exactly one of canary, blueGreen and immediate",
+        ),
+        ("strategy: {canary: {steps: [{}]}}", "steps[0]: the step is empty"),
+        (
+            "strategy: {canary: {steps: [{pause: }]}}",
+            "steps[0]: the step is empty",
+        ),
+        (
+            "strategy: {canary: {steps: [{setWeight: 5, pause: {}}]}}",
+            "a step does one thing",
+        ),
+        ("strategy: {canary: {steps: [{setWeight: -1}]}}", "out of range"),
+        (
+            "strategy: {canary: {steps: [{pause: {duration: soon}}]}}",
+            "is not a length of time",
+        ),
+        (
+            "strategy: {canary: {steps: [{analysis: {}}]}}",
+            "names no template",
+        ),
+        (
+            "strategy: {canary: {trafficRouting: {maxTrafficWeight: 1000}}}",
+            "weights are percentages here",
+        ),
+        (
+            "strategy: {canary: {analysis: {templates: [], startingStep: 3}}}",
+            "step 3 is not there",
+        ),
+        (
+            "match: [{listener: web}]",
+            "there is no listener `web`; there are: 127.0.0.1:8080",
+        ),
+        ("match: [{host: 'http://x'}]", "write the host alone"),
+        ("match: [{host: 'x:80'}]", "without a port"),
+        ("match: [{host: 'a.*.b'}]", "a wildcard stands for whole labels"),
+        ("match: [{path: {}}]", "exactly one of exact, prefix and regex"),
+        ("match: [{path: {prefix: api}}]", "`api` is not a path"),
+        ("match: [{path: {regex: '('}}]", "is not a regular expression"),
+        (
+            "match: [{path: {regex: 'a)(?:b'}}]",
+            "is not a regular expression",
+        ),
+        (
+            "match: [{path: {regex: '(?:a{1000}){1000}'}}]",
+            "too large when compiled",
+        ),
+        (
+            "match: [{path: /api}]",
+            "expected a mapping with some of the keys exact, prefix, regex, found `/api`",
+        ),
+        ("match: [{method: get}]", "write GET"),
+        ("match: [{headers: {host: a}}]", "write host: …"),
+        (
+            "match: [{headers: {x: {present: false}}}]",
+            "absence cannot be asked for",
+        ),
+        ("match: {host: a}", "expected a list, found a mapping"),
+        (
+            "canary: {version: v1, endpoints: ['http://a']}",
+            "canary and stable are both `v1`",
+        ),
+        (
+            "canary: {version: v2, endpoints: []}",
+            "needs at least one endpoint",
+        ),
+        (
+            "canary: {version: v2, endpoints: ['http://a', 'http://a:80/']}",
+            "stands here twice",
+        ),
+        (
+            "progressDeadlineSeconds: 600",
+            "write ready: {progressDeadline: 10m}",
+        ),
+        ("name: app", "the key `name` stands here twice: first in line 3"),
+    ] {
+        let faults = faults(&with(key));
+        assert!(faults.contains(expected), "{key}\n{faults}");
+    }
+}
+
+#[test]
+fn faults_in_templates_name_what_would_be_right() {
+    let serin = "provider: {serin: {metric: errorRate}}";
+    for (metric, expected) in [
+        (
+            "count: 2\nprovider: {serin: {metric: errorRate}}",
+            "metrics[0].interval: interval is required when count > 1",
+        ),
+        (
+            "successCondition: result <\nprovider: {serin: {metric: errorRate}}",
+            "metrics[0].successCondition: ",
+        ),
+        (
+            "successCondition: reslt < 1\nprovider: {serin: {metric: errorRate}}",
+            "metrics[0].successCondition: ",
+        ),
+        (
+            "provider: {serin: {metric: errorrate}}",
+            "did you mean `errorRate`?",
+        ),
+        (
+            "provider: {serin: {metric: errorRate, quantile: 0.5}}",
+            "only latency has quantiles",
+        ),
+        (
+            "provider: {datadog: {query: x}}",
+            "this provider is not built in; use serin",
+        ),
+        ("provider: {}", "the provider is missing"),
+        ("count: 1", "the metric has no provider"),
+        (
+            "provider: {prometheus: {address: 'p:9090', query: up}}",
+            "`p:9090` is not an address",
+        ),
+        (
+            "provider: {web: {url: 'http://a', method: DELETE}}",
+            "GET, POST or PUT",
+        ),
+        (
+            "provider: {prometheus: {address: 'http://p', query: '{{args.nope}}'}}",
+            "argument `nope` has no value",
+        ),
+    ] {
+        let faults = faults(&with_template(metric));
+        assert!(faults.contains(expected), "{metric}\n{faults}");
+    }
+    let two = format!("{}    - name: m\n      {serin}\n", with_template(serin));
+    assert!(faults(&two).contains("two metrics of this template are called `m`"));
+    let secret = with_template(serin).replace(
+        "- name: check\n",
+        "- name: check\n  args:\n  - name: t\n    valueFrom: {secretKeyRef: {name: a, key: b}}\n",
+    );
+    let refused = faults(&secret);
+    assert!(
+        refused.contains("analysisTemplates[0].args[0].valueFrom: Serin reads no Kubernetes"),
+        "{refused}"
+    );
+    assert!(refused.contains("secretFile"), "{refused}");
+}
+
+#[test]
+fn files_that_are_no_configuration_say_so_and_do_not_panic() {
+    for (text, expected) in [
+        ("", "the configuration is empty"),
+        ("# nothing\n", "the configuration is empty"),
+        ("null", "the configuration is empty"),
+        ("hello", "expected a mapping with some of the keys listeners"),
+        ("- a\n", "expected a mapping"),
+        ("a: b: c", "this is not YAML"),
+        ("services: [", "this is not YAML"),
+        ("{}", "there is no listener"),
+        (
+            "listeners: []\n---\nservices: []\n",
+            "serin.yaml:3:1: a second YAML document starts here",
+        ),
+        ("!!python/object:os.system ls", "serin.yaml:1:"),
+        ("listeners: *nope", "this is not YAML"),
+        ("? [a]\n: b", "a key must be text"),
+    ] {
+        let faults = faults(text);
+        assert!(faults.contains(expected), "{text:?}\n{faults}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.yaml");
+    let fault = |path: &Path| shown(&load_with(path, &env).unwrap_err());
+    assert!(
+        fault(&path).contains("cannot read the configuration: "),
+        "{}",
+        fault(&path)
+    );
+    assert!(fault(folder.path()).contains("it is a directory"));
+    std::fs::write(&path, b"a: 1\nb: \xff\n").unwrap();
+    assert!(
+        fault(&path).contains("it is not UTF-8 (line 2)"),
+        "{}",
+        fault(&path)
+    );
+    std::fs::write(&path, format!("\u{feff}{MINIMAL}")).unwrap();
+    assert!(load_with(&path, &env).is_ok());
+}
+
+#[test]
+fn files_that_are_included_count_as_one_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let main = folder.path().join("serin.yaml");
+    let team = folder.path().join("conf.d");
+    std::fs::create_dir(&team).unwrap();
+    std::fs::write(&main, format!("{MINIMAL}include: [conf.d/*.yaml]\n")).unwrap();
+    std::fs::write(team.join(".hidden.yaml"), "nonsense").unwrap();
+    std::fs::write(team.join("b.yml"), "nonsense").unwrap();
+    std::fs::write(team.join("secret"), "s3cr3t-s3cr3t\n").unwrap();
+    let b = "services:\n- name: b\n  sticky: {header: x, secretFile: secret}\n  strategy: {canary: {steps: [{setWeight: \
+             1}, {analysis: {templates: [{templateName: t}]}}]}}\n";
+    std::fs::write(team.join("b.yaml"), b).unwrap();
+    let t = "analysisTemplates:\n- name: t\n  metrics: [{name: m, provider: {serin: {metric: errorRate}}}]\n";
+    std::fs::write(team.join("t.yaml"), t).unwrap();
+    let loaded = load_with(&main, &env)
+        .map_err(|problems| shown(&problems))
+        .unwrap();
+    let names: Vec<&str> = loaded
+        .config
+        .services
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
+    assert_eq!(names, ["app", "b"]);
+    let sticky = loaded.config.services[1].sticky.as_ref().unwrap();
+    assert_eq!(
+        sticky.secret.as_ref().map(Redacted::expose),
+        Some("s3cr3t-s3cr3t")
+    );
+    assert_eq!(
+        loaded.files,
+        [
+            main.clone(),
+            team.join("b.yaml"),
+            team.join("t.yaml"),
+            team.join("secret")
+        ]
+    );
+    assert_eq!(loaded.config.redacted_json()["services"][1]["name"], "b");
+
+    std::fs::write(team.join("c.yaml"), "services: [{name: b}]\nlisteners: []\n").unwrap();
+    let faults = shown(&load_with(&main, &env).unwrap_err());
+    let both = format!(
+        "there is a service `b` already, at {}:2",
+        team.join("b.yaml").display()
+    );
+    assert!(faults.contains(&both), "{faults}");
+    assert!(faults.contains("c.yaml:2:1: listeners: unknown key"), "{faults}");
+    std::fs::write(&main, format!("{MINIMAL}include: [nope.yaml]\n")).unwrap();
+    assert!(shown(&load_with(&main, &env).unwrap_err()).contains("nope.yaml: cannot read"));
+}
+
+#[test]
+fn secrets_come_in_and_never_go_out() {
+    let text = format!(
+        "{MINIMAL}admin:\n  tokens:\n  - {{name: ci, role: deployer, services: [app], secret: '${{TOKEN}}'}}\n  - {{name: \
+         literal, role: admin, secret: abcdefghijklmnopqrstuvwxyz}}\n"
+    )
+    .replace("  stable", "  sticky: {header: x, secret: sticky-secret-literal}\n  stable");
+    let config = good(&text);
+    assert_eq!(config.admin.tokens[0].role, TokenRole::Deployer);
+    assert_eq!(config.admin.tokens[0].hash, admin::hash("0123456789abcdef0123"));
+    let everything = format!("{config:?} {}", config.redacted_json());
+    for secret in ["0123456789abcdef", "abcdefghijklmnop", "sticky-secret"] {
+        assert!(!everything.contains(secret), "{everything}");
+    }
+    assert!(everything.contains("[redacted]"));
+    let shown = with_template(
+        "provider: {web: {url: 'http://user:pw@h/x', headers: {Authorization: 'Bearer abc'}, body: '${TOKEN}'}}",
+    );
+    let shown = good(&shown).redacted_json().to_string();
+    assert!(
+        !shown.contains("pw@") && !shown.contains("abc") && shown.contains("${TOKEN}"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn an_unset_variable_is_named_at_its_place() {
+    let faults = faults(&MINIMAL.replace("127.0.0.1:8080", "127.0.0.1:${NOPE}"));
+    assert!(
+        faults.contains("serin.yaml:1:23: the environment variable `NOPE` is not set"),
+        "{faults}"
+    );
+    assert_eq!(faults.lines().count(), 2, "{faults}");
+    assert_eq!(
+        good(&MINIMAL.replace("127.0.0.1:8080", "127.0.0.1:${PORT}")).listeners[0]
+            .address
+            .to_string(),
+        "127.0.0.1:8080"
+    );
+}
+
+#[test]
+fn the_admin_address_off_loopback_needs_a_word() {
+    let at = |rest: &str| format!("{MINIMAL}admin: {{address: '0.0.0.0:9900'{rest}}}\n");
+    assert!(faults(&at("")).contains("admin.address: 0.0.0.0:9900 is not loopback"));
+    assert!(good(&at(", insecure: true")).admin.insecure);
+    assert!(
+        faults(&format!("{MINIMAL}admin: {{address: '127.0.0.1:8080'}}\n"))
+            .contains("is taken by the listener")
+    );
+}
+
+#[test]
+fn keys_that_only_move_pods_are_accepted_with_a_warning() {
+    let text = with(
+        "replicas: 3\nstrategy:\n  canary:\n    maxSurge: 25%\n    trafficRouting: {istio: {}}\n    steps:\n    - \
+         setCanaryScale: {weight: 5}\n    - setWeight: 5\n    - pause: {}",
+    );
+    let loaded = read(&text).map_err(|problems| shown(&problems)).unwrap();
+    let warnings = shown(&loaded.warnings);
+    for key in [
+        "services[0].replicas",
+        "canary.maxSurge",
+        "canary.trafficRouting",
+        "steps[0].setCanaryScale",
+    ] {
+        assert!(warnings.contains(key), "{key}\n{warnings}");
+    }
+    assert_eq!(loaded.config.services[0].plan.steps().len(), 3);
+}
+
+#[test]
+fn what_serve_cannot_do_yet_is_understood_and_named() {
+    let text = with(
+        "canary: {version: v2, endpoints: ['https://a']}\nstrategy:\n  blueGreen: {autoPromotionEnabled: false, \
+         activeService: x}",
+    );
+    let loaded = read(&text).map_err(|problems| shown(&problems)).unwrap();
+    assert!(
+        matches!(&loaded.config.services[0].plan.strategy, Strategy::BlueGreen(plan) if !plan.auto_promotion_enabled)
+    );
+    let not_yet = shown(loaded.config.not_yet());
+    assert!(
+        not_yet.contains("https:// endpoints") && not_yet.contains("services[0].strategy.blueGreen"),
+        "{not_yet}"
+    );
+    let tls = MINIMAL.replace(
+        "'127.0.0.1:8080'",
+        "'127.0.0.1:8080', tls: {certificate: a, key: b}",
+    );
+    assert!(shown(good(&tls).not_yet()).contains("listeners[0].tls: tls: understood"));
+    let judge = with_template(
+        "judge: {alpha: 1%, errors: {tolerate: 0.05pp}, latency: {quantiles: [0.5], tolerate: 10%}}",
+    );
+    assert!(shown(good(&judge).not_yet()).contains("judge metrics"));
+}
+
+#[test]
+fn a_services_words_become_types() {
+    let config = good(&with(
+        "match:\n- host: '*.Example.com'\n  path: {prefix: /api}\n  method: POST\n  headers: {x-a: 1, x-b: {regex: \
+         '[a-z]+'}}\n  cookies: {c: {present: true}}\n  query: {q: {prefix: z}}\n- path: {exact: /x}\nsticky: {cookie: \
+         {maxAge: 1h}, missing: stable}\nforce: {header: X-Canary}\nfailure: {statuses: [429, 5xx, 440-441], \
+         responseHeader: {name: x-bad, value: yes}, grpc: [unavailable, 13]}\nhealth: {interval: 2s}\nready: {http: \
+         /ok}\ntimeouts: {request: 10s}\ndeploy: {allowedEndpoints: [10.0.0.0/8, '*.svc.local', 'unix:/run/app/*']}\n\
+         rollbackWindow: {revisions: 3}",
+    ));
+    let service = &config.services[0];
+    assert_eq!(service.matches.len(), 2);
+    let sticky = service.sticky.as_ref().unwrap();
+    let cookie = StickyCookie {
+        name: "serin-id".to_owned(),
+        max_age: Span::secs(3600),
+    };
+    assert_eq!(
+        (&sticky.source, sticky.missing),
+        (&StickySource::Cookie(cookie), MissingKey::Stable)
+    );
+    let force = service.force.as_ref().unwrap();
+    assert!(force.allows("::ffff:10.1.1.1".parse().unwrap()) && !force.allows("8.8.8.8".parse().unwrap()));
+    let failing: Vec<u16> = (0..1024)
+        .filter(|status| service.failure.is_failure_status(*status))
+        .collect();
+    assert_eq!(failing.len(), 103);
+    assert!(service.failure.is_failure_grpc(14) && service.failure.is_failure_grpc(13));
+    assert!(!service.failure.is_failure_grpc(2) && !service.failure.is_failure_grpc(0));
+    let mut headers = http::HeaderMap::new();
+    assert!(!service.failure.is_failure_head(200, &headers));
+    headers.insert("x-bad", http::HeaderValue::from_static("yes"));
+    assert!(service.failure.is_failure_head(200, &headers));
+    assert_eq!(service.health.as_ref().unwrap().http.as_deref(), Some("/ok"));
+    let t = service.timeouts.over(&config.listeners[0].timeouts);
+    assert_eq!((t.request, t.connect), (Some(Span::secs(10)), Span::secs(1)));
+    let allows = |url: &str| service.deploy.allows(&url.parse().unwrap());
+    assert!(allows("http://10.9.9.9") && allows("http://a.svc.local") && allows("unix:/run/app/1.sock"));
+    assert!(!allows("http://11.0.0.1") && !allows("http://svc.local") && !allows("unix:/run/app/../x"));
+    assert!(!allows("http://localhost"));
+    assert_eq!(service.plan.rollback_window.unwrap().revisions, 3);
+    assert_eq!(config.router().targets(), [0]);
+}
+
+#[test]
+fn a_deploys_steps_use_the_same_words() {
+    let text = with_template("provider: {serin: {metric: errorRate, role: stable}}");
+    let config = good(&text);
+    let service = &config.services[0];
+    let steps = serde_json::json!([{"setWeight": "1/3"}, {"pause": {"duration": "1m"}}, {"analysis": {"templates": [{"templateName": "check"}]}}]);
+    let (plan, templates) = config.plan_with_steps(service, &steps).unwrap();
+    assert_eq!(plan.steps().len(), 3);
+    assert_eq!(plan.steps()[0], Step::SetWeight("1/3".parse().unwrap()));
+    assert_eq!(templates[0].name, "check");
+    assert!(
+        matches!(&templates[0].metrics[0].provider, crate::analysis::Provider::Serin(q) if q.role == Role::Stable)
+    );
+    for (steps, expected) in [
+        (serde_json::json!([]), "there is no step"),
+        (serde_json::json!({}), "expected a list"),
+        (
+            serde_json::json!([{"setWeight": 101}, {"pauze": {}}]),
+            "did you mean `pause`?",
+        ),
+        (
+            serde_json::json!([{"setWeight": 101}]),
+            "steps[0].setWeight: weight 101 is out of range",
+        ),
+        (
+            serde_json::json!([{"analysis": {"templates": [{"templateName": "chek"}]}}]),
+            "did you mean `check`?",
+        ),
+        (serde_json::json!([{"analysis": {"metrics": []}}]), "unknown key"),
+    ] {
+        let faults = shown(&config.plan_with_steps(service, &steps).unwrap_err());
+        assert!(faults.contains(expected), "{steps}\n{faults}");
+    }
+}
