@@ -31,6 +31,16 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
     /// Every file that was read: the configuration, what it includes, secrets.
     pub files: Vec<PathBuf>,
+    /// Directories in which `include` looks for files.
+    pub directories: Vec<PathBuf>,
+}
+
+impl Loaded {
+    /// What [`super::Watch`] has to watch: the files, and the directories where more may appear.
+    pub fn to_watch(&self) -> Vec<PathBuf> {
+        let more = self.directories.iter().map(|directory| directory.join("*"));
+        self.files.iter().cloned().chain(more).collect()
+    }
 }
 
 /// The main file.
@@ -191,7 +201,12 @@ pub fn load_text(
             }
         }
     }
-    finish(config, files, read_files)
+    let directories = main
+        .include
+        .iter()
+        .map(|pattern| directory(&base.join(&pattern.value)))
+        .collect();
+    finish(config, files, read_files, directories)
 }
 
 /// The one document of a file. A whole Argo manifest is taken apart instead.
@@ -599,7 +614,12 @@ fn not_yet_there(listeners: &[super::Listener], admin_tls: bool, cx: &Cx) -> Vec
     problems
 }
 
-fn finish(config: Config, files: Vec<File>, mut read_files: Vec<PathBuf>) -> Result<Loaded, Vec<Problem>> {
+fn finish(
+    config: Config,
+    files: Vec<File>,
+    mut read_files: Vec<PathBuf>,
+    directories: Vec<PathBuf>,
+) -> Result<Loaded, Vec<Problem>> {
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     for mut file in files {
         problems.append(&mut file.cx.problems);
@@ -612,6 +632,7 @@ fn finish(config: Config, files: Vec<File>, mut read_files: Vec<PathBuf>) -> Res
             config: Arc::new(config),
             warnings,
             files: read_files,
+            directories,
         });
     }
     problems.sort_by(Problem::reading_order);

@@ -6,7 +6,9 @@
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -29,16 +31,21 @@ pub struct WatchError {
 pub struct Watch {
     watcher: RecommendedWatcher,
     watched: BTreeSet<PathBuf>,
+    /// Names of the files themselves: what else lies in their directories (the store!) is nobody's business.
+    names: Arc<Mutex<BTreeSet<OsString>>>,
     events: mpsc::Receiver<()>,
 }
 
 impl Watch {
-    /// Starts watching the directories of these files ([`super::Loaded::files`]).
+    /// Starts watching the directories of these files ([`super::Loaded::to_watch`]).
     pub fn new(files: &[PathBuf]) -> Result<Watch, WatchError> {
         // One place: a change that is already waiting to be told needs no second one.
         let (sender, events) = mpsc::channel(1);
+        let names: Arc<Mutex<BTreeSet<OsString>>> = Arc::default();
+        let known = Arc::clone(&names);
         let handler = move |event: notify::Result<Event>| {
-            if event.map_or(true, |event| is_change(event.kind)) {
+            let known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            if event.map_or(true, |event| is_change(&event, &known)) {
                 // Full means that somebody will look anyway; closed means that nobody does.
                 let _ = sender.try_send(());
             }
@@ -50,6 +57,7 @@ impl Watch {
         let mut watch = Watch {
             watcher,
             watched: BTreeSet::new(),
+            names,
             events,
         };
         watch.also(files)?;
@@ -58,6 +66,14 @@ impl Watch {
 
     /// Watches more directories, after a reload that included other files. Old ones stay watched.
     pub fn also(&mut self, files: &[PathBuf]) -> Result<(), WatchError> {
+        let names = files
+            .iter()
+            .filter_map(|file| file.file_name())
+            .map(OsString::from);
+        self.names
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(names);
         for directory in directories(files) {
             if self.watched.contains(&directory) {
                 continue;
@@ -88,9 +104,10 @@ impl Watch {
     }
 }
 
-/// Reading a file is no change; loading reads.
-fn is_change(kind: EventKind) -> bool {
-    match kind {
+/// Whether a configuration may have changed. Reading is no change (loading reads), and neither is what happens to
+/// files that are no part of it, such as the store's.
+fn is_change(event: &Event, names: &BTreeSet<OsString>) -> bool {
+    let written = match event.kind {
         EventKind::Access(notify::event::AccessKind::Close(notify::event::AccessMode::Write)) => true,
         EventKind::Access(_) => false,
         EventKind::Any
@@ -98,7 +115,16 @@ fn is_change(kind: EventKind) -> bool {
         | EventKind::Modify(_)
         | EventKind::Remove(_)
         | EventKind::Other => true,
-    }
+    };
+    let ours = |path: &PathBuf| {
+        let Some(name) = path.file_name() else { return true };
+        let yaml = path
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml");
+        // `..data` is what Kubernetes swaps.
+        yaml || names.contains(name) || name.to_string_lossy().starts_with("..")
+    };
+    written && (event.paths.is_empty() || event.paths.iter().any(ours))
 }
 
 /// The directories of files and, where a file or its directory is a symlink, of what it leads to: Kubernetes swaps
@@ -161,6 +187,12 @@ mod tests {
         assert!(
             tokio::time::timeout(DEBOUNCE * 3, watch.changed()).await.is_err(),
             "reading is none"
+        );
+
+        fs::write(folder.path().join("serin.db-wal"), "x").unwrap();
+        assert!(
+            tokio::time::timeout(DEBOUNCE * 3, watch.changed()).await.is_err(),
+            "the store is no configuration"
         );
 
         let other = folder.path().join(".tmp");
