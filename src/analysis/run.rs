@@ -443,3 +443,216 @@ impl MetricState {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analysis::{PrometheusQuery, SerinMetric, SerinQuery};
+
+    fn metric(change: impl FnOnce(&mut MetricSpec)) -> MetricSpec {
+        let mut spec = MetricSpec::named("m", Provider::Serin(SerinQuery::of(SerinMetric::ErrorRate)));
+        change(&mut spec);
+        spec
+    }
+
+    const fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_secs(seconds)
+    }
+
+    fn finish(run: &mut Run, outcome: Outcome, seconds: u64) {
+        run.finish(0, outcome, None, None, at(seconds)).unwrap();
+    }
+
+    #[test]
+    fn the_first_measurement_waits_for_the_initial_delay_and_the_next_for_the_interval() {
+        let spec = metric(|spec| {
+            spec.initial_delay = Some(Span::secs(20));
+            spec.interval = Some(Span::secs(60));
+        });
+        let mut run = Run::start(vec![spec], at(100));
+        assert_eq!(run.next_due(), Some(at(120)));
+        run.begin(0, at(120)).unwrap();
+        assert_eq!(run.next_due(), None);
+        assert_eq!(run.begin(0, at(121)), Err(Ignored::InFlight("m".into())));
+        finish(&mut run, Outcome::Successful, 127);
+        assert_eq!(run.next_due(), Some(at(187)));
+        finish(&mut run, Outcome::Error, 190);
+        assert_eq!(
+            run.next_due(),
+            Some(at(200)),
+            "after an error ten seconds, whatever the interval"
+        );
+    }
+
+    #[test]
+    fn the_phase_says_why_in_the_words_users_search_for() {
+        let mut run = Run::start(
+            vec![metric(|spec| {
+                spec.interval = Some(Span::secs(60));
+                spec.failure_limit = 2;
+            })],
+            at(0),
+        );
+        for second in 1..=2 {
+            finish(&mut run, Outcome::Failed, second);
+            assert_eq!(run.phase, RunPhase::Running);
+        }
+        run.finish(
+            0,
+            Outcome::Failed,
+            Some("0.07".into()),
+            Some("it said".into()),
+            at(3),
+        )
+        .unwrap();
+        let message = "Metric \"m\" assessed Failed due to failed (3) > failureLimit (2): it said";
+        assert_eq!(
+            (run.phase, run.message.as_deref()),
+            (RunPhase::Failed, Some(message))
+        );
+        assert_eq!(run.finished, Some(at(3)));
+    }
+
+    #[test]
+    fn consecutive_successes_end_a_metric_or_its_count_does() {
+        let spec = |limit| {
+            metric(|spec| {
+                spec.interval = Some(Span::secs(1));
+                spec.count = Some(3);
+                spec.failure_limit = limit;
+                spec.consecutive_success_limit = 2;
+            })
+        };
+        for (limit, outcome) in [(1, RunPhase::Inconclusive), (-1, RunPhase::Failed)] {
+            let mut run = Run::start(vec![spec(limit)], at(0));
+            finish(&mut run, Outcome::Successful, 1);
+            finish(&mut run, Outcome::Failed, 2);
+            finish(&mut run, Outcome::Successful, 3);
+            assert_eq!(run.phase, outcome, "failureLimit {limit}");
+        }
+        let mut run = Run::start(vec![spec(1)], at(0));
+        finish(&mut run, Outcome::Successful, 1);
+        finish(&mut run, Outcome::Successful, 2);
+        assert_eq!(run.phase, RunPhase::Successful);
+    }
+
+    #[test]
+    fn a_duration_ends_with_the_first_real_measurement_at_or_after_it() {
+        let spec = metric(|spec| {
+            spec.interval = Some(Span::secs(60));
+            spec.duration = Some(Span::secs(120));
+        });
+        let mut run = Run::start(vec![spec], at(0));
+        finish(&mut run, Outcome::Successful, 0);
+        finish(&mut run, Outcome::Successful, 60);
+        finish(&mut run, Outcome::Error, 120);
+        assert_eq!(run.phase, RunPhase::Running);
+        finish(&mut run, Outcome::Successful, 130);
+        assert_eq!(run.phase, RunPhase::Successful);
+    }
+
+    #[test]
+    fn no_data_grows_the_window_and_then_is_inconclusive() {
+        let spec = |on_no_data| {
+            metric(|spec| {
+                spec.interval = Some(Span::secs(60));
+                spec.on_no_data = on_no_data;
+            })
+        };
+        for (on_no_data, outcome) in [
+            (OnNoData::Inconclusive, RunPhase::Inconclusive),
+            (OnNoData::Fail, RunPhase::Failed),
+            (OnNoData::Pass, RunPhase::Running),
+        ] {
+            let mut run = Run::start(vec![spec(on_no_data)], at(0));
+            run.begin(0, at(0)).unwrap();
+            finish(&mut run, Outcome::NoData, 1);
+            assert_eq!((run.metrics[0].count, run.next_due()), (0, Some(at(6))));
+            run.begin(0, at(6)).unwrap();
+            assert_eq!(
+                run.metrics[0].measurements[0].started,
+                at(0),
+                "the window goes on"
+            );
+            finish(&mut run, Outcome::NoData, 599);
+            assert!(!run.has_decided());
+            finish(&mut run, Outcome::NoData, 600);
+            assert_eq!(run.phase, outcome);
+            assert_eq!(run.metrics[0].measurements.len(), 1);
+        }
+    }
+
+    #[test]
+    fn data_after_silence_counts_as_usual() {
+        let mut run = Run::start(vec![metric(|spec| spec.interval = Some(Span::secs(60)))], at(0));
+        finish(&mut run, Outcome::NoData, 1);
+        finish(&mut run, Outcome::Successful, 700);
+        assert_eq!((run.metrics[0].count, run.metrics[0].waiting_since), (1, None));
+        assert!(run.has_decided());
+        assert_eq!(run.next_due(), Some(at(760)));
+    }
+
+    #[test]
+    fn after_a_restart_what_was_in_flight_is_measured_again() {
+        let mut run = Run::start(vec![metric(|spec| spec.interval = Some(Span::secs(60)))], at(0));
+        run.begin(0, at(0)).unwrap();
+        run.restarted(at(500));
+        assert_eq!((run.next_due(), run.metrics[0].count), (Some(at(0)), 0));
+        run.begin(0, at(500)).unwrap();
+        assert_eq!(run.metrics[0].measurements[0].started, at(500));
+    }
+
+    #[test]
+    fn a_run_without_metrics_that_decide_gives_no_evidence() {
+        let dry = metric(|spec| spec.dry_run = true);
+        let mut run = Run::start(vec![dry], at(0));
+        finish(&mut run, Outcome::Failed, 1);
+        assert_eq!((run.phase, run.has_decided()), (RunPhase::Successful, false));
+    }
+
+    #[test]
+    fn ten_measurements_are_kept_and_all_are_counted() {
+        let mut run = Run::start(vec![metric(|spec| spec.interval = Some(Span::secs(1)))], at(0));
+        for second in 0..25 {
+            finish(&mut run, Outcome::Successful, second);
+        }
+        assert_eq!(
+            (run.metrics[0].measurements.len(), run.metrics[0].count),
+            (10, 25)
+        );
+    }
+
+    #[test]
+    fn an_error_pauses_only_when_every_metric_to_blame_says_so() {
+        let prometheus = |name: &str| {
+            let mut spec = metric(|spec| spec.consecutive_error_limit = 0);
+            spec.name = name.to_owned();
+            spec.provider = Provider::Prometheus(PrometheusQuery {
+                address: "http://p".into(),
+                query: "up".into(),
+                timeout: None,
+                headers: std::collections::BTreeMap::new(),
+                insecure: false,
+            });
+            spec
+        };
+        let mut run = Run::start(
+            vec![prometheus("a"), metric(|spec| spec.name = "own".into())],
+            at(0),
+        );
+        finish(&mut run, Outcome::Error, 1);
+        assert_eq!((run.phase, run.on_error()), (RunPhase::Error, OnError::Pause));
+        let own = metric(|spec| spec.consecutive_error_limit = 0);
+        let mut run = Run::start(vec![own, prometheus("a")], at(0));
+        finish(&mut run, Outcome::Error, 1);
+        assert_eq!(run.on_error(), OnError::Abort);
+    }
+
+    #[test]
+    fn a_stored_run_reads_back_the_same() {
+        let mut run = Run::start(vec![metric(|spec| spec.interval = Some(Span::secs(1)))], at(0));
+        finish(&mut run, Outcome::Failed, 5);
+        let stored = serde_json::to_string(&run).unwrap();
+        assert_eq!(serde_json::from_str::<Run>(&stored).unwrap(), run);
+    }
+}

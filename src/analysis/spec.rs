@@ -313,3 +313,45 @@ fn headers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String
         Headers::List(list) => list.into_iter().map(|pair| (pair.key, pair.value)).collect(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn argos_spelling_is_read_as_it_is() {
+        let text = r#"{"name": "error-rate", "interval": "1m", "failureLimit": "2",
+            "successCondition": "result[0] < 0.01",
+            "provider": {"web": {"url": "http://h/", "jsonPath": "{$.data}", "timeoutSeconds": 20,
+                                 "headers": [{"key": "a", "value": "b"}]}}}"#;
+        let spec: MetricSpec = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            (
+                spec.failure_limit,
+                spec.consecutive_error_limit,
+                spec.effective_count()
+            ),
+            (2, 4, None)
+        );
+        let Provider::Web(web) = &spec.provider else {
+            panic!("{spec:?}");
+        };
+        assert_eq!(
+            (web.timeout, web.headers.get("a").map(String::as_str)),
+            (Some(Span::secs(20)), Some("b"))
+        );
+        let stored = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<MetricSpec>(&stored).unwrap(), spec);
+    }
+
+    #[test]
+    fn an_outage_of_somebody_elses_provider_does_not_roll_back_unless_told_to() {
+        let own = MetricSpec::named("m", Provider::Serin(SerinQuery::of(SerinMetric::Latency)));
+        assert_eq!(own.on_error(), OnError::Abort);
+        let text = r#"{"name": "m", "provider": {"prometheus": {"address": "http://p", "query": "up"}}}"#;
+        let mut theirs: MetricSpec = serde_json::from_str(text).unwrap();
+        assert_eq!(theirs.on_error(), OnError::Pause);
+        theirs.on_error = Some(OnError::Abort);
+        assert_eq!(theirs.on_error(), OnError::Abort);
+    }
+}

@@ -113,7 +113,7 @@ fn check_count(spec: &MetricSpec, context: Context, refuse: &mut impl FnMut(&'st
             refuse(
                 "count",
                 format!(
-                    "count ({count}) must be >= inconclusiveLimit ({})",
+                    "count must be >= inconclusiveLimit, and {count} < {}",
                     spec.inconclusive_limit
                 ),
             );
@@ -153,4 +153,84 @@ pub fn validate_all<'a>(
         });
     }
     if bad.is_empty() { Ok(()) } else { Err(bad) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        analysis::{Provider, SerinMetric, SerinQuery},
+        model::Span,
+    };
+
+    fn refused(context: Context, change: impl FnOnce(&mut MetricSpec)) -> String {
+        let mut spec = MetricSpec::named("m", Provider::Serin(SerinQuery::of(SerinMetric::ErrorRate)));
+        spec.interval = Some(Span::secs(60));
+        spec.count = Some(5);
+        change(&mut spec);
+        let bad = validate(&spec, context);
+        bad.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    }
+
+    #[test]
+    fn a_metric_within_the_rules_is_accepted() {
+        assert_eq!(refused(Context::Inline, |_| {}), "");
+        assert_eq!(refused(Context::Background, |spec| spec.count = None), "");
+        let by_duration = |spec: &mut MetricSpec| {
+            spec.count = None;
+            spec.duration = Some(Span::secs(300));
+        };
+        assert_eq!(refused(Context::Inline, by_duration), "");
+        let off = |spec: &mut MetricSpec| {
+            spec.failure_limit = -1;
+            spec.consecutive_success_limit = 3;
+        };
+        assert_eq!(refused(Context::Inline, off), "");
+        let once = |spec: &mut MetricSpec| {
+            spec.count = None;
+            spec.interval = None;
+        };
+        assert_eq!(refused(Context::BlueGreen, once), "");
+    }
+
+    #[test]
+    fn every_rule_names_the_mend() {
+        type Change = fn(&mut MetricSpec);
+        let rules: [(Change, &str); 10] = [
+            (|spec| spec.count = None, "add count: 5 or duration: 5m"),
+            (|spec| spec.interval = None, "interval is required"),
+            (|spec| spec.failure_limit = 6, "count must be >= failureLimit"),
+            (
+                |spec| spec.inconclusive_limit = 6,
+                "count must be >= inconclusiveLimit",
+            ),
+            (|spec| spec.failure_limit = -2, "failureLimit must be >= -1"),
+            (
+                |spec| spec.inconclusive_limit = -1,
+                "inconclusiveLimit must be >= 0",
+            ),
+            (
+                |spec| spec.consecutive_error_limit = -1,
+                "consecutiveErrorLimit must be >= 0",
+            ),
+            (|spec| spec.failure_limit = -1, "cannot both be off"),
+            (|spec| spec.duration = Some(Span::secs(60)), "exclude each other"),
+            (
+                |spec| spec.success_condition = Some("result <".into()),
+                "successCondition",
+            ),
+        ];
+        for (change, part) in rules {
+            let text = refused(Context::Inline, change);
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn names_are_unique_within_an_analysis() {
+        let spec = MetricSpec::named("m", Provider::Serin(SerinQuery::of(SerinMetric::ErrorRate)));
+        assert!(validate_all([&spec], Context::Inline).is_ok());
+        assert!(validate_all([&spec, &spec], Context::Inline).is_err());
+        assert!(validate_all([], Context::Inline).is_err());
+    }
 }

@@ -13,6 +13,9 @@ mod status;
 mod steps;
 mod transition;
 
+#[cfg(test)]
+mod tests;
+
 pub use effect::{AnalysisKind, Effect, Notice, Trigger};
 pub use event::Event;
 pub use plan::{

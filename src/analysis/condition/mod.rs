@@ -278,3 +278,148 @@ fn at(list: &Value, index: i64) -> expr::Result<Value> {
         None => expr::bail!("index out of range: {index} (array length is {})", items.len()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn judge(success: &str, failure: &str, value: &serde_json::Value) -> Outcome {
+        Conditions::compile(Some(success), Some(failure))
+            .unwrap()
+            .judge_json(value)
+            .0
+    }
+
+    #[test]
+    fn the_two_conditions_combine_as_in_argo() {
+        let value = json!([0.93]);
+        for (success, failure, outcome) in [
+            ("", "", Outcome::Successful),
+            ("result[0] > 0.9", "", Outcome::Successful),
+            ("result[0] > 0.95", "", Outcome::Failed),
+            ("", "result[0] > 0.9", Outcome::Failed),
+            ("", "result[0] > 0.95", Outcome::Successful),
+            ("result[0] > 0.9", "result[0] > 0.9", Outcome::Failed),
+            ("result[0] > 0.95", "result[0] < 0.9", Outcome::Inconclusive),
+        ] {
+            assert_eq!(judge(success, failure, &value), outcome, "{success} / {failure}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_computed_is_an_error_whichever_condition_it_is() {
+        for (condition, value) in [
+            ("result[0] < 1", json!([])),
+            ("default(result[0], 0) < 1", json!([])),
+            ("isNil(result[1])", json!([1])),
+            ("result < 0.05", json!(null)),
+            ("result", json!(0.5)),
+            ("result[0]", json!([0.5])),
+            ("result < 0.05", json!("text")),
+            ("result && true", json!(1)),
+            ("result.a.b < 1", json!({"a": null})),
+            ("len(result) == 0", json!(null)),
+            ("asFloat(result) < 1", json!("abc")),
+            ("asInt(result) < 1", json!(null)),
+        ] {
+            assert_eq!(
+                judge(condition, "", &value),
+                Outcome::Error,
+                "{condition} on {value}"
+            );
+            assert_eq!(
+                judge("", condition, &value),
+                Outcome::Error,
+                "{condition} on {value}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_mix_and_functions_convert() {
+        for (condition, value) in [
+            ("result[0] == 1", json!([1.0])),
+            ("result > 0.5", json!(1)),
+            ("asFloat(result) < 0.5", json!("0.25")),
+            ("asInt(result) == 3", json!(3.9)),
+            ("asInt(result) == 3", json!("3")),
+            ("default(result, 0) == 0", json!(null)),
+            ("result == nil", json!(null)),
+            ("isNil(result)", json!(null)),
+            ("result[-1] == 3", json!([1, 2, 3])),
+            ("all(result, {# < 0.5})", json!([0.1, 0.2])),
+            (
+                "result.data.ok and result.data.rate < 0.1",
+                json!({"data": {"ok": true, "rate": 0.05}}),
+            ),
+            ("result['a-b'] == 1", json!({"a-b": 1})),
+            ("len(result) == 0 || result[0] < 0.01", json!([])),
+            ("result in ['ok', 'fine']", json!("ok")),
+        ] {
+            assert_eq!(
+                judge(condition, "", &value),
+                Outcome::Successful,
+                "{condition} on {value}"
+            );
+        }
+    }
+
+    #[test]
+    fn nan_compares_to_nothing_and_can_be_asked_for() {
+        let nan = |success, failure| {
+            Conditions::compile(success, failure)
+                .unwrap()
+                .judge_vector(&[f64::NAN])
+                .0
+        };
+        assert_eq!(nan(Some("result[0] >= 0.95"), None), Outcome::Failed);
+        assert_eq!(nan(None, Some("result[0] > 0.05")), Outcome::Successful);
+        assert_eq!(
+            nan(Some("result[0] > 0.5"), Some("result[0] <= 0.5")),
+            Outcome::Inconclusive
+        );
+        assert_eq!(nan(Some("isNaN(result[0])"), None), Outcome::Successful);
+        assert_eq!(nan(Some("isInf(result[0])"), None), Outcome::Failed);
+    }
+
+    #[test]
+    fn a_condition_that_cannot_work_is_refused_when_it_is_configured() {
+        for condition in [
+            "result[0] <",
+            "result[0] ~ 1",
+            "reslut < 1",
+            "now() > 1",
+            "result <> 1",
+            "(result",
+        ] {
+            let error = Conditions::compile(Some(condition), None).unwrap_err();
+            assert!(
+                error.key == "successCondition" && error.to_string().contains(condition),
+                "{error}"
+            );
+        }
+        assert!(Conditions::compile(Some(&"1 + ".repeat(1000)), None).is_err());
+    }
+
+    #[test]
+    fn no_text_makes_the_compiler_panic() {
+        let pieces = [
+            "result", "[", "]", "(", ")", "{", "}", "0", ".", "..", "?", ":", "#", "'", "-", "not ", "é",
+            "|", "1e",
+        ];
+        for seed in 0..20_000u64 {
+            let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+            let mut text = String::new();
+            for _ in 0..(seed % 9) + 1 {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                text.push_str(pieces[usize::try_from(state >> 33).unwrap() % pieces.len()]);
+            }
+            if let Ok(conditions) = Conditions::compile(Some(&text), None) {
+                let _ = conditions.judge_vector(&[0.5, f64::NAN]);
+            }
+        }
+    }
+}

@@ -1,0 +1,612 @@
+//! What each event means, one claim each. The case files (rehearsed in `cli::rehearse`) hold the given scenarios; the
+//! rules that serving adds to them are here.
+
+use super::*;
+use crate::{
+    analysis::{OnError, RunPhase},
+    model::{Span, Timestamp, VersionName, Weight},
+};
+
+fn v(name: &str) -> VersionName {
+    VersionName::new(name).unwrap()
+}
+
+fn deploy(version: &str) -> Event {
+    Event::Deploy { version: v(version) }
+}
+
+const PROMOTE: Event = Event::Promote {
+    full: false,
+    skip_analysis: false,
+};
+const SKIP: Event = Event::Promote {
+    full: false,
+    skip_analysis: true,
+};
+const FULL: Event = Event::Promote {
+    full: true,
+    skip_analysis: false,
+};
+
+/// A service under test: events in, refusals out.
+struct Service {
+    state: State,
+    plan: Plan,
+    effects: Vec<Effect>,
+}
+
+impl Service {
+    fn on(plan: Plan) -> Service {
+        let mut service = Service {
+            state: State::default(),
+            plan,
+            effects: Vec::new(),
+        };
+        service.at(0, &deploy("v1"));
+        service
+    }
+
+    fn try_at(&mut self, seconds: u64, event: &Event) -> Result<(), Refused> {
+        let (state, effects) = transition(&self.state, event, &self.plan, Timestamp::from_secs(seconds))?;
+        self.state = state;
+        self.effects = effects;
+        Ok(())
+    }
+
+    fn at(&mut self, seconds: u64, event: &Event) {
+        self.try_at(seconds, event).unwrap();
+    }
+
+    fn refused(&mut self, seconds: u64, event: &Event) -> Refused {
+        let before = self.state.clone();
+        let refused = self.try_at(seconds, event).unwrap_err();
+        assert_eq!(self.state, before);
+        refused
+    }
+
+    fn roll(plan: Plan) -> Service {
+        let mut service = Service::on(plan);
+        service.at(0, &deploy("v2"));
+        service.at(0, &Event::EndpointsReady);
+        service
+    }
+
+    fn verdict(&self, kind: AnalysisKind, phase: RunPhase, on_error: OnError) -> Event {
+        let run = self
+            .state
+            .runs()
+            .into_iter()
+            .find(|(_, known)| *known == kind)
+            .unwrap()
+            .0;
+        Event::AnalysisFinished {
+            run,
+            phase,
+            on_error,
+            message: "because".into(),
+        }
+    }
+
+    fn shown(&self) -> (Phase, usize, Weight) {
+        (
+            self.state.phase(),
+            self.state.step(&self.plan).0,
+            self.state.weight(),
+        )
+    }
+}
+
+fn weight(percent: u32) -> Step {
+    Step::SetWeight(Weight::percent(percent))
+}
+
+fn pause(seconds: u64) -> Step {
+    Step::Pause(Pause {
+        duration: Some(Span::secs(seconds)),
+    })
+}
+
+fn forever() -> Step {
+    Step::Pause(Pause::default())
+}
+
+fn analysis() -> Step {
+    Step::Analysis(AnalysisRef::default())
+}
+
+fn watched(steps: Vec<Step>, require_evidence: bool) -> Plan {
+    let mut plan = Plan::of(Strategy::Canary(Canary {
+        steps,
+        background: Some(Background::default()),
+    }));
+    plan.require_evidence = require_evidence;
+    plan
+}
+
+#[test]
+fn the_first_version_is_stable_at_once() {
+    let service = Service::on(Plan::canary(vec![weight(5)]));
+    assert_eq!(
+        (service.state.phase(), service.state.stable),
+        (Phase::Healthy, Some(v("v1")))
+    );
+}
+
+#[test]
+fn a_new_version_waits_for_endpoints_at_weight_zero() {
+    let mut service = Service::on(Plan::canary(vec![weight(5), forever()]));
+    service.at(0, &deploy("v2"));
+    assert_eq!(service.shown(), (Phase::Progressing, 0, Weight::ZERO));
+    assert_eq!(service.state.message(&service.plan), "waiting for endpoints");
+    service.refused(1, &PROMOTE);
+    service.refused(1, &FULL);
+    service.at(2, &Event::EndpointsReady);
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(5)));
+}
+
+#[test]
+fn past_the_deadline_without_endpoints_it_aborts_but_not_while_somebody_paused_it() {
+    let mut plan = Plan::canary(vec![weight(5)]);
+    plan.progress_deadline = Some(Span::secs(600));
+    let mut service = Service::on(plan);
+    service.at(0, &deploy("v2"));
+    assert_eq!(
+        service.state.next_wakeup(&service.plan),
+        Some(Timestamp::from_millis(600_001))
+    );
+    service.at(600, &Event::Tick);
+    assert_eq!(service.state.phase(), Phase::Progressing);
+    service.at(600, &Event::Pause);
+    service.at(700, &Event::Tick);
+    assert_eq!(service.state.phase(), Phase::Paused);
+    service.at(700, &Event::Resume);
+    service.at(700, &Event::Tick);
+    assert_eq!(service.state.phase(), Phase::Degraded);
+    assert!(
+        service
+            .state
+            .message(&service.plan)
+            .contains("ProgressDeadlineExceeded")
+    );
+}
+
+#[test]
+fn endpoints_lost_on_the_way_mean_weight_zero_and_the_pause_does_not_count_that_time() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5), pause(100), weight(50), forever()]));
+    service.at(40, &Event::EndpointsLost);
+    assert_eq!(service.state.weight(), Weight::ZERO);
+    assert_eq!(service.effects.len(), 1);
+    service.at(240, &Event::EndpointsReady);
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(5)));
+    service.at(300, &Event::Tick);
+    assert_eq!(service.shown().1, 1, "40 s and 60 s are not more than 100 s");
+    service.at(301, &Event::Tick);
+    assert_eq!(service.shown(), (Phase::Paused, 3, Weight::percent(50)));
+}
+
+#[test]
+fn time_that_serin_was_down_does_not_count() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5), pause(100), weight(50), forever()]));
+    let downtime = Span::secs(1000);
+    service.at(1010, &Event::Restarted { downtime });
+    let split = Effect::SetWeight {
+        canary: Some(v("v2")),
+        weight: Weight::percent(5),
+    };
+    assert!(
+        service.effects.contains(&split),
+        "everything is brought about again"
+    );
+    assert_eq!(
+        service.state.next_wakeup(&service.plan),
+        Some(Timestamp::from_millis(1_100_001))
+    );
+    service.at(1100, &Event::Tick);
+    assert_eq!(service.shown().1, 1);
+    service.at(1101, &Event::Tick);
+    assert_eq!(service.shown().1, 3);
+}
+
+#[test]
+fn promote_while_an_analysis_runs_needs_to_be_told_so() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5), analysis(), weight(50), forever()]));
+    let refused = service.refused(1, &PROMOTE);
+    assert_eq!(refused.hint.as_deref(), Some("promote --skip-analysis"));
+    assert!(refused.legal.contains(&Verb::Abort) && !refused.legal.contains(&Verb::Retry));
+    service.at(1, &SKIP);
+    assert_eq!(service.shown(), (Phase::Paused, 3, Weight::percent(50)));
+    let stopped = |effect: &Effect| matches!(effect, Effect::StopAnalysis { .. });
+    assert!(service.effects.iter().any(stopped));
+}
+
+#[test]
+fn a_repeated_promote_is_not_a_licence_for_the_next_gate() {
+    let mut service = Service::roll(Plan::canary(vec![
+        weight(5),
+        forever(),
+        analysis(),
+        weight(50),
+        forever(),
+    ]));
+    service.at(1, &PROMOTE);
+    service.refused(1, &PROMOTE);
+    assert_eq!(service.shown(), (Phase::Progressing, 2, Weight::percent(5)));
+}
+
+#[test]
+fn an_aborted_version_is_refused_until_retry() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5), forever()]));
+    let reason = Some("bad feeling".to_owned());
+    service.at(1, &Event::Abort { reason });
+    assert_eq!(service.shown(), (Phase::Degraded, 0, Weight::ZERO));
+    assert!(service.state.message(&service.plan).contains("bad feeling"));
+    let refused = service.refused(2, &deploy("v2"));
+    assert_eq!(
+        (refused.hint.as_deref(), refused.legal.contains(&Verb::Retry)),
+        (Some("retry"), true)
+    );
+    service.at(3, &Event::Retry);
+    service.at(3, &Event::EndpointsReady);
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(5)));
+    assert_eq!(service.state.rolling().unwrap().attempt, 2);
+}
+
+#[test]
+fn the_same_version_again_is_the_same_rollout() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5), forever()]));
+    let before = service.state.clone();
+    service.at(50, &deploy("v2"));
+    assert_eq!((service.state, service.effects), (before, vec![]));
+}
+
+#[test]
+fn a_new_version_supersedes_and_the_old_one_is_retired() {
+    let mut service = Service::roll(watched(vec![weight(5), forever()], true));
+    service.at(1, &deploy("v3"));
+    assert_eq!(service.state.weight(), Weight::ZERO);
+    let effects = &service.effects;
+    let position = |wanted: fn(&Effect) -> bool| effects.iter().position(wanted).unwrap();
+    let zero = position(|effect| matches!(effect, Effect::SetWeight { weight, .. } if weight.is_zero()));
+    let retired = position(|effect| matches!(effect, Effect::Retire { version } if version.as_str() == "v2"));
+    assert!(
+        zero < retired
+            && effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::StopAnalysis { .. }))
+    );
+}
+
+#[test]
+fn nothing_reaches_everybody_on_no_evidence() {
+    let mut service = Service::roll(watched(vec![weight(50), weight(100), forever()], true));
+    assert_eq!(service.shown(), (Phase::Progressing, 1, Weight::percent(50)));
+    service.refused(1, &PROMOTE);
+    let (run, _) = service.state.runs()[0];
+    service.at(2, &Event::EvidenceGathered { run });
+    assert_eq!(service.shown(), (Phase::Paused, 2, Weight::FULL));
+    service.at(3, &PROMOTE);
+    assert_eq!(service.state.phase(), Phase::Healthy);
+}
+
+#[test]
+fn finished_steps_wait_for_evidence_too_and_skip_analysis_overrides() {
+    for late in [0, 9] {
+        let mut plan = watched(vec![weight(50)], true);
+        if let Strategy::Canary(canary) = &mut plan.strategy {
+            canary.background = Some(Background {
+                analysis: AnalysisRef::default(),
+                starting_step: late,
+            });
+        }
+        let mut service = Service::roll(plan);
+        assert_eq!(service.shown(), (Phase::Progressing, 1, Weight::percent(50)));
+        assert_eq!(service.state.runs().len(), 1, "starting step {late}");
+        service.at(1, &SKIP);
+        assert_eq!(service.state.stable, Some(v("v2")));
+    }
+}
+
+#[test]
+fn an_inconclusive_background_analysis_blocks_and_resume_measures_anew() {
+    let mut service = Service::roll(watched(vec![weight(5), pause(10), weight(50), forever()], false));
+    let verdict = service.verdict(AnalysisKind::Background, RunPhase::Inconclusive, OnError::Abort);
+    service.at(1, &verdict);
+    assert_eq!(
+        service.state.pause_reason(),
+        Some(PauseReason::InconclusiveAnalysisRun)
+    );
+    assert!(service.state.runs().is_empty());
+    service.at(100, &Event::Tick);
+    assert_eq!(service.shown().1, 1);
+    service.at(100, &Event::Resume);
+    assert_eq!((service.shown().1, service.state.runs().len()), (3, 1));
+    service.refused(101, &verdict);
+}
+
+#[test]
+fn an_external_outage_pauses_and_resume_measures_anew() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5), analysis(), weight(50), forever()]));
+    let verdict = service.verdict(AnalysisKind::Inline, RunPhase::Error, OnError::Pause);
+    service.at(1, &verdict);
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(5)));
+    assert_eq!(service.state.pause_reason(), Some(PauseReason::AnalysisRunError));
+    service.at(2, &Event::Resume);
+    let verdict = service.verdict(AnalysisKind::Inline, RunPhase::Successful, OnError::Abort);
+    service.at(3, &verdict);
+    assert_eq!(service.shown(), (Phase::Paused, 3, Weight::percent(50)));
+}
+
+#[test]
+fn a_manual_pause_holds_a_verdict_until_resume_and_the_timer_runs_on() {
+    let mut service = Service::roll(Plan::canary(vec![
+        weight(5),
+        analysis(),
+        pause(60),
+        weight(50),
+        forever(),
+    ]));
+    service.at(1, &Event::Pause);
+    let verdict = service.verdict(AnalysisKind::Inline, RunPhase::Successful, OnError::Abort);
+    service.at(2, &verdict);
+    assert_eq!(service.shown(), (Phase::Paused, 2, Weight::percent(5)));
+    service.at(3, &Event::Resume);
+    service.at(4, &Event::Pause);
+    service.at(100, &Event::Tick);
+    assert_eq!(service.shown().1, 2);
+    assert_eq!(service.state.next_wakeup(&service.plan), None);
+    service.at(100, &Event::Resume);
+    assert_eq!(service.shown(), (Phase::Paused, 4, Weight::percent(50)));
+}
+
+#[test]
+fn resume_does_not_release_a_pause_step() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5), forever()]));
+    let refused = service.refused(1, &Event::Resume);
+    assert_eq!(refused.hint.as_deref(), Some("promote"));
+}
+
+#[test]
+fn a_weight_by_hand_pauses_the_rollout_there() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5), pause(10), weight(50), forever()]));
+    let hand: Weight = "1/3".parse().unwrap();
+    service.at(1, &Event::SetWeight { weight: hand });
+    service.at(100, &Event::Tick);
+    assert_eq!(service.shown(), (Phase::Paused, 1, hand));
+    assert_eq!(service.state.pause_reason(), Some(PauseReason::Manual));
+    service.at(101, &Event::Resume);
+    assert_eq!(service.shown(), (Phase::Paused, 3, Weight::percent(50)));
+    let mut green = Service::roll(Plan::of(Strategy::BlueGreen(BlueGreen {
+        auto_promotion_enabled: false,
+        ..BlueGreen::default()
+    })));
+    green.refused(1, &Event::SetWeight { weight: hand });
+}
+
+#[test]
+fn a_hard_failure_overrides_every_pause() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5), forever()]));
+    service.at(1, &Event::Pause);
+    let failure = |action| Event::HardFailure {
+        action,
+        message: "3 of 3 refused".into(),
+    };
+    let mut paused = Service::roll(Plan::canary(vec![weight(5), forever()]));
+    paused.at(1, &failure(OnError::Pause));
+    assert_eq!(paused.shown(), (Phase::Paused, 1, Weight::ZERO));
+    service.at(2, &failure(OnError::Abort));
+    let Stage::Aborted(aborted) = &service.state.stage else {
+        panic!("{:?}", service.state.stage);
+    };
+    assert_eq!(aborted.cause, AbortCause::HardFailure);
+    service.at(3, &failure(OnError::Abort));
+    assert_eq!(service.state.phase(), Phase::Degraded);
+}
+
+#[test]
+fn shared_fate_blames_nobody_and_its_time_does_not_count() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5), pause(60), weight(50), forever()]));
+    let message = "both refused".to_owned();
+    service.at(30, &Event::SharedFate { message });
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::ZERO));
+    assert_eq!(service.state.message(&service.plan), "SharedFate: both refused");
+    service.at(500, &Event::Resume);
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(5)));
+    service.at(560, &Event::Tick);
+    assert_eq!(service.shown().1, 1);
+    service.at(561, &Event::Tick);
+    assert_eq!(service.shown().1, 3);
+}
+
+#[test]
+fn undo_of_a_finished_release_is_instant_while_warm_and_refused_when_not() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5)]));
+    assert_eq!(service.state.stable, Some(v("v2")));
+    let undo = |warm| Event::Undo { to: None, warm };
+    let refused = service.refused(9, &undo(false));
+    assert_eq!(refused.hint.as_deref(), Some("deploy"));
+    let before = service.state.clone();
+    service.at(9, &undo(true));
+    assert_eq!(
+        (service.state.stable.clone(), service.state.phase()),
+        (Some(v("v1")), Phase::Healthy)
+    );
+    assert!(!service.state.exposes_more_than(&before), "going back acts first");
+    service.at(10, &undo(true));
+    assert_eq!(service.state.stable, Some(v("v2")), "and back again");
+}
+
+#[test]
+fn raising_and_promoting_expose_more_and_aborting_does_not() {
+    let mut service = Service::on(Plan::canary(vec![weight(5), forever()]));
+    let steps = [
+        (deploy("v2"), false),
+        (Event::EndpointsReady, true),
+        (Event::EndpointsLost, false),
+        (Event::EndpointsReady, true),
+        (Event::Abort { reason: None }, false),
+        (Event::Retry, false),
+        (Event::EndpointsReady, true),
+        (PROMOTE, true),
+    ];
+    for (event, more) in steps {
+        let before = service.state.clone();
+        service.at(1, &event);
+        assert_eq!(service.state.exposes_more_than(&before), more, "{}", event.name());
+    }
+}
+
+#[test]
+fn within_the_rollback_window_the_way_back_skips_the_steps_once_endpoints_are_ready() {
+    let mut plan = Plan::canary(vec![weight(5), forever()]);
+    plan.rollback_window = Some(RollbackWindow { revisions: 3 });
+    let mut service = Service::on(plan);
+    for version in ["v2", "v3", "v4", "v5"] {
+        service.at(0, &deploy(version));
+        service.at(0, &Event::EndpointsReady);
+        service.at(0, &FULL);
+    }
+    service.at(1, &deploy("v2"));
+    assert_eq!(
+        service.state.stable,
+        Some(v("v5")),
+        "not before its endpoints are ready"
+    );
+    service.at(2, &Event::EndpointsReady);
+    assert_eq!(
+        (service.state.stable.clone(), service.state.phase()),
+        (Some(v("v2")), Phase::Healthy)
+    );
+
+    service.at(3, &deploy("v5"));
+    service.at(3, &Event::EndpointsReady);
+    assert_eq!(
+        service.state.phase(),
+        Phase::Paused,
+        "forward is never within the window"
+    );
+    service.at(3, &FULL);
+    service.at(4, &deploy("v1"));
+    service.at(4, &Event::EndpointsReady);
+    assert_eq!(service.state.phase(), Phase::Paused, "three versions lie between");
+}
+
+#[test]
+fn a_failed_analysis_after_the_switch_flips_back() {
+    let mut service = Service::roll(Plan::of(Strategy::BlueGreen(BlueGreen {
+        auto_promotion_after: Some(Span::secs(60)),
+        post_promotion_analysis: Some(AnalysisRef::default()),
+        ..BlueGreen::default()
+    })));
+    assert_eq!(service.state.pause_reason(), Some(PauseReason::BlueGreenPause));
+    service.at(60, &Event::Tick);
+    assert_eq!(service.state.active(), Some(&v("v1")));
+    service.at(61, &Event::Tick);
+    assert_eq!(
+        (service.state.active(), service.state.stable.as_ref()),
+        (Some(&v("v2")), Some(&v("v1")))
+    );
+    let verdict = service.verdict(AnalysisKind::PostPromotion, RunPhase::Failed, OnError::Abort);
+    let mut good = Service {
+        state: service.state.clone(),
+        plan: service.plan.clone(),
+        effects: Vec::new(),
+    };
+    service.at(70, &verdict);
+    assert_eq!(
+        (service.state.active(), service.state.phase()),
+        (Some(&v("v1")), Phase::Degraded)
+    );
+    let verdict = good.verdict(AnalysisKind::PostPromotion, RunPhase::Successful, OnError::Abort);
+    good.at(70, &verdict);
+    assert_eq!(
+        (good.state.stable.clone(), good.state.phase()),
+        (Some(v("v2")), Phase::Healthy)
+    );
+}
+
+#[test]
+fn a_manual_pause_also_holds_the_blue_green_switch() {
+    let mut service = Service::roll(Plan::of(Strategy::BlueGreen(BlueGreen {
+        pre_promotion_analysis: Some(AnalysisRef::default()),
+        post_promotion_analysis: Some(AnalysisRef::default()),
+        ..BlueGreen::default()
+    })));
+    service.at(1, &Event::Pause);
+    let verdict = service.verdict(AnalysisKind::PrePromotion, RunPhase::Successful, OnError::Abort);
+    service.at(2, &verdict);
+    assert_eq!(service.state.active(), Some(&v("v1")));
+    service.at(3, &Event::Resume);
+    assert_eq!(service.state.active(), Some(&v("v2")));
+}
+
+#[test]
+fn header_routes_are_set_replaced_removed_and_gone_after_an_abort() {
+    let route = |value: Option<&str>| {
+        Step::SetHeaderRoute(HeaderRoute {
+            name: "testers".into(),
+            matches: value
+                .map(|value| serde_json::json!({ "x-tester": value }))
+                .into_iter()
+                .collect(),
+        })
+    };
+    let steps = vec![
+        route(Some("a")),
+        forever(),
+        route(Some("b")),
+        forever(),
+        route(None),
+        forever(),
+    ];
+    let mut service = Service::roll(Plan::canary(steps));
+    assert_eq!(service.state.routes().len(), 1);
+    service.at(1, &PROMOTE);
+    assert_eq!(
+        service.state.routes()[0].matches,
+        [serde_json::json!({ "x-tester": "b" })]
+    );
+    let aborted = transition(
+        &service.state,
+        &Event::Abort { reason: None },
+        &service.plan,
+        Timestamp::from_secs(1),
+    );
+    assert!(aborted.unwrap().0.routes().is_empty());
+    service.at(2, &PROMOTE);
+    assert!(service.state.routes().is_empty());
+}
+
+#[test]
+fn new_steps_start_over_and_the_running_analysis_is_stopped() {
+    let mut service = Service::roll(Plan::canary(vec![weight(50), analysis(), forever()]));
+    service.plan = Plan::canary(vec![weight(1), forever()]);
+    service.at(1, &Event::SetSteps);
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(1)));
+    assert!(service.state.runs().is_empty());
+}
+
+#[test]
+fn promote_full_skips_everything_and_takes_an_aborted_version_when_its_endpoints_are_ready() {
+    let mut service = Service::roll(watched(vec![weight(5), analysis(), forever()], true));
+    service.at(1, &Event::Abort { reason: None });
+    service.refused(1, &PROMOTE);
+    service.at(2, &FULL);
+    assert_eq!(
+        (service.state.weight(), service.state.stable.clone()),
+        (Weight::ZERO, Some(v("v1")))
+    );
+    service.at(3, &Event::EndpointsReady);
+    assert_eq!(service.state.stable, Some(v("v2")));
+}
+
+#[test]
+fn an_immediate_strategy_waits_for_endpoints_only() {
+    let mut service = Service::on(Plan::of(Strategy::Immediate));
+    service.at(0, &deploy("v2"));
+    assert_eq!(service.state.stable, Some(v("v1")));
+    service.at(1, &Event::EndpointsReady);
+    assert_eq!(
+        (service.state.stable.clone(), service.state.phase()),
+        (Some(v("v2")), Phase::Healthy)
+    );
+}
