@@ -14,6 +14,8 @@ mod steps;
 mod transition;
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 pub use effect::{AnalysisKind, Effect, Notice, Trigger};

@@ -360,6 +360,16 @@ fn undo(
         state.stage = Stage::Healthy;
         return Ok(state);
     }
+    // A former version may be on trial again: going back to it is then a promotion, and not by this way.
+    match &stage {
+        Stage::Rolling(rolling) if rolling.version == target => {
+            return no(format!("{target} is on trial"), Some("promote"));
+        }
+        Stage::Aborted(aborted) if aborted.version == target => {
+            return no(format!("{target} was aborted"), Some("retry"));
+        }
+        Stage::Rolling(_) | Stage::Aborted(_) | Stage::Empty | Stage::Healthy => {}
+    }
     if !state.formers.iter().any(|former| former.version == target) {
         return no(format!("{target} was never stable here"), Some("deploy"));
     }

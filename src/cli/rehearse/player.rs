@@ -4,9 +4,7 @@ use super::{BadScenario, Printer, bad, check_keys, millis, text};
 use crate::{
     analysis::{OnError, RunPhase},
     model::{Span, Timestamp, VersionName, Weight},
-    rollout::{
-        AnalysisKind, Event, Plan, Pool, Refused, RouteKind, RunId, State, Step, Strategy, transition,
-    },
+    rollout::{AnalysisKind, Event, Plan, Refused, RouteKind, RunId, State, Step, Strategy, transition},
 };
 use serde_json::{Map, Value};
 use std::time::Duration;
@@ -398,12 +396,6 @@ impl Player {
             printer.line(format_args!("    BROKEN {difference}"));
         }
         Ok(differences.is_empty())
-    }
-
-    /// Whether the endpoints of the version on trial are up.
-    #[cfg(test)]
-    pub(super) fn pool(&self) -> Option<Pool> {
-        self.state.rolling().map(|rolling| rolling.pool)
     }
 }
 
