@@ -1,9 +1,418 @@
-//! What is legal and probably not meant.
+//! What is legal and probably not meant: the warnings of `serin check` (design section 3), each computed.
 
 use super::compiled::Service;
 use super::cx::Cx;
+use super::template::CompiledTemplate;
+use crate::analysis::{MetricSpec, Provider, SerinMetric};
+use crate::model::Weight;
+use crate::rollout::{Step, Strategy};
+use regex::Regex;
+use std::sync::LazyLock;
 
 /// Warns about a service's plan; `path` is where the service stands.
 pub(super) fn advise(service: &Service, path: &str, cx: &mut Cx) {
-    let _ = (service, path, cx);
+    match &service.plan.strategy {
+        Strategy::Canary(_) => canary(service, path, cx),
+        Strategy::Immediate => cx.warn(
+            &format!("{path}.strategy.immediate"),
+            "a new version gets all traffic at once, and nothing judges it",
+            "remove strategy for the default plan (5, 25, 50 % with a built-in gate)",
+        ),
+        Strategy::BlueGreen(_) => {}
+    }
+    for (index, matching) in service.matches.iter().enumerate() {
+        let everything = service.matches.len() > 1 && matching.is_everything();
+        if everything {
+            cx.warn(
+                &format!("{path}.match[{index}]"),
+                "matches every request: the other entries mean nothing",
+                "",
+            );
+        }
+    }
+}
+
+fn canary(service: &Service, path: &str, cx: &mut Cx) {
+    let steps = service.plan.steps();
+    let key = format!("{path}.strategy.canary.steps");
+    let weights = || {
+        steps.iter().enumerate().filter_map(|(index, step)| match step {
+            Step::SetWeight(weight) if !weight.is_zero() => Some((index, *weight)),
+            _ => None,
+        })
+    };
+    let first = weights().next();
+    if let Some((index, weight)) = first.filter(|(_, weight)| *weight > Weight::percent(5)) {
+        cx.warn(
+            &format!("{key}[{index}]"),
+            format!("the first step gives an unknown version {weight} of the traffic at once"),
+            "begin with 5 or less",
+        );
+    }
+    let background = service.plan.background().is_some();
+    let is_analysis = |step: &Step| matches!(step, Step::Analysis(_) | Step::Experiment(_));
+    let is_manual = |step: &Step| matches!(step, Step::Pause(pause) if pause.duration.is_none());
+    let judged = background || steps.iter().any(is_analysis);
+    let after_first = first.map_or(steps, |(index, _)| &steps[index..]);
+    if !background
+        && !after_first
+            .iter()
+            .any(|step| is_analysis(step) || is_manual(step))
+    {
+        cx.warn(
+            &key,
+            "there is no gate between the first step and 100 %: a bad version is promoted by the clock",
+            "add an analysis step, a background analysis, or pause: {}",
+        );
+    }
+    let pauses = || steps.iter().filter(|step| matches!(step, Step::Pause(_)));
+    if !judged && pauses().next().is_some() && pauses().all(is_manual) {
+        cx.warn(
+            &key,
+            "nothing but indefinite pauses: a person has to watch and promote every step",
+            "add an analysis, and give pauses a duration",
+        );
+    }
+}
+
+/// Warns about a template that some plan uses.
+pub(super) fn advise_template(compiled: &CompiledTemplate, cx: &mut Cx) {
+    for (metric, path) in compiled.template.metrics.iter().zip(&compiled.metric_paths) {
+        if metric.dry_run {
+            continue;
+        }
+        blind_query(metric, path, cx);
+        silent_nan(metric, path, cx);
+        false_alarms(metric, path, cx);
+    }
+}
+
+/// At 5 % a query over both versions sees a twentieth of the harm.
+fn blind_query(metric: &MetricSpec, path: &str, cx: &mut Cx) {
+    let (key, text) = match &metric.provider {
+        Provider::Prometheus(query) => ("provider.prometheus.query", query.query.clone()),
+        Provider::Web(query) => (
+            "provider.web.url",
+            format!("{} {}", query.url, query.body.as_deref().unwrap_or("")),
+        ),
+        Provider::Serin(query) => {
+            if query.role == crate::model::Role::Stable {
+                let key = format!("{path}.provider.serin.role");
+                cx.warn(&key, "judges stable, not the canary", "remove role");
+            }
+            return;
+        }
+    };
+    // Any argument may be what selects it: only a text without arguments is surely blind.
+    let lower = text.to_lowercase();
+    let selects = lower.contains("canary") || lower.contains("{{args.") && !only_service(&lower);
+    if !selects {
+        cx.warn(
+            &format!("{path}.{key}"),
+            "does not select the canary: at 5 % it sees a twentieth of the harm",
+            "add version=\"{{args.canary-version}}\", or use the provider serin",
+        );
+    }
+}
+
+/// Whether the only argument is `service`, which both versions share.
+fn only_service(text: &str) -> bool {
+    text.split("{{")
+        .skip(1)
+        .all(|rest| rest.trim_start().starts_with("args.service"))
+}
+
+fn silent_nan(metric: &MetricSpec, path: &str, cx: &mut Cx) {
+    let outside = !matches!(metric.provider, Provider::Serin(_));
+    if outside && metric.success_condition.is_none() && metric.failure_condition.is_some() {
+        cx.warn(
+            &format!("{path}.failureCondition"),
+            "NaN (no traffic) is below and above nothing, so silence counts as success",
+            "write a successCondition instead, or add `|| isNaN(…)`",
+        );
+    }
+}
+
+/// `result < 0.01` and its kin: the operator, as failing at, and the number.
+static THRESHOLD: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"^\s*result(?:\[0\])?\s*(<=|<|>=|>)\s*([0-9]*\.?[0-9]+)\s*$").ok());
+
+/// Requests behind one measurement where nobody says how many.
+const ASSUMED_REQUESTS: u64 = 300;
+/// Measurements of a background analysis that goes on for ever.
+const ASSUMED_COUNT: u32 = 10;
+/// Gates that are wrong more often than this are warned of.
+const TOLERABLE: f64 = 0.05;
+
+/// A fixed threshold on a small sample rejects healthy releases (`spec/rollout.md` section 0.2).
+fn false_alarms(metric: &MetricSpec, path: &str, cx: &mut Cx) {
+    let Some(gate) = Gate::of(metric) else { return };
+    let one = tail(gate.requests, gate.healthy, gate.fails_at);
+    let any = tail(u64::from(gate.count), one, u64::from(gate.forgiven) + 1);
+    if any <= TOLERABLE {
+        return;
+    }
+    let requests = match gate.certain {
+        true => format!("{} requests", gate.requests),
+        false => format!("{} canary requests (assumed)", gate.requests),
+    };
+    cx.warn(
+        &format!("{path}.{}", gate.key),
+        format!(
+            "a fixed threshold on a small sample: a healthy release with {:.2}% errors fails one measurement over \
+             {requests} with probability {:.1}%, and this metric ({} of {} may fail) with {:.1}%",
+            gate.healthy * 100.0,
+            one * 100.0,
+            gate.forgiven,
+            gate.count,
+            any * 100.0
+        ),
+        "raise minSamples, failureLimit or the threshold",
+    );
+}
+
+/// What a fixed threshold comes down to.
+struct Gate {
+    key: &'static str,
+    /// Requests behind one measurement.
+    requests: u64,
+    /// Whether `requests` was written.
+    certain: bool,
+    /// The error rate of a release that ought to pass.
+    healthy: f64,
+    /// This many errors fail a measurement.
+    fails_at: u64,
+    count: u32,
+    forgiven: u32,
+}
+
+impl Gate {
+    fn of(metric: &MetricSpec) -> Option<Gate> {
+        let (key, condition, fails_when_true) = match (&metric.success_condition, &metric.failure_condition) {
+            (Some(condition), None) => ("successCondition", condition, false),
+            (None, Some(condition)) => ("failureCondition", condition, true),
+            (Some(_), Some(_)) | (None, None) => return None,
+        };
+        let parts = THRESHOLD.as_ref()?.captures(condition)?;
+        let number: f64 = parts.get(2)?.as_str().parse().ok()?;
+        let operator = parts.get(1)?.as_str();
+        let (requests, certain, rate_of) = match &metric.provider {
+            Provider::Serin(query) => (query.min_samples, true, query.metric),
+            // What a query returns is not known; small numbers are error rates.
+            Provider::Prometheus(query) if query.query.contains('/') && metric.failure_limit == 0 => {
+                let metric = if operator.starts_with('<') != fails_when_true {
+                    SerinMetric::ErrorRate
+                } else {
+                    SerinMetric::SuccessRate
+                };
+                (ASSUMED_REQUESTS, false, metric)
+            }
+            Provider::Prometheus(_) | Provider::Web(_) => return None,
+        };
+        // Everything becomes "fails from this error rate on".
+        let (limit, healthy) = match rate_of {
+            SerinMetric::ErrorRate => (number, number / 2.0),
+            SerinMetric::SuccessRate => (1.0 - number, (1.0 - number) / 2.0),
+            SerinMetric::ErrorRateDifference => (number + 0.005, 0.005),
+            SerinMetric::RequestRate | SerinMetric::Latency => return None,
+        };
+        let upward = rate_of != SerinMetric::SuccessRate;
+        let passes_below = upward == (operator.starts_with('<') != fails_when_true);
+        if !passes_below || !(0.0..=0.2).contains(&limit) || limit <= 0.0 {
+            return None;
+        }
+        let strict = matches!(operator, "<" | ">") != fails_when_true;
+        #[allow(clippy::cast_precision_loss, reason = "samples are far below 2^52")]
+        let edge = limit * requests as f64;
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "positive and small"
+        )]
+        let fails_at = if strict {
+            (edge - 1e-9).ceil().max(1.0) as u64
+        } else {
+            (edge + 1e-9).floor() as u64 + 1
+        };
+        let by_duration = metric.duration.zip(metric.interval).map(|(duration, interval)| {
+            u32::try_from(duration.as_millis() / interval.as_millis().max(1))
+                .unwrap_or(u32::MAX)
+                .max(1)
+        });
+        Some(Gate {
+            key,
+            requests,
+            certain,
+            healthy,
+            fails_at,
+            count: by_duration
+                .or(metric.effective_count())
+                .unwrap_or(ASSUMED_COUNT)
+                .min(10_000),
+            forgiven: u32::try_from(metric.failure_limit).ok()?,
+        })
+    }
+}
+
+/// The probability of at least `k` successes in `n` trials of probability `p`.
+fn tail(n: u64, p: f64, k: u64) -> f64 {
+    if k == 0 || p >= 1.0 {
+        return 1.0;
+    }
+    if k > n || p <= 0.0 {
+        return 0.0;
+    }
+    #[allow(clippy::cast_precision_loss, reason = "samples are far below 2^52")]
+    let (n, k) = (n as f64, k as f64);
+    let mut log_term = n * (-p).ln_1p();
+    let (mut below, mut i) = (log_term.exp(), 1.0);
+    while i < k {
+        log_term += ((n - i + 1.0) / i).ln() + p.ln() - (-p).ln_1p();
+        below += log_term.exp();
+        i += 1.0;
+    }
+    (1.0 - below).clamp(0.0, 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load_text;
+    use std::path::Path;
+
+    fn warnings(strategy: &str, metric: &str) -> String {
+        let text = format!(
+            "listeners: [{{address: '127.0.0.1:8080'}}]\nservices:\n- name: app\n  stable: {{version: v1, endpoints: \
+             ['http://a']}}\n  strategy: {strategy}\nanalysisTemplates:\n- name: t\n  metrics:\n  - {metric}\n"
+        );
+        let loaded = load_text(&text, "f", Path::new("."), &|_| None);
+        let loaded = loaded
+            .map_err(|problems| problems.iter().map(|p| format!("{p}\n")).collect::<String>())
+            .unwrap();
+        loaded
+            .warnings
+            .iter()
+            .map(|warning| format!("{warning}\n"))
+            .collect()
+    }
+
+    const ANALYSIS: &str =
+        "{canary: {steps: [{setWeight: 5}, {analysis: {templates: [{templateName: t}]}}]}}";
+    const QUIET: &str = "{name: m, provider: {serin: {metric: latency}}, successCondition: result < 0.5}";
+
+    fn prometheus(query: &str, rest: &str) -> String {
+        format!("{{name: m, {rest}, provider: {{prometheus: {{address: 'http://p', query: '{query}'}}}}}}")
+    }
+
+    #[test]
+    fn the_tail_is_the_one_of_the_binomial_distribution() {
+        // spec/rollout.md section 0.2: errors above 1 % at a healthy 0.5 %.
+        for (n, k, percent) in [(60, 1, 26.0), (300, 4, 6.5), (1500, 16, 0.5)] {
+            let computed = tail(n, 0.005, k) * 100.0;
+            assert!((computed - percent).abs() < 0.15, "{n}: {computed}");
+        }
+        assert!((tail(4, 0.5, 2) - 11.0 / 16.0).abs() < 1e-12);
+        assert!((tail(10, 0.3, 0) - 1.0).abs() < 1e-12 && tail(3, 0.5, 4) < 1e-12);
+    }
+
+    #[test]
+    fn a_sound_plan_is_not_warned_of() {
+        assert_eq!(warnings(ANALYSIS, QUIET), "");
+    }
+
+    #[test]
+    fn each_doubtful_plan_is_named() {
+        let unused = "no strategy uses the template";
+        for (strategy, expected) in [
+            (
+                "{canary: {steps: [{setWeight: 10}, {pause: {}}]}}",
+                "steps[0]: the first step gives an unknown version 10%",
+            ),
+            (
+                "{canary: {steps: [{setWeight: 5}, {pause: {duration: 5m}}]}}",
+                "no gate between the first step and 100 %",
+            ),
+            (
+                "{canary: {steps: [{pause: {}}, {setWeight: 5}]}}",
+                "no gate between the first step and 100 %",
+            ),
+            (
+                "{canary: {steps: []}}",
+                "no gate between the first step and 100 %",
+            ),
+            (
+                "{canary: {steps: [{setWeight: 5}, {pause: {}}, {setWeight: 50}, {pause: {}}]}}",
+                "nothing but indefinite pauses",
+            ),
+            ("{immediate: {}}", "gets all traffic at once"),
+        ] {
+            let warnings = warnings(strategy, QUIET);
+            assert!(
+                warnings.contains(expected) && warnings.contains(unused),
+                "{strategy}\n{warnings}"
+            );
+        }
+        let background =
+            "{canary: {analysis: {templates: [{templateName: t}]}, steps: [{setWeight: 5}, {pause: {}}]}}";
+        assert_eq!(warnings(background, QUIET), "");
+    }
+
+    #[test]
+    fn a_query_that_does_not_select_the_canary_is_named() {
+        let blind = |query: &str| {
+            warnings(
+                ANALYSIS,
+                &prometheus(query, "successCondition: \"result[0] < 900\""),
+            )
+            .contains("does not select the canary")
+        };
+        assert!(blind("sum(rate(http_requests_total{job=\"a\"}[5m]))"));
+        assert!(blind("x{service=\"{{args.service}}\"}"));
+        assert!(!blind("x{version=\"{{args.canary-version}}\"}"));
+        assert!(!blind("x{role=\"canary\"}"));
+    }
+
+    #[test]
+    fn silence_that_counts_as_success_is_named() {
+        let metric = prometheus("x{role=\"canary\"}", "failureCondition: \"result[0] > 900\"");
+        assert!(warnings(ANALYSIS, &metric).contains("silence counts as success"));
+    }
+
+    #[test]
+    fn a_threshold_that_rejects_healthy_releases_is_warned_of_with_the_figure() {
+        let serin = |rest: &str, samples: u32| {
+            let metric = format!(
+                "{{name: m, interval: 1m, {rest}, provider: {{serin: {{metric: errorRate, minSamples: {samples}}}}}}}"
+            );
+            warnings(ANALYSIS, &metric)
+        };
+        let shown = serin("count: 5, successCondition: result <= 0.01", 60);
+        assert!(
+            shown.contains("0.50% errors fails one measurement over 60 requests with probability 26.0%"),
+            "{shown}"
+        );
+        assert!(shown.contains("(0 of 5 may fail) with 77.8%"), "{shown}");
+        assert!(serin("count: 5, failureCondition: result > 0.01", 60).contains("26.0%"));
+        assert_eq!(
+            serin("count: 5, failureLimit: 1, successCondition: result < 0.01", 3000),
+            ""
+        );
+        let query = "a{role=\"canary\"} / b{role=\"canary\"}";
+        let shown = warnings(
+            ANALYSIS,
+            &prometheus(
+                query,
+                "interval: 1m, count: 5, successCondition: \"result[0] < 0.01\"",
+            ),
+        );
+        assert!(shown.contains("over 300 canary requests (assumed)"), "{shown}");
+        let shown = warnings(
+            ANALYSIS,
+            &prometheus(
+                query,
+                "interval: 1m, count: 5, successCondition: \"result[0] > 0.99\"",
+            ),
+        );
+        assert!(shown.contains("0.50% errors"), "{shown}");
+    }
 }

@@ -555,6 +555,7 @@ fn compile_services(
             );
         }
         if all.templates.contains(name) {
+            advice::advise_template(compiled, &mut file.cx);
             for path in &compiled.judges {
                 not_yet.push(file.cx.not_yet(path, "judge metrics"));
             }

@@ -1,0 +1,317 @@
+//! `serin check FILE`: is this configuration right, what is doubtful in it, and how long would a rollout take?
+
+use crate::analysis::{MetricSpec, Provider, Template};
+use crate::config::{self, Config, Loaded, Problem, Service};
+use crate::model::{Span, Weight};
+use crate::rollout::{AnalysisRef, Plan, Step, Strategy};
+use std::{
+    io::{self, Write},
+    path::Path,
+    time::Duration,
+};
+
+/// Right, perhaps with warnings.
+const RIGHT: i32 = 0;
+/// Faults, or nobody to tell them to.
+const WRONG: i32 = 2;
+
+/// Checks a file and says everything about it; the exit code.
+pub fn run(path: &Path, out: &mut dyn Write) -> i32 {
+    let loaded = config::load(path);
+    match report(path, &loaded, out) {
+        Ok(code) => code,
+        Err(_) => WRONG,
+    }
+}
+
+fn report(path: &Path, loaded: &Result<Loaded, Vec<Problem>>, out: &mut dyn Write) -> io::Result<i32> {
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            for problem in problems {
+                writeln!(out, "error: {problem}")?;
+            }
+            let s = if problems.len() == 1 { "" } else { "s" };
+            writeln!(out, "\n{}: {} error{s}", path.display(), problems.len())?;
+            return Ok(WRONG);
+        }
+    };
+    let config = &loaded.config;
+    for warning in &loaded.warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
+    for problem in config.not_yet() {
+        writeln!(out, "warning: {problem}")?;
+    }
+    if !loaded.warnings.is_empty() || !config.not_yet().is_empty() {
+        writeln!(out)?;
+    }
+    for service in &config.services {
+        describe(service, config, out)?;
+    }
+    let s = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
+    let warnings = loaded.warnings.len() + config.not_yet().len();
+    writeln!(
+        out,
+        "{}: ok ({}, {}, {})",
+        path.display(),
+        s(config.services.len(), "service"),
+        s(config.templates.len().saturating_sub(1), "template"),
+        s(warnings, "warning")
+    )?;
+    Ok(RIGHT)
+}
+
+fn describe(service: &Service, config: &Config, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "{}", service.name)?;
+    for (role, block) in [("stable", &service.stable), ("canary", &service.canary)] {
+        if let Some(block) = block {
+            let endpoints: Vec<String> = block.endpoints.iter().map(ToString::to_string).collect();
+            writeln!(out, "  {role} {} at {}", block.version, endpoints.join(", "))?;
+        }
+    }
+    for line in timeline(&service.plan, &service.templates) {
+        writeln!(out, "  {line}")?;
+    }
+    let _ = config;
+    writeln!(out)
+}
+
+/// When each step of a plan begins, if every analysis passes; one line each.
+pub fn timeline(plan: &Plan, templates: &[std::sync::Arc<Template>]) -> Vec<String> {
+    let steps = match &plan.strategy {
+        Strategy::Canary(canary) => &canary.steps,
+        Strategy::Immediate => {
+            return vec!["immediate: all traffic as soon as the endpoints are ready".to_owned()];
+        }
+        Strategy::BlueGreen(_) => return vec!["blue-green: all traffic at once, after its gates".to_owned()],
+    };
+    let mut lines = Vec::new();
+    let mut clock = Clock::default();
+    let mut weight = Weight::ZERO;
+    let background = plan.background();
+    for (index, step) in steps.iter().enumerate() {
+        if let Some(background) = background.filter(|background| background.starting_step == index) {
+            lines.push(format!(
+                "{clock}  background analysis {}",
+                names(&background.analysis)
+            ));
+        }
+        let what = match step {
+            Step::SetWeight(next) => {
+                weight = *next;
+                format!("weight {next}")
+            }
+            Step::Pause(pause) => match pause.duration {
+                Some(duration) => format!("pause {duration}"),
+                None => "pause until somebody promotes".to_owned(),
+            },
+            Step::Analysis(analysis) => {
+                format!(
+                    "analysis {}{}",
+                    names(analysis),
+                    needs(analysis, templates, weight)
+                )
+            }
+            Step::Experiment(experiment) => format!("experiment {}", names(&experiment.analysis)),
+            Step::SetHeaderRoute(route) => format!("header route {}", route.name),
+            Step::SetMirrorRoute(route) => format!("mirror route {}", route.name),
+            Step::Skipped(name) => format!("{name} (passed at once)"),
+        };
+        lines.push(format!("{clock}  step {index}: {what}"));
+        match step {
+            Step::Pause(pause) => clock.pass(pause.duration),
+            Step::Analysis(analysis) => clock.pass(Some(length(analysis, templates))),
+            Step::Experiment(experiment) => {
+                clock.pass(Some(
+                    experiment
+                        .duration
+                        .unwrap_or_else(|| length(&experiment.analysis, templates)),
+                ));
+            }
+            Step::SetWeight(_) | Step::SetHeaderRoute(_) | Step::SetMirrorRoute(_) | Step::Skipped(_) => {}
+        }
+    }
+    lines.push(format!("{clock}  promoted"));
+    lines
+}
+
+fn names(analysis: &AnalysisRef) -> String {
+    let names: Vec<&str> = analysis
+        .templates
+        .iter()
+        .map(|template| template.template_name.as_str())
+        .collect();
+    names.join(" + ")
+}
+
+fn metrics<'a>(
+    analysis: &'a AnalysisRef,
+    templates: &'a [std::sync::Arc<Template>],
+) -> impl Iterator<Item = &'a MetricSpec> {
+    let named = analysis.templates.iter().filter_map(|reference| {
+        templates
+            .iter()
+            .find(|template| template.name == reference.template_name)
+    });
+    named.flat_map(|template| &template.metrics)
+}
+
+/// How long an analysis takes when everything passes: the longest of its metrics.
+fn length(analysis: &AnalysisRef, templates: &[std::sync::Arc<Template>]) -> Span {
+    let one = |metric: &MetricSpec| {
+        let delay = metric.initial_delay.map_or(Duration::ZERO, Span::as_duration);
+        let interval = metric.interval.map_or(Duration::ZERO, Span::as_duration);
+        // The provider serin looks back over the interval: its first measurement waits for one.
+        let first = if matches!(metric.provider, Provider::Serin(_)) {
+            0
+        } else {
+            1
+        };
+        let measured = match metric.duration {
+            Some(duration) => duration.as_duration(),
+            None => interval.saturating_mul(metric.effective_count().unwrap_or(1).saturating_sub(first)),
+        };
+        delay.saturating_add(measured)
+    };
+    metrics(analysis, templates)
+        .map(one)
+        .max()
+        .unwrap_or_default()
+        .into()
+}
+
+/// How many requests the provider serin waits for at a weight.
+fn needs(analysis: &AnalysisRef, templates: &[std::sync::Arc<Template>], weight: Weight) -> String {
+    let samples = |metric: &MetricSpec| match &metric.provider {
+        Provider::Serin(query) => Some(query.min_samples),
+        Provider::Prometheus(_) | Provider::Web(_) => None,
+    };
+    match metrics(analysis, templates).filter_map(samples).max() {
+        Some(samples) if samples > 0 && !weight.is_zero() => {
+            let all = u128::from(samples) * u128::from(weight.q()) / u128::from(weight.p());
+            format!(" (each measurement needs {samples} canary requests: about {all} in all at {weight})")
+        }
+        Some(_) | None => String::new(),
+    }
+}
+
+/// Time since the deploy, or since somebody promoted.
+#[derive(Default)]
+struct Clock {
+    passed: Duration,
+    promotions: u32,
+}
+
+impl Clock {
+    fn pass(&mut self, span: Option<Span>) {
+        match span {
+            Some(span) => self.passed = self.passed.saturating_add(span.as_duration()),
+            None => {
+                self.promotions += 1;
+                self.passed = Duration::ZERO;
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Clock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let passed = Span::from(self.passed).to_string();
+        let since = match self.promotions {
+            0 => format!("+{passed}"),
+            1 => format!("promote +{passed}"),
+            n => format!("promote {n} +{passed}"),
+        };
+        write!(f, "{since:>14}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> (i32, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("serin.yaml");
+        std::fs::write(&path, text).unwrap();
+        let mut out = Vec::new();
+        let code = run(&path, &mut out);
+        let shown = String::from_utf8(out).unwrap();
+        (code, shown.replace(&folder.path().display().to_string(), ""))
+    }
+
+    const GOOD: &str = "listeners: [{address: '127.0.0.1:8080'}]
+services:
+- name: app
+  stable: {version: v1, endpoints: ['http://127.0.0.1:9001']}
+  strategy:
+    canary:
+      analysis: {templates: [{templateName: slow}], startingStep: 1}
+      steps:
+      - setWeight: 5
+      - pause: {duration: 5m}
+      - analysis: {templates: [{templateName: slow}]}
+      - pause: {}
+      - setWeight: 50
+      - pause: {duration: 90s}
+analysisTemplates:
+- name: slow
+  metrics:
+  - {name: p99, interval: 1m, count: 5, successCondition: result < 0.5, provider: {serin: {metric: latency}}}
+";
+
+    #[test]
+    fn a_good_file_shows_its_timeline_and_exits_0() {
+        let (code, shown) = check(GOOD);
+        assert_eq!(code, 0, "{shown}");
+        let expected = "app
+  stable v1 at http://127.0.0.1:9001
+             +0s  step 0: weight 5%
+             +0s  background analysis slow
+             +0s  step 1: pause 5m
+             +5m  step 2: analysis slow (each measurement needs 20 canary requests: about 400 in all at 5%)
+            +10m  step 3: pause until somebody promotes
+     promote +0s  step 4: weight 50%
+     promote +0s  step 5: pause 1m30s
+  promote +1m30s  promoted
+
+/serin.yaml: ok (1 service, 1 template, 0 warnings)
+";
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn faults_have_their_places_and_exit_2() {
+        let (code, shown) = check(
+            &GOOD
+                .replace("setWeight: 50", "setWieght: 50")
+                .replace("name: app", "name: APP"),
+        );
+        assert_eq!(code, 2);
+        let lines: Vec<&str> = shown.lines().collect();
+        assert!(
+            lines[0].starts_with("error: /serin.yaml:3:9: services[0].name: `APP`"),
+            "{shown}"
+        );
+        assert_eq!(*lines.last().unwrap(), "/serin.yaml: 2 errors", "{shown}");
+        assert!(shown.contains("/serin.yaml:13:9: services[0].strategy.canary.steps[4].setWieght: unknown key; did you mean `setWeight`?"));
+    }
+
+    #[test]
+    fn warnings_do_not_fail_a_check() {
+        let (code, shown) = check(&GOOD.replace("setWeight: 5\n", "setWeight: 6\n"));
+        assert_eq!(code, 0);
+        assert!(
+            shown.starts_with("warning: /serin.yaml:9:9: services[0].strategy.canary.steps[0]: the first"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_missing_file_says_what_to_do() {
+        let mut out = Vec::new();
+        assert_eq!(run(Path::new("/nonexistent/serin.yaml"), &mut out), 2);
+        assert!(String::from_utf8(out).unwrap().contains("name an existing file"));
+    }
+}
