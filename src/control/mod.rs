@@ -6,7 +6,11 @@
 
 mod command;
 mod handle;
+mod ledger;
+mod providers;
+mod ready;
 mod status;
+mod store;
 
 pub use command::{
     Accepted, Caller, Command, Deploy, EndpointChange, Expect, OnConflict, Refusal, RefusalKind,

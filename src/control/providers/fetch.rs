@@ -1,0 +1,150 @@
+//! HTTP requests to providers: bounded in time and size, certificates checked unless the operator says otherwise.
+
+use super::{Question, shorten};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::{
+    error::Error,
+    sync::{Arc, OnceLock},
+};
+
+/// The largest answer that is read.
+const LARGEST: usize = 4 * 1024 * 1024;
+
+type Https = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// Clients made when they are first needed: most configurations need none.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Clients {
+    checked: Arc<OnceLock<Result<Https, String>>>,
+    unchecked: Arc<OnceLock<Result<Https, String>>>,
+}
+
+impl Clients {
+    /// Asks, and gives the status and the body.
+    pub(crate) async fn fetch(&self, question: Question) -> Result<(u16, Vec<u8>), String> {
+        let timeout = question.timeout;
+        match tokio::time::timeout(timeout, self.exchange(question)).await {
+            Ok(result) => result,
+            Err(_) => Err(format!("no answer within {}", crate::model::Span::from(timeout))),
+        }
+    }
+
+    async fn exchange(&self, question: Question) -> Result<(u16, Vec<u8>), String> {
+        let client = if question.insecure {
+            self.unchecked.get_or_init(unchecked)
+        } else {
+            self.checked.get_or_init(checked)
+        }
+        .as_ref()
+        .map_err(Clone::clone)?;
+        let mut request = http::Request::builder()
+            .method(question.method)
+            .uri(&question.url)
+            .header(http::header::USER_AGENT, concat!("serin/", env!("CARGO_PKG_VERSION")));
+        for (name, value) in &question.headers {
+            request = request.header(name, value);
+        }
+        let request = request
+            .body(Full::new(Bytes::from(question.body)))
+            .map_err(|error| format!("the request cannot be made: {error}"))?;
+        let response = client.request(request).await.map_err(|error| chain(&error))?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), LARGEST)
+            .collect()
+            .await
+            .map_err(|error| format!("the answer broke off: {error}"))?;
+        Ok((status, body.to_bytes().to_vec()))
+    }
+}
+
+/// An error with what caused it, for people.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    shorten(&text, 300)
+}
+
+fn client(connector: HttpsConnector<HttpConnector>) -> Https {
+    Client::builder(TokioExecutor::new()).build(connector)
+}
+
+fn checked() -> Result<Https, String> {
+    let connector = HttpsConnectorBuilder::new()
+        .with_provider_and_native_roots(ring::default_provider())
+        .map_err(|error| format!("the system's certificates cannot be read: {error}"))?
+        .https_or_http()
+        .enable_http1()
+        .build();
+    Ok(client(connector))
+}
+
+fn unchecked() -> Result<Https, String> {
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        .with_no_client_auth();
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(config)
+        .https_or_http()
+        .enable_http1()
+        .build();
+    Ok(client(connector))
+}
+
+/// Accepts any certificate: `insecure: true`.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,192 @@
+//! Where rollouts are remembered: one trait, an SQLite file behind it, or memory.
+//!
+//! Facts are appended together with the state they lead to, in one transaction that is on the disk when it returns.
+//! Another store shared by several proxies can be a second implementation: nothing outside this folder knows SQL.
+
+mod lock;
+mod schema;
+mod sqlite;
+
+pub(crate) use sqlite::SqliteStore;
+
+use super::{
+    Attempt, Caller, RolloutStatus, StoredEvent,
+    ledger::{Fact, Saved},
+};
+use crate::{
+    model::{ServiceName, Span, Timestamp, Weight},
+    rollout::Phase,
+};
+use std::{fmt, path::PathBuf};
+
+/// Why the store could not do it; says how to mend it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// Another process uses the file.
+    #[error(
+        "the state file {} is in use by process {holder}: stop that process, or give this one another `state.path`",
+        path.display()
+    )]
+    Locked {
+        /// The file.
+        path: PathBuf,
+        /// The other process' id.
+        holder: String,
+    },
+    /// The file is something else.
+    #[error(
+        "{} is not a state file of Serin ({found}): give another `state.path`, or move that file away",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it seems to be.
+        found: String,
+    },
+    /// The file was written by a later version.
+    #[error(
+        "the state file {} has format {found}, this Serin knows up to {known}: run the newer Serin that wrote it, or give another `state.path`",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+        /// The latest format known here.
+        known: i64,
+    },
+    /// The file is damaged.
+    #[error(
+        "the state file {} is damaged ({why}): restore it from a copy, or move it away to start from the configuration file; `--stateless` serves stable meanwhile",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        why: String,
+    },
+    /// Reading or writing failed.
+    #[error("the state file {}: {why}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        why: String,
+    },
+    /// What is stored cannot be understood.
+    #[error("the state of `{service}` cannot be read back: {why}")]
+    Content {
+        /// Whose.
+        service: String,
+        /// What went wrong.
+        why: String,
+    },
+}
+
+/// A fact on its way into the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    pub(crate) at: Timestamp,
+    pub(crate) rollout: Option<String>,
+    pub(crate) fact: Fact,
+    /// What it was decided by.
+    pub(crate) numbers: serde_json::Value,
+    pub(crate) caller: Option<Caller>,
+    pub(crate) phase: Phase,
+    pub(crate) step: Option<usize>,
+    pub(crate) weight: Weight,
+    pub(crate) message: String,
+}
+
+impl Row {
+    /// As it is shown, once it has a number.
+    pub(crate) fn shown(&self, id: u64, service: &ServiceName) -> StoredEvent {
+        StoredEvent {
+            id,
+            at: self.at,
+            service: service.clone(),
+            rollout: self.rollout.clone(),
+            event: self.fact.name().to_owned(),
+            detail: serde_json::to_value(&self.fact).unwrap_or_default(),
+            numbers: self.numbers.clone(),
+            caller: self.caller.clone(),
+            phase: self.phase,
+            step: self.step,
+            weight: self.weight,
+            message: self.message.clone(),
+        }
+    }
+}
+
+/// One service as it was stored last.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredService {
+    pub(crate) name: ServiceName,
+    /// The state kept beside the facts.
+    pub(crate) saved: Saved,
+    /// The state that folding the facts gives; absent when they could not be folded.
+    pub(crate) replayed: Option<Saved>,
+    /// The last sign of life.
+    pub(crate) alive: Option<Timestamp>,
+}
+
+/// An analysis run as it is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RunRow {
+    pub(crate) run: u64,
+    pub(crate) rollout: String,
+    pub(crate) started: Timestamp,
+    /// The run and how it is shown.
+    pub(crate) json: String,
+}
+
+/// The answer kept for an idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeyRow {
+    /// What was asked, so that the same key for something else is noticed.
+    pub(crate) asked: String,
+    /// The answer, as JSON.
+    pub(crate) answer: String,
+}
+
+/// How much of the past is kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Retention {
+    pub(crate) rollouts: u32,
+    pub(crate) events: Span,
+}
+
+/// Remembers. Every call returns when it is safe on the disk, or has failed and changed nothing.
+pub(crate) trait Store: Send + Sync + fmt::Debug {
+    /// Everything that is known, for a start.
+    fn load(&self) -> Result<Vec<StoredService>, StoreError>;
+    /// 128 random bits for sticky keys: made by `fresh` once, the same ever after.
+    fn secret(&self, fresh: [u8; 16]) -> Result<[u8; 16], StoreError>;
+    /// Appends facts and the state they lead to. Returns their numbers.
+    fn append(&self, service: &ServiceName, rows: &[Row], saved: &Saved) -> Result<Vec<u64>, StoreError>;
+    /// A sign of life: time from here to the next start counts as downtime.
+    fn alive(&self, at: Timestamp) -> Result<(), StoreError>;
+    /// Facts after a number, oldest first.
+    fn events(&self, service: Option<&str>, after: u64, limit: usize) -> Result<Vec<StoredEvent>, StoreError>;
+    /// The last facts of a service, newest first.
+    fn last_events(&self, service: &str, limit: usize) -> Result<Vec<StoredEvent>, StoreError>;
+    /// The last rollouts of a service, newest first.
+    fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError>;
+    /// Keeps an attempt.
+    fn audit(&self, attempt: &Attempt) -> Result<(), StoreError>;
+    /// The last attempts on a service, newest first.
+    fn attempts(&self, service: &str, limit: usize) -> Result<Vec<Attempt>, StoreError>;
+    /// What was answered to a key since `since`.
+    fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError>;
+    /// Keeps an answer.
+    fn remember(&self, service: &str, key: &str, row: &KeyRow, at: Timestamp) -> Result<(), StoreError>;
+    /// Keeps how an analysis run stands.
+    fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError>;
+    /// The last analysis runs of a service, newest first.
+    fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError>;
+    /// Forgets what is older than it must be.
+    fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError>;
+}

@@ -1,0 +1,657 @@
+//! The state file: SQLite in WAL mode with `synchronous=FULL`, so that what was answered is on the disk.
+//!
+//! All of it behind one connection and one mutex: writes are rare (decisions, not requests) and reads are small.
+
+use super::{
+    KeyRow, Retention, Row, RunRow, Store, StoreError, StoredService,
+    lock::{self, Lock},
+    schema,
+};
+use crate::{
+    control::{
+        Attempt, RolloutStatus, StoredEvent,
+        ledger::{Fact, Saved},
+    },
+    model::{ServiceName, Timestamp},
+};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// How long a key is honoured.
+pub(crate) const KEY_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct SqliteStore {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+    _lock: Option<Lock>,
+}
+
+fn millis(at: Timestamp) -> i64 {
+    i64::try_from(at.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn moment(millis: i64) -> Timestamp {
+    Timestamp::from_millis(u64::try_from(millis).unwrap_or(0))
+}
+
+fn number(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+fn limited(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+fn json<T: Serialize>(value: &T) -> Result<String, String> {
+    serde_json::to_string(value).map_err(|error| error.to_string())
+}
+
+impl SqliteStore {
+    /// Opens or makes the file, and takes its lock.
+    pub(crate) fn open(path: &Path) -> Result<SqliteStore, StoreError> {
+        let lock = lock::take(path)?;
+        make_private(path)?;
+        let connection = Connection::open(path).map_err(|error| explain(path, &error))?;
+        let store = SqliteStore {
+            path: path.to_owned(),
+            connection: Mutex::new(connection),
+            _lock: Some(lock),
+        };
+        store.prepare()?;
+        Ok(store)
+    }
+
+    /// A store that lives as long as the process: for the demo and for tests.
+    pub(crate) fn in_memory() -> Result<SqliteStore, StoreError> {
+        let path = PathBuf::from(":memory:");
+        let connection = Connection::open_in_memory().map_err(|error| explain(&path, &error))?;
+        let store = SqliteStore {
+            path,
+            connection: Mutex::new(connection),
+            _lock: None,
+        };
+        store.prepare()?;
+        Ok(store)
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        // A panic in between leaves a transaction that SQLite has rolled back.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, error: &rusqlite::Error) -> StoreError {
+        explain(&self.path, error)
+    }
+
+    /// Is it ours, whole, and of a format we know? Makes the tables in an empty file.
+    fn prepare(&self) -> Result<(), StoreError> {
+        let connection = self.connection();
+        let read = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+        let sql = |error: rusqlite::Error| self.failed(&error);
+        connection.busy_timeout(Duration::from_secs(2)).map_err(sql)?;
+        let id = read("PRAGMA application_id").map_err(sql)?;
+        let tables = read("SELECT count(*) FROM sqlite_master").map_err(sql)?;
+        let format = read("PRAGMA user_version").map_err(sql)?;
+        if tables > 0 && id != schema::APPLICATION_ID {
+            return Err(StoreError::Foreign {
+                path: self.path.clone(),
+                found: format!("an SQLite database of another program, application id {id:#x}"),
+            });
+        }
+        if tables > 0 && format > schema::FORMAT {
+            return Err(StoreError::Newer {
+                path: self.path.clone(),
+                found: format,
+                known: schema::FORMAT,
+            });
+        }
+        let check: String = connection
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(sql)?;
+        if check != "ok" {
+            return Err(StoreError::Damaged {
+                path: self.path.clone(),
+                why: check,
+            });
+        }
+        connection
+            .query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0))
+            .map_err(sql)?;
+        connection.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
+        if tables == 0 {
+            let transaction = connection.unchecked_transaction().map_err(sql)?;
+            transaction.execute_batch(schema::TABLES).map_err(sql)?;
+            transaction
+                .pragma_update(None, "application_id", schema::APPLICATION_ID)
+                .map_err(sql)?;
+            transaction
+                .pragma_update(None, "user_version", schema::FORMAT)
+                .map_err(sql)?;
+            transaction.commit().map_err(sql)?;
+        }
+        Ok(())
+    }
+
+    fn content(service: &str) -> impl Fn(String) -> StoreError + '_ {
+        move |why| StoreError::Content {
+            service: service.to_owned(),
+            why,
+        }
+    }
+
+    /// JSON texts of a query, read back.
+    fn texts<T: DeserializeOwned>(
+        &self,
+        sql: &str,
+        service: &str,
+        limit: usize,
+    ) -> Result<Vec<T>, StoreError> {
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let mut statement = connection.prepare_cached(sql).map_err(failed)?;
+        let rows = statement
+            .query_map(params![service, limited(limit)], |row| row.get::<_, String>(0))
+            .map_err(failed)?;
+        rows.map(|text| {
+            let text = text.map_err(failed)?;
+            serde_json::from_str(&text).map_err(|error| Self::content(service)(error.to_string()))
+        })
+        .collect()
+    }
+
+    /// Facts of a service after `after` up to `upto`, with their times, oldest first.
+    fn facts(
+        &self,
+        connection: &Connection,
+        service: &str,
+        after: i64,
+        upto: i64,
+    ) -> Result<Vec<(Fact, Timestamp)>, StoreError> {
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let mut statement = connection
+            .prepare_cached("SELECT fact, at FROM events WHERE service = ?1 AND id > ?2 AND id <= ?3 ORDER BY id")
+            .map_err(failed)?;
+        let rows = statement
+            .query_map(params![service, after, upto], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
+            })
+            .map_err(failed)?;
+        rows.map(|row| {
+            let (fact, at) = row.map_err(failed)?;
+            let fact =
+                serde_json::from_str(&fact).map_err(|error| Self::content(service)(error.to_string()))?;
+            Ok((fact, moment(at)))
+        })
+        .collect()
+    }
+
+    fn shown_events(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<StoredEvent>, StoreError> {
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let mut statement = connection.prepare_cached(sql).map_err(failed)?;
+        let mut rows = statement.query(params).map_err(failed)?;
+        let mut events = Vec::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            let service: String = row.get(1).map_err(failed)?;
+            let event = read_event(row, &service).map_err(Self::content(&service))?;
+            events.push(event);
+        }
+        Ok(events)
+    }
+}
+
+const EVENT_COLUMNS: &str = "id, service, rollout, at, fact, numbers, caller, phase, step, weight, message";
+
+fn read_event(row: &rusqlite::Row<'_>, service: &str) -> Result<StoredEvent, String> {
+    fn get<T: rusqlite::types::FromSql>(row: &rusqlite::Row<'_>, index: usize) -> Result<T, String> {
+        row.get(index).map_err(|error| error.to_string())
+    }
+    fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+    let fact: Fact = parse(&get::<String>(row, 4)?)?;
+    let caller: Option<String> = get(row, 6)?;
+    Ok(StoredEvent {
+        id: number(get(row, 0)?),
+        at: moment(get(row, 3)?),
+        service: ServiceName::new(service).map_err(|error| error.to_string())?,
+        rollout: get(row, 2)?,
+        event: fact.name().to_owned(),
+        detail: serde_json::to_value(&fact).map_err(|error| error.to_string())?,
+        numbers: parse(&get::<String>(row, 5)?)?,
+        caller: caller.as_deref().map(parse).transpose()?,
+        phase: parse(&get::<String>(row, 7)?)?,
+        step: get::<Option<i64>>(row, 8)?.and_then(|step| usize::try_from(step).ok()),
+        weight: parse(&get::<String>(row, 9)?)?,
+        message: get(row, 10)?,
+    })
+}
+
+/// The file is readable by its owner only: plans may hold what a template sends to a provider.
+fn make_private(path: &Path) -> Result<(), StoreError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let made = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path);
+    made.map(drop).map_err(|error| StoreError::Io {
+        path: path.to_owned(),
+        why: format!("{error}; the directory must exist and be writable"),
+    })
+}
+
+/// What an error of SQLite means to the operator.
+fn explain(path: &Path, error: &rusqlite::Error) -> StoreError {
+    let path = path.to_owned();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => StoreError::Foreign {
+            path,
+            found: "not an SQLite database".to_owned(),
+        },
+        Some(ErrorCode::DatabaseCorrupt) => StoreError::Damaged {
+            path,
+            why: error.to_string(),
+        },
+        Some(ErrorCode::DiskFull) => StoreError::Io {
+            path,
+            why: "the disk is full: make room, Serin tries again by itself".to_owned(),
+        },
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Io {
+            path,
+            why: "another program holds it locked: close it, Serin tries again by itself".to_owned(),
+        },
+        _ => StoreError::Io {
+            path,
+            why: error.to_string(),
+        },
+    }
+}
+
+impl Store for SqliteStore {
+    fn load(&self) -> Result<Vec<StoredService>, StoreError> {
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let alive: Option<i64> = connection
+            .query_row("SELECT value FROM meta WHERE key = 'alive'", [], |row| row.get(0))
+            .optional()
+            .map_err(failed)?;
+        let mut statement = connection
+            .prepare("SELECT name, saved, saved_event, base, base_event FROM services ORDER BY name")
+            .map_err(failed)?;
+        let rows = statement
+            .query_map([], |row| {
+                let texts: (String, String, String) = (row.get(0)?, row.get(1)?, row.get(3)?);
+                let ids: (i64, i64) = (row.get(2)?, row.get(4)?);
+                Ok((texts, ids))
+            })
+            .map_err(failed)?;
+        let mut services = Vec::new();
+        for row in rows {
+            let ((name, saved, base), (saved_event, base_event)) = row.map_err(failed)?;
+            let parse = |text: &str| {
+                serde_json::from_str::<Saved>(text).map_err(|error| Self::content(&name)(error.to_string()))
+            };
+            let facts = self.facts(&connection, &name, base_event, saved_event)?;
+            services.push(StoredService {
+                name: ServiceName::new(&name).map_err(|error| Self::content(&name)(error.to_string()))?,
+                saved: parse(&saved)?,
+                replayed: fold(parse(&base)?, &facts),
+                alive: alive.map(moment),
+            });
+        }
+        Ok(services)
+    }
+
+    fn secret(&self, fresh: [u8; 16]) -> Result<[u8; 16], StoreError> {
+        let connection = self.connection();
+        connection
+            .execute(
+                "INSERT OR IGNORE INTO meta (key, value) VALUES ('secret', ?1)",
+                params![fresh.as_slice()],
+            )
+            .map_err(|error| self.failed(&error))?;
+        let secret: Vec<u8> = connection
+            .query_row("SELECT value FROM meta WHERE key = 'secret'", [], |row| row.get(0))
+            .map_err(|error| self.failed(&error))?;
+        secret.try_into().map_err(|_| StoreError::Damaged {
+            path: self.path.clone(),
+            why: "the sticky secret is not 16 bytes long".to_owned(),
+        })
+    }
+
+    fn append(&self, service: &ServiceName, rows: &[Row], saved: &Saved) -> Result<Vec<u64>, StoreError> {
+        let name = service.as_str();
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let content = Self::content(name);
+        let transaction = connection.unchecked_transaction().map_err(failed)?;
+        let mut ids = Vec::with_capacity(rows.len());
+        for row in rows {
+            let caller = row.caller.as_ref().map(json).transpose().map_err(&content)?;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO events (service, rollout, at, fact, numbers, caller, phase, step, weight, message)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                )
+                .map_err(failed)?
+                .execute(params![
+                    name,
+                    row.rollout,
+                    millis(row.at),
+                    json(&row.fact).map_err(&content)?,
+                    json(&row.numbers).map_err(&content)?,
+                    caller,
+                    json(&row.phase).map_err(&content)?,
+                    row.step.and_then(|step| i64::try_from(step).ok()),
+                    json(&row.weight).map_err(&content)?,
+                    row.message,
+                ])
+                .map_err(failed)?;
+            ids.push(transaction.last_insert_rowid());
+        }
+        let last = ids.last().copied().unwrap_or(0);
+        let empty = json(&Saved::default()).map_err(&content)?;
+        transaction
+            .prepare_cached(
+                "INSERT INTO services (name, saved, saved_event, base, base_event) VALUES (?1, ?2, ?3, ?4, 0)
+                 ON CONFLICT (name) DO UPDATE SET saved = ?2, saved_event = max(saved_event, ?3)",
+            )
+            .map_err(failed)?
+            .execute(params![name, json(saved).map_err(&content)?, last, empty])
+            .map_err(failed)?;
+        if let Some(rollout) = &saved.rollout {
+            transaction
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO rollouts (service, id, started, shown) VALUES (?1, ?2, ?3, ?4)",
+                )
+                .map_err(failed)?
+                .execute(params![
+                    name,
+                    rollout.id,
+                    millis(rollout.started),
+                    json(rollout).map_err(&content)?
+                ])
+                .map_err(failed)?;
+        }
+        transaction.commit().map_err(failed)?;
+        Ok(ids.into_iter().map(number).collect())
+    }
+
+    fn alive(&self, at: Timestamp) -> Result<(), StoreError> {
+        self.connection()
+            .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('alive', ?1)")
+            .and_then(|mut statement| statement.execute(params![millis(at)]))
+            .map(drop)
+            .map_err(|error| self.failed(&error))
+    }
+
+    fn events(&self, service: Option<&str>, after: u64, limit: usize) -> Result<Vec<StoredEvent>, StoreError> {
+        let after = i64::try_from(after).unwrap_or(i64::MAX);
+        match service {
+            Some(service) => self.shown_events(
+                &format!("SELECT {EVENT_COLUMNS} FROM events WHERE service = ?1 AND id > ?2 ORDER BY id LIMIT ?3"),
+                params![service, after, limited(limit)],
+            ),
+            None => self.shown_events(
+                &format!("SELECT {EVENT_COLUMNS} FROM events WHERE id > ?1 ORDER BY id LIMIT ?2"),
+                params![after, limited(limit)],
+            ),
+        }
+    }
+
+    fn last_events(&self, service: &str, limit: usize) -> Result<Vec<StoredEvent>, StoreError> {
+        self.shown_events(
+            &format!("SELECT {EVENT_COLUMNS} FROM events WHERE service = ?1 ORDER BY id DESC LIMIT ?2"),
+            params![service, limited(limit)],
+        )
+    }
+
+    fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError> {
+        let sql = "SELECT shown FROM rollouts WHERE service = ?1 ORDER BY started DESC, id DESC LIMIT ?2";
+        self.texts(sql, service, usize::MAX)
+    }
+
+    fn audit(&self, attempt: &Attempt) -> Result<(), StoreError> {
+        let text = json(attempt).map_err(Self::content(&attempt.service))?;
+        self.connection()
+            .prepare_cached("INSERT INTO attempts (at, service, attempt) VALUES (?1, ?2, ?3)")
+            .and_then(|mut statement| statement.execute(params![millis(attempt.at), attempt.service, text]))
+            .map(drop)
+            .map_err(|error| self.failed(&error))
+    }
+
+    fn attempts(&self, service: &str, limit: usize) -> Result<Vec<Attempt>, StoreError> {
+        let sql = "SELECT attempt FROM attempts WHERE service = ?1 ORDER BY id DESC LIMIT ?2";
+        self.texts(sql, service, limit)
+    }
+
+    fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError> {
+        self.connection()
+            .query_row(
+                "SELECT asked, answer FROM keys WHERE service = ?1 AND key = ?2 AND at >= ?3",
+                params![service, key, millis(since)],
+                |row| {
+                    Ok(KeyRow {
+                        asked: row.get(0)?,
+                        answer: row.get(1)?,
+                    })
+                },
+            )
+            .optional()
+            .map_err(|error| self.failed(&error))
+    }
+
+    fn remember(&self, service: &str, key: &str, row: &KeyRow, at: Timestamp) -> Result<(), StoreError> {
+        self.connection()
+            .execute(
+                "INSERT OR REPLACE INTO keys (service, key, at, asked, answer) VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![service, key, millis(at), row.asked, row.answer],
+            )
+            .map(drop)
+            .map_err(|error| self.failed(&error))
+    }
+
+    fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError> {
+        self.connection()
+            .prepare_cached(
+                "INSERT OR REPLACE INTO runs (service, run, rollout, started, shown) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )
+            .and_then(|mut statement| {
+                let run = i64::try_from(row.run).unwrap_or(i64::MAX);
+                statement.execute(params![service, run, row.rollout, millis(row.started), row.json])
+            })
+            .map(drop)
+            .map_err(|error| self.failed(&error))
+    }
+
+    fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError> {
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let mut statement = connection
+            .prepare_cached(
+                "SELECT run, rollout, started, shown FROM runs WHERE service = ?1 ORDER BY run DESC LIMIT ?2",
+            )
+            .map_err(failed)?;
+        let rows = statement
+            .query_map(params![service, limited(limit)], |row| {
+                Ok(RunRow {
+                    run: number(row.get(0)?),
+                    rollout: row.get(1)?,
+                    started: moment(row.get(2)?),
+                    json: row.get(3)?,
+                })
+            })
+            .map_err(failed)?;
+        rows.map(|row| row.map_err(failed)).collect()
+    }
+
+    fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let transaction = connection.unchecked_transaction().map_err(failed)?;
+        let horizon = millis(now.minus(retention.events.as_duration()));
+        self.move_bases(&transaction, horizon)?;
+        transaction
+            .execute("DELETE FROM attempts WHERE at < ?1", params![horizon])
+            .map_err(failed)?;
+        transaction
+            .execute("DELETE FROM keys WHERE at < ?1", params![millis(now.minus(KEY_LIFE))])
+            .map_err(failed)?;
+        transaction
+            .execute(
+                "DELETE FROM rollouts WHERE (SELECT count(*) FROM rollouts AS newer WHERE newer.service = rollouts.service
+                 AND newer.started > rollouts.started) >= ?1",
+                params![retention.rollouts],
+            )
+            .map_err(failed)?;
+        transaction
+            .execute(
+                "DELETE FROM runs WHERE NOT EXISTS (SELECT 1 FROM rollouts WHERE rollouts.service = runs.service
+                 AND rollouts.id = runs.rollout)",
+                [],
+            )
+            .map_err(failed)?;
+        transaction.commit().map_err(failed)
+    }
+}
+
+impl SqliteStore {
+    /// Folds facts that are about to be forgotten into each service's base, so that what is left still replays.
+    fn move_bases(&self, connection: &Connection, horizon: i64) -> Result<(), StoreError> {
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let mut statement = connection
+            .prepare("SELECT name, base, base_event FROM services")
+            .map_err(failed)?;
+        let services = statement
+            .query_map([], |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get::<_, String>(1)?,
+                    row.get::<_, i64>(2)?,
+                ))
+            })
+            .map_err(failed)?
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(failed)?;
+        for (name, base, base_event) in services {
+            let upto: Option<i64> = connection
+                .query_row(
+                    "SELECT max(id) FROM events WHERE service = ?1 AND at < ?2",
+                    params![name, horizon],
+                    |row| row.get(0),
+                )
+                .map_err(failed)?;
+            let Some(upto) = upto else { continue };
+            let base: Saved =
+                serde_json::from_str(&base).map_err(|error| Self::content(&name)(error.to_string()))?;
+            let facts = self.facts(connection, &name, base_event, upto)?;
+            // Facts that do not fold are kept: a start will say so.
+            let Some(moved) = fold(base, &facts) else { continue };
+            let moved = json(&moved).map_err(Self::content(&name))?;
+            connection
+                .execute(
+                    "UPDATE services SET base = ?2, base_event = ?3 WHERE name = ?1",
+                    params![name, moved, upto],
+                )
+                .map_err(failed)?;
+            connection
+                .execute("DELETE FROM events WHERE service = ?1 AND id <= ?2", params![name, upto])
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// The state that facts lead to; none when one of them is refused.
+fn fold(base: Saved, facts: &[(Fact, Timestamp)]) -> Option<Saved> {
+    facts.iter().try_fold(base, |saved, (fact, at)| {
+        saved.apply(fact, *at).ok().map(|(next, _)| next)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("serin.db");
+        (directory, path)
+    }
+
+    #[test]
+    fn a_second_process_is_told_who_holds_the_file() {
+        let (_directory, path) = file();
+        let first = SqliteStore::open(&path).unwrap();
+        let error = SqliteStore::open(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(first);
+        SqliteStore::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_foreign_newer_or_damaged_file_is_refused_with_the_mend() {
+        let (_directory, path) = file();
+        std::fs::write(&path, vec![b'x'; 4096]).unwrap();
+        let error = SqliteStore::open(&path).unwrap_err().to_string();
+        assert!(error.contains("not a state file") && error.contains("state.path"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("CREATE TABLE t (x)").unwrap();
+        drop(other);
+        let error = SqliteStore::open(&path).unwrap_err().to_string();
+        assert!(error.contains("another program"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+
+        drop(SqliteStore::open(&path).unwrap());
+        let ours = Connection::open(&path).unwrap();
+        ours.pragma_update(None, "user_version", 99).unwrap();
+        drop(ours);
+        let error = SqliteStore::open(&path).unwrap_err().to_string();
+        assert!(error.contains("format 99"), "{error}");
+    }
+
+    #[test]
+    fn the_secret_is_made_once() {
+        let store = SqliteStore::in_memory().unwrap();
+        assert_eq!(store.secret([1; 16]).unwrap(), [1; 16]);
+        assert_eq!(store.secret([2; 16]).unwrap(), [1; 16]);
+    }
+
+    #[test]
+    fn a_key_is_forgotten_after_its_life() {
+        let store = SqliteStore::in_memory().unwrap();
+        let row = KeyRow {
+            asked: "promote".into(),
+            answer: "{}".into(),
+        };
+        let at = Timestamp::from_secs(1_000_000);
+        store.remember("shop", "k", &row, at).unwrap();
+        assert_eq!(store.recall("shop", "k", at).unwrap(), Some(row));
+        let retention = Retention {
+            rollouts: 100,
+            events: crate::model::Span::secs(90 * 86_400),
+        };
+        store.sweep(retention, at.plus(KEY_LIFE + Duration::from_secs(1))).unwrap();
+        assert_eq!(store.recall("shop", "k", at).unwrap(), None);
+    }
+
+    #[test]
+    fn the_file_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let (_directory, path) = file();
+        let _store = SqliteStore::open(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{mode:o}");
+    }
+}
