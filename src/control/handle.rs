@@ -6,15 +6,32 @@
 use super::{
     Accepted, AnalysisStatus, Attempt, Caller, Command, Expect, History, MetricsWindow, Refusal, RefusalKind,
     ServiceStatus, StoredEvent,
+    engine::{Ask, Engine, Parts, UndoTarget},
+    observe::KeptRun,
+    providers::{Network, Outside},
+    ready, report,
+    samples::Samples,
+    store::{SqliteStore, Store, StoreError},
 };
 use crate::{
     config::Config,
-    model::{Clock, ServiceName, Span},
+    model::{Clock, ServiceName, Span, Timestamp, VersionName},
     upstream::Services,
 };
+use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use std::{path::PathBuf, sync::Arc};
-use tokio::sync::{broadcast, watch};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+/// Events that a subscriber may lag behind before it has to read them from the store.
+const BACKLOG: usize = 1024;
 
 /// What [`Control::start`] needs.
 #[derive(Debug)]
@@ -87,15 +104,134 @@ pub struct ReloadRefused {
 #[derive(Debug, Clone)]
 pub struct Control {
     services: Services,
+    clock: Arc<dyn Clock>,
+    epoch: (Timestamp, std::time::Duration),
+    store: Arc<dyn Store>,
+    outside: Arc<dyn Outside>,
+    shared: Arc<Shared>,
+    inbox: mpsc::UnboundedSender<Ask>,
+}
+
+/// What the engine publishes and handles read.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    board: RwLock<BTreeMap<ServiceName, Entry>>,
+    events: broadcast::Sender<Arc<StoredEvent>>,
+    ready: AtomicBool,
+    store_healthy: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    status: watch::Sender<Arc<ServiceStatus>>,
+    samples: Arc<Mutex<Samples>>,
+}
+
+impl Shared {
+    fn new() -> Shared {
+        Shared {
+            board: RwLock::default(),
+            events: broadcast::channel(BACKLOG).0,
+            ready: AtomicBool::new(false),
+            store_healthy: AtomicBool::new(true),
+        }
+    }
+
+    pub(super) fn publish(&self, name: &ServiceName, status: ServiceStatus, samples: &Arc<Mutex<Samples>>) {
+        let status = Arc::new(status);
+        let mut board = self.board.write().unwrap_or_else(PoisonError::into_inner);
+        match board.get(name) {
+            Some(entry) => {
+                entry.status.send_replace(status);
+            }
+            None => {
+                let entry = Entry {
+                    status: watch::channel(status).0,
+                    samples: Arc::clone(samples),
+                };
+                board.insert(name.clone(), entry);
+            }
+        }
+    }
+
+    pub(super) fn forget(&self, name: &ServiceName) {
+        self.board.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    pub(super) fn tell(&self, event: StoredEvent) {
+        // Nobody may be listening.
+        let _ = self.events.send(Arc::new(event));
+    }
+
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+    }
+
+    pub(super) fn set_store_healthy(&self, healthy: bool) {
+        self.store_healthy.store(healthy, Ordering::Release);
+    }
+
+    fn read<T>(&self, service: &str, of: impl FnOnce(&Entry) -> T) -> Option<T> {
+        let board = self.board.read().unwrap_or_else(PoisonError::into_inner);
+        board.get(service).map(of)
+    }
 }
 
 impl Control {
     /// Opens the store, restores every rollout and starts the engine on the current runtime. When it returns, every
     /// service's split is published.
     pub async fn start(options: StartOptions) -> Result<Control, StartError> {
+        let failed = |error: StoreError| StartError::Store(error.to_string());
+        let store: Arc<dyn Store> = match &options.store {
+            StoreChoice::File(path) => Arc::new(SqliteStore::open(path).map_err(failed)?),
+            StoreChoice::Stateless | StoreChoice::Memory => Arc::new(SqliteStore::in_memory().map_err(failed)?),
+        };
+        Control::start_with(options, store, Arc::new(Network::default()))
+    }
+
+    /// [`Control::start`] with the store and the network given: what tests use.
+    pub(crate) fn start_with(
+        options: StartOptions,
+        store: Arc<dyn Store>,
+        outside: Arc<dyn Outside>,
+    ) -> Result<Control, StartError> {
+        let trips = options.services.take_trips().ok_or(StartError::Twice)?;
+        let shared = Arc::new(Shared::new());
+        let (sender, inbox) = mpsc::unbounded_channel();
+        let engine = Engine::open(Parts {
+            config: options.config,
+            services: options.services.clone(),
+            clock: Arc::clone(&options.clock),
+            store: Arc::clone(&store),
+            stateless: options.store == StoreChoice::Stateless,
+            outside: Arc::clone(&outside),
+            seed: options.seed,
+            shared: Arc::clone(&shared),
+            inbox: sender.downgrade(),
+        })?;
+        let epoch = (engine.now(), options.clock.monotonic());
+        tokio::spawn(engine.run(inbox, trips));
         Ok(Control {
             services: options.services,
+            clock: options.clock,
+            epoch,
+            store,
+            outside,
+            shared,
+            inbox: sender,
         })
+    }
+
+    fn now(&self) -> Timestamp {
+        let (wall, monotonic) = self.epoch;
+        wall.plus(self.clock.monotonic().saturating_sub(monotonic))
+    }
+
+    /// Tells the engine something and waits for its answer; none when it has ended.
+    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(make(reply)).ok()?;
+        answer.await.ok()
     }
 
     /// Does something to a service. Answers when it is done and stored, and every worker splits by it.
@@ -106,35 +242,97 @@ impl Control {
         expect: Expect,
         caller: Caller,
     ) -> Result<Accepted, Refusal> {
-        let _ = (service, command, expect, caller, &self.services);
-        Err(Refusal::new(
-            RefusalKind::Unavailable,
-            "notYet",
-            "the engine is being built",
-        ))
+        let warm = match &command {
+            Command::Undo { to } => self.is_warm(service, to.clone()).await,
+            Command::Deploy(_)
+            | Command::SetEndpoints { .. }
+            | Command::Promote { .. }
+            | Command::Abort
+            | Command::Retry
+            | Command::Pause
+            | Command::Resume
+            | Command::SetWeight { .. } => false,
+        };
+        let service = service.to_owned();
+        let answer = self
+            .ask(|reply| Ask::Command {
+                service,
+                command,
+                expect,
+                caller,
+                warm,
+                reply,
+            })
+            .await;
+        answer.unwrap_or_else(|| Err(stopping()))
+    }
+
+    /// Whether the version that an `undo` leads to is warm and answers its probes at this moment.
+    async fn is_warm(&self, service: &str, to: Option<VersionName>) -> bool {
+        let service = service.to_owned();
+        let target = self.ask(|reply| Ask::UndoTarget { service, to, reply }).await;
+        let Some(Some(UndoTarget {
+            endpoints,
+            path,
+            min_healthy,
+        })) = target
+        else {
+            return false;
+        };
+        let probes = endpoints
+            .iter()
+            .map(|endpoint| self.outside.probe(endpoint, path.as_deref(), ready::PROBE));
+        let ready = join_all(probes).await.iter().filter(|result| result.is_ok()).count();
+        ready >= min_healthy
     }
 
     /// Where a service stands, with the numbers of the moment.
     pub fn status(&self, service: &str) -> Option<ServiceStatus> {
-        let _ = service;
-        None
+        let status = self.shared.read(service, |entry| Arc::clone(&entry.status.borrow()))?;
+        Some(self.refreshed(&status))
+    }
+
+    fn refreshed(&self, status: &Arc<ServiceStatus>) -> ServiceStatus {
+        let mut status = ServiceStatus::clone(status);
+        if let Some(live) = self.services.get(status.service.as_str()) {
+            report::refresh(&mut status, &live, self.services.metrics());
+        }
+        status
     }
 
     /// Where all services stand, by name.
     pub fn list(&self) -> Vec<ServiceStatus> {
-        Vec::new()
+        let board = self.shared.board.read().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<Arc<ServiceStatus>> = board
+            .values()
+            .map(|entry| Arc::clone(&entry.status.borrow()))
+            .collect();
+        drop(board);
+        all.iter().map(|status| self.refreshed(status)).collect()
     }
 
     /// Follows one service: the receiver holds the latest status and wakes with every change of it. The numbers of the
     /// moment (evidence, in flight) are those of the change; ask [`Control::status`] for fresh ones.
     pub fn watch(&self, service: &str) -> Option<watch::Receiver<Arc<ServiceStatus>>> {
-        let _ = service;
-        None
+        self.shared.read(service, |entry| entry.status.subscribe())
     }
 
     /// Follows everything that is stored from now on. A receiver that lags reads what it missed by [`Control::events`].
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<StoredEvent>> {
-        broadcast::channel(1).1
+        self.shared.events.subscribe()
+    }
+
+    /// Reads from the store on a thread that may wait for the disk.
+    async fn read<T: Send + 'static>(
+        &self,
+        of: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let store = Arc::clone(&self.store);
+        let read = tokio::task::spawn_blocking(move || of(store.as_ref())).await;
+        match read {
+            Ok(result) => result.map_err(|error| ReadError::Store(error.to_string())),
+            Err(error) => Err(ReadError::Store(error.to_string())),
+        }
     }
 
     /// Stored events after `after`, oldest first, at most `limit`; of one service or of all.
@@ -144,49 +342,94 @@ impl Control {
         after: u64,
         limit: usize,
     ) -> Result<Vec<StoredEvent>, ReadError> {
-        let _ = (service, after, limit);
-        Ok(Vec::new())
+        let service = service.map(str::to_owned);
+        self.read(move |store| store.events(service.as_deref(), after, limit)).await
     }
 
     /// The past of a service, newest first, at most `limit` events and attempts.
     pub async fn history(&self, service: &str, limit: usize) -> Result<History, ReadError> {
-        let _ = limit;
-        Err(ReadError::NoService(service.to_owned()))
+        if self.status(service).is_none() {
+            return Err(ReadError::NoService(service.to_owned()));
+        }
+        let service = service.to_owned();
+        self.read(move |store| {
+            Ok(History {
+                rollouts: store.rollouts(&service)?,
+                events: store.last_events(&service, limit)?,
+                attempts: store.attempts(&service, limit)?,
+            })
+        })
+        .await
     }
 
-    /// Analyses of a service, those that run now first, with their measurements.
+    /// Analyses of a service, newest first, with their measurements: those of this rollout and of earlier ones.
     pub async fn analysis(&self, service: &str) -> Result<Vec<AnalysisStatus>, ReadError> {
-        Err(ReadError::NoService(service.to_owned()))
+        let Some(status) = self.status(service) else {
+            return Err(ReadError::NoService(service.to_owned()));
+        };
+        let name = service.to_owned();
+        let rows = self.read(move |store| store.runs(&name, 50)).await?;
+        let mut all = status.analyses;
+        for row in rows {
+            let Ok(kept) = serde_json::from_str::<KeptRun>(&row.json) else { continue };
+            if !all.iter().any(|known| known.run == kept.shown.run) {
+                all.push(kept.shown);
+            }
+        }
+        Ok(all)
     }
 
     /// Requests, errors and duration per version over the last `window`, as the analyses see them.
     pub fn metrics_window(&self, service: &str, window: Span) -> Option<MetricsWindow> {
-        let _ = (service, window);
-        None
+        let samples = self.shared.read(service, |entry| Arc::clone(&entry.samples))?;
+        let live = self.services.get(service)?;
+        let split = live.cell.load_full();
+        let samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(samples.window(&live.name, &split, self.now(), window))
     }
 
     /// Stores an attempt that was refused before it came here (no token, wrong role).
     pub async fn record_attempt(&self, attempt: Attempt) {
-        let _ = attempt;
+        // The engine is gone only when the process is stopping.
+        let _ = self.inbox.send(Ask::Attempted(Box::new(attempt)));
     }
 
     /// What taking this configuration would be refused for; changes nothing.
     pub async fn check_config(&self, config: Arc<Config>) -> Result<(), ReloadRefused> {
-        let _ = config;
-        Ok(())
+        self.configure(config, true).await.map(drop)
     }
 
     /// Takes a new configuration: all of it or nothing.
     pub async fn apply_config(&self, config: Arc<Config>) -> Result<Vec<Change>, ReloadRefused> {
-        let _ = config;
-        Ok(Vec::new())
+        self.configure(config, false).await
     }
 
-    /// Whether every rollout was restored and the state can be stored: part of `/readyz`.
+    async fn configure(&self, config: Arc<Config>, dry: bool) -> Result<Vec<Change>, ReloadRefused> {
+        let answer = self.ask(|reply| Ask::Configure { config, dry, reply }).await;
+        answer.unwrap_or_else(|| {
+            Err(ReloadRefused {
+                reasons: vec![stopping().message],
+            })
+        })
+    }
+
+    /// Whether every rollout was restored: part of `/readyz`.
     pub fn is_ready(&self) -> bool {
-        true
+        self.shared.ready.load(Ordering::Acquire)
     }
 
-    /// Stores the last sign of life, ends the engine and releases the state file.
-    pub async fn shutdown(&self) {}
+    /// Whether the last write to the store worked. While it does not, nothing is promoted and no weight is raised.
+    pub fn is_store_healthy(&self) -> bool {
+        self.shared.store_healthy.load(Ordering::Acquire)
+    }
+
+    /// Stores the last sign of life and ends the engine. The state file is released with the last handle.
+    pub async fn shutdown(&self) {
+        // None: it had ended before.
+        let _ = self.ask(Ask::Shutdown).await;
+    }
+}
+
+fn stopping() -> Refusal {
+    Refusal::new(RefusalKind::Unavailable, "stopping", "Serin is stopping")
 }

@@ -5,10 +5,21 @@
 //! is everybody else's handle to it. Requests never wait for anything here.
 
 mod command;
+mod commands;
+mod config_block;
+mod engine;
+mod gate;
 mod handle;
+mod hard_failure;
 mod ledger;
+mod managed;
+mod observe;
+mod perform;
 mod providers;
 mod ready;
+mod registry;
+mod report;
+mod samples;
 mod status;
 mod store;
 

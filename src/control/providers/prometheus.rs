@@ -38,7 +38,7 @@ struct Envelope {
 enum Data {
     Vector(Vec<Series>),
     Scalar((f64, String)),
-    String(serde_json::Value),
+    String(serde::de::IgnoredAny),
     Matrix(Vec<Range>),
 }
 

@@ -7,7 +7,7 @@ mod lock;
 mod schema;
 mod sqlite;
 
-pub(crate) use sqlite::SqliteStore;
+pub(crate) use sqlite::{KEY_LIFE, SqliteStore};
 
 use super::{
     Attempt, Caller, RolloutStatus, StoredEvent,
@@ -146,6 +146,8 @@ pub(crate) struct RunRow {
 /// The answer kept for an idempotency key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyRow {
+    /// The key.
+    pub(crate) key: String,
     /// What was asked, so that the same key for something else is noticed.
     pub(crate) asked: String,
     /// The answer, as JSON.
@@ -165,8 +167,14 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn load(&self) -> Result<Vec<StoredService>, StoreError>;
     /// 128 random bits for sticky keys: made by `fresh` once, the same ever after.
     fn secret(&self, fresh: [u8; 16]) -> Result<[u8; 16], StoreError>;
-    /// Appends facts and the state they lead to. Returns their numbers.
-    fn append(&self, service: &ServiceName, rows: &[Row], saved: &Saved) -> Result<Vec<u64>, StoreError>;
+    /// Appends facts, the state they lead to and the answer kept for the caller's key. Returns the facts' numbers.
+    fn append(
+        &self,
+        service: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+    ) -> Result<Vec<u64>, StoreError>;
     /// A sign of life: time from here to the next start counts as downtime.
     fn alive(&self, at: Timestamp) -> Result<(), StoreError>;
     /// Facts after a number, oldest first.
@@ -181,8 +189,6 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn attempts(&self, service: &str, limit: usize) -> Result<Vec<Attempt>, StoreError>;
     /// What was answered to a key since `since`.
     fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError>;
-    /// Keeps an answer.
-    fn remember(&self, service: &str, key: &str, row: &KeyRow, at: Timestamp) -> Result<(), StoreError>;
     /// Keeps how an analysis run stands.
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError>;
     /// The last analysis runs of a service, newest first.

@@ -328,7 +328,13 @@ impl Store for SqliteStore {
         })
     }
 
-    fn append(&self, service: &ServiceName, rows: &[Row], saved: &Saved) -> Result<Vec<u64>, StoreError> {
+    fn append(
+        &self,
+        service: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+    ) -> Result<Vec<u64>, StoreError> {
         let name = service.as_str();
         let connection = self.connection();
         let failed = |error: rusqlite::Error| self.failed(&error);
@@ -381,6 +387,22 @@ impl Store for SqliteStore {
                     json(rollout).map_err(&content)?
                 ])
                 .map_err(failed)?;
+        }
+        if let Some(at) = rows.last().map(|row| millis(row.at)) {
+            // A stored fact is a sign of life: what comes before it is never taken for downtime.
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('alive', ?1)")
+                .map_err(failed)?
+                .execute(params![at])
+                .map_err(failed)?;
+            if let Some(row) = key {
+                transaction
+                    .execute(
+                        "INSERT OR REPLACE INTO keys (service, key, at, asked, answer) VALUES (?1, ?2, ?3, ?4, ?5)",
+                        params![name, row.key, at, row.asked, row.answer],
+                    )
+                    .map_err(failed)?;
+            }
         }
         transaction.commit().map_err(failed)?;
         Ok(ids.into_iter().map(number).collect())
@@ -441,22 +463,13 @@ impl Store for SqliteStore {
                 params![service, key, millis(since)],
                 |row| {
                     Ok(KeyRow {
+                        key: key.to_owned(),
                         asked: row.get(0)?,
                         answer: row.get(1)?,
                     })
                 },
             )
             .optional()
-            .map_err(|error| self.failed(&error))
-    }
-
-    fn remember(&self, service: &str, key: &str, row: &KeyRow, at: Timestamp) -> Result<(), StoreError> {
-        self.connection()
-            .execute(
-                "INSERT OR REPLACE INTO keys (service, key, at, asked, answer) VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![service, key, millis(at), row.asked, row.answer],
-            )
-            .map(drop)
             .map_err(|error| self.failed(&error))
     }
 
@@ -631,13 +644,28 @@ mod tests {
     #[test]
     fn a_key_is_forgotten_after_its_life() {
         let store = SqliteStore::in_memory().unwrap();
-        let row = KeyRow {
+        let key = KeyRow {
+            key: "k".into(),
             asked: "promote".into(),
             answer: "{}".into(),
         };
         let at = Timestamp::from_secs(1_000_000);
-        store.remember("shop", "k", &row, at).unwrap();
-        assert_eq!(store.recall("shop", "k", at).unwrap(), Some(row));
+        let (service, saved) = (ServiceName::new("shop").unwrap(), Saved::default());
+        let row = Row {
+            at,
+            rollout: None,
+            fact: Fact::Block {
+                block: crate::control::ledger::Block::default(),
+            },
+            numbers: serde_json::Value::Null,
+            caller: None,
+            phase: crate::rollout::Phase::Healthy,
+            step: None,
+            weight: crate::model::Weight::ZERO,
+            message: String::new(),
+        };
+        store.append(&service, &[row], &saved, Some(&key)).unwrap();
+        assert_eq!(store.recall("shop", "k", at).unwrap(), Some(key));
         let retention = Retention {
             rollouts: 100,
             events: crate::model::Span::secs(90 * 86_400),

@@ -1,0 +1,492 @@
+//! What each command means: checked against the state, then recorded. A refused command leaves no trace but the audit.
+
+use super::{
+    Attempt, Caller, Refusal, RefusalKind, VersionState,
+    command::{Accepted, Command, Deploy, EndpointChange, Expect, OnConflict},
+    engine::{By, Engine, UndoTarget, no_service},
+    ledger::{DeployFact, Fact},
+    managed::Managed,
+    store::KeyRow,
+};
+use crate::{
+    analysis::{Context, Template, validate_all},
+    config::Service,
+    model::{EndpointUrl, ServiceName, VersionName},
+    rollout::{Event, Plan, Stage, Step, Strategy},
+};
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+/// For how long an idempotency key is honoured.
+const KEY_LIFE: Duration = super::store::KEY_LIFE;
+
+/// What a command comes to: facts to record, and whether a new rollout begins.
+struct Decision {
+    facts: Vec<Fact>,
+    created: bool,
+}
+
+impl Decision {
+    fn of(event: Event) -> Decision {
+        Decision {
+            facts: vec![Fact::Moved { by: event }],
+            created: false,
+        }
+    }
+}
+
+impl Engine {
+    /// Does a command, and keeps the attempt whatever comes of it.
+    pub(super) fn command(
+        &mut self,
+        service: &str,
+        command: Command,
+        expect: &Expect,
+        caller: Caller,
+        warm: bool,
+    ) -> Result<Accepted, Refusal> {
+        let verb = command.verb().to_owned();
+        let before = self.standing(service);
+        let result = self.decide_and_record(service, command, expect, &caller, warm);
+        let attempt = Attempt {
+            at: self.now(),
+            service: service.to_owned(),
+            verb,
+            caller,
+            refused: result.as_ref().err().map(|refusal| refusal.code.clone()),
+            before,
+            after: self.standing(service),
+        };
+        self.audit(&attempt);
+        result
+    }
+
+    fn decide_and_record(
+        &mut self,
+        service: &str,
+        command: Command,
+        expect: &Expect,
+        caller: &Caller,
+        warm: bool,
+    ) -> Result<Accepted, Refusal> {
+        let name = ServiceName::new(service).map_err(|_| no_service(service))?;
+        if !self.managed.contains_key(&name) {
+            return Err(no_service(service));
+        }
+        if self.stateless {
+            return Err(Refusal::new(
+                RefusalKind::Unavailable,
+                "stateless",
+                "Serin runs without its state and serves stable only",
+            )
+            .hint("start it without --stateless"));
+        }
+        let asked = format!("{command:?}");
+        if let Some(created) = self.recalled(&name, &asked, caller)? {
+            return self.accepted(&name, created, true);
+        }
+        let managed = self.managed.get(&name).ok_or_else(|| no_service(service))?;
+        managed.check(expect)?;
+        let decision = self.decide(&name, command, caller, warm)?;
+        if !decision.facts.is_empty() {
+            let key = caller.idempotency_key.as_ref().map(|key| KeyRow {
+                key: key.clone(),
+                asked,
+                answer: decision.created.to_string(),
+            });
+            let by = By {
+                caller: Some(caller.clone()),
+                numbers: None,
+                key,
+            };
+            self.record(&name, decision.facts, by)?;
+        }
+        self.accepted(&name, decision.created, false)
+    }
+
+    /// What was answered to this key before.
+    fn recalled(&self, name: &ServiceName, asked: &str, caller: &Caller) -> Result<Option<bool>, Refusal> {
+        let Some(key) = &caller.idempotency_key else {
+            return Ok(None);
+        };
+        let since = self.now().minus(KEY_LIFE);
+        let row = self.store.recall(name.as_str(), key, since).map_err(|error| {
+            Refusal::new(
+                RefusalKind::Unavailable,
+                "storeUnhealthy",
+                format!("whether this key was used cannot be told: {error}"),
+            )
+        })?;
+        match row {
+            None => Ok(None),
+            Some(row) if row.asked == asked => Ok(Some(row.answer == "true")),
+            Some(_) => Err(Refusal::new(
+                RefusalKind::Invalid,
+                "idempotencyKeyReused",
+                format!("the idempotency key `{key}` was used for something else"),
+            )
+            .hint("use a new key for each request")),
+        }
+    }
+
+    fn accepted(&self, name: &ServiceName, created: bool, repeated: bool) -> Result<Accepted, Refusal> {
+        let managed = self.managed.get(name).ok_or_else(|| no_service(name.as_str()))?;
+        Ok(Accepted {
+            created,
+            repeated,
+            status: Box::new(self.status_of(managed)),
+        })
+    }
+
+    /// Phase, step and weight, for the audit.
+    fn standing(&self, service: &str) -> String {
+        let Some(managed) = self.managed.get(service) else {
+            return String::new();
+        };
+        let state = &managed.saved.state;
+        let (step, of) = state.step(&managed.saved.plan);
+        format!("{} step {step}/{of} at {}", state.phase(), state.weight())
+    }
+
+    fn decide(
+        &mut self,
+        name: &ServiceName,
+        command: Command,
+        caller: &Caller,
+        warm: bool,
+    ) -> Result<Decision, Refusal> {
+        match command {
+            Command::Deploy(deploy) => self.decide_deploy(name, deploy, caller),
+            Command::SetEndpoints { version, change } => self.decide_endpoints(name, &version, change),
+            Command::Promote { full, skip_analysis } => Ok(Decision::of(Event::Promote { full, skip_analysis })),
+            Command::Abort => Ok(Decision::of(Event::Abort {
+                reason: caller.reason.clone(),
+            })),
+            Command::Retry => self.decide_retry(name),
+            Command::Undo { to } => Ok(Decision::of(Event::Undo { to, warm })),
+            Command::Pause => Ok(Decision::of(Event::Pause)),
+            Command::Resume => Ok(Decision::of(Event::Resume)),
+            Command::SetWeight { weight } => Ok(Decision::of(Event::SetWeight { weight })),
+        }
+    }
+
+    fn decide_deploy(
+        &mut self,
+        name: &ServiceName,
+        deploy: Deploy,
+        caller: &Caller,
+    ) -> Result<Decision, Refusal> {
+        let rollout = self.fresh_id();
+        let config = Arc::clone(&self.config);
+        let managed = self.managed.get(name).ok_or_else(|| no_service(name.as_str()))?;
+        managed.check_sequence(&deploy)?;
+        managed.allow(&deploy.version, &deploy.endpoints)?;
+        let own_steps = deploy.steps.is_some();
+        let (plan, templates) = plan_for(&managed.config, &config, deploy.steps.clone())?;
+        let legal = managed.saved.state.legal_verbs(&managed.saved.plan);
+        let version = deploy.version.clone();
+        let moved = managed.moved_endpoints(&deploy);
+        let fact = Box::new(DeployFact {
+            rollout,
+            version: deploy.version,
+            endpoints: deploy.endpoints,
+            plan,
+            templates,
+            sequence: deploy.sequence,
+            actor: caller.actor.clone(),
+        });
+        match &managed.saved.state.stage {
+            Stage::Rolling(rolling) if rolling.version == version => {
+                let same = !own_steps || fact.plan == managed.saved.plan;
+                match (deploy.replace, same) {
+                    (true, _) => Ok(Decision {
+                        facts: vec![Fact::Replace(fact)],
+                        created: false,
+                    }),
+                    (false, true) => Ok(Decision {
+                        facts: moved,
+                        created: false,
+                    }),
+                    (false, false) => Err(Refusal::new(
+                        RefusalKind::Conflict,
+                        "planChanged",
+                        format!("{version} is on trial already, with other steps"),
+                    )
+                    .hint("deploy --replace starts it again at step 0 with the new steps")
+                    .legal(legal)),
+                }
+            }
+            Stage::Aborted(aborted) if aborted.version == version => Err(Refusal::new(
+                RefusalKind::Conflict,
+                "versionAborted",
+                format!("{version} was aborted: {}", aborted.message),
+            )
+            .hint("retry")
+            .legal(legal)),
+            Stage::Healthy if managed.saved.state.stable.as_ref() == Some(&version) => Ok(Decision {
+                facts: moved,
+                created: false,
+            }),
+            Stage::Rolling(rolling) if deploy.on_conflict == OnConflict::Refuse => Err(Refusal::new(
+                RefusalKind::Conflict,
+                "rolloutInProgress",
+                format!("the rollout of {} is still going on", rolling.version),
+            )
+            .hint("wait for it, or deploy with onConflict: supersede")
+            .legal(legal)),
+            Stage::Empty | Stage::Healthy | Stage::Rolling(_) | Stage::Aborted(_) => {
+                managed.has_endpoints(&version, &fact.endpoints)?;
+                Ok(Decision {
+                    facts: vec![Fact::Deploy(fact)],
+                    created: true,
+                })
+            }
+        }
+    }
+
+    fn decide_endpoints(
+        &self,
+        name: &ServiceName,
+        version: &VersionName,
+        change: EndpointChange,
+    ) -> Result<Decision, Refusal> {
+        let managed = self.managed.get(name).ok_or_else(|| no_service(name.as_str()))?;
+        let Some(known) = managed.saved.version(version) else {
+            return Err(Refusal::new(
+                RefusalKind::NotFound,
+                "noVersion",
+                format!("`{name}` has no version {version}"),
+            )
+            .hint("deploy it with its endpoints"));
+        };
+        let mut set = known.endpoints.clone();
+        match change {
+            EndpointChange::Set(urls) => {
+                managed.allow(version, &urls)?;
+                set = urls;
+            }
+            EndpointChange::Add(urls) => {
+                managed.allow(version, &urls)?;
+                let new = urls.into_iter().filter(|url| !known.endpoints.contains(url));
+                set.extend(new);
+            }
+            EndpointChange::Drain(urls) => set.retain(|url| !urls.contains(url)),
+        }
+        let mut unique: Vec<EndpointUrl> = Vec::with_capacity(set.len());
+        for url in set {
+            if !unique.contains(&url) {
+                unique.push(url);
+            }
+        }
+        let state = &managed.saved.state;
+        if unique.is_empty() && state.stable.as_ref() == Some(version) {
+            return Err(Refusal::new(
+                RefusalKind::Conflict,
+                "lastEndpoints",
+                format!("{version} is stable; without endpoints every request would fail"),
+            )
+            .hint("add the new endpoints first, or undo to another version"));
+        }
+        let mut facts = Vec::new();
+        if unique != known.endpoints {
+            if unique.is_empty() && state.canary() == Some(version) {
+                facts.push(Fact::Moved {
+                    by: Event::EndpointsLost,
+                });
+            }
+            facts.push(Fact::Endpoints {
+                version: version.clone(),
+                endpoints: unique,
+            });
+        }
+        Ok(Decision { facts, created: false })
+    }
+
+    fn decide_retry(&self, name: &ServiceName) -> Result<Decision, Refusal> {
+        let managed = self.managed.get(name).ok_or_else(|| no_service(name.as_str()))?;
+        if let Stage::Aborted(aborted) = &managed.saved.state.stage {
+            managed.has_endpoints(&aborted.version, &[])?;
+        }
+        Ok(Decision::of(Event::Retry))
+    }
+
+    /// Where an `undo` would lead, when that pool is warm.
+    pub(super) fn undo_target(&self, service: &str, to: Option<&VersionName>) -> Option<UndoTarget> {
+        let managed = self.managed.get(service)?;
+        let state = &managed.saved.state;
+        let target = match to {
+            Some(to) => to,
+            None => &state.formers.last()?.version,
+        };
+        let version = managed.saved.version(target)?;
+        if version.state != VersionState::Warm || version.endpoints.is_empty() {
+            return None;
+        }
+        let ready = &managed.config.ready;
+        Some(UndoTarget {
+            endpoints: version.endpoints.clone(),
+            path: ready.http.clone(),
+            min_healthy: usize::try_from(ready.min_healthy.max(1)).unwrap_or(usize::MAX),
+        })
+    }
+}
+
+impl Managed {
+    /// Whether what the caller believes holds.
+    fn check(&self, expect: &Expect) -> Result<(), Refusal> {
+        let state = &self.saved.state;
+        let legal = || state.legal_verbs(&self.saved.plan);
+        let no = |code: &str, message: String| {
+            Err(Refusal::new(RefusalKind::Precondition, code, message)
+                .hint("get shows where it stands now")
+                .legal(legal()))
+        };
+        if let Some(version) = &expect.version
+            && state.desired() != Some(version)
+        {
+            let now = state.desired().map_or("none", VersionName::as_str);
+            return no("otherVersion", format!("expected version {version}, it is {now}"));
+        }
+        if let Some(step) = expect.step {
+            let (now, _) = state.step(&self.saved.plan);
+            if step != now {
+                return no("otherStep", format!("expected step {step}, it is at step {now}"));
+            }
+        }
+        if let Some(generation) = expect.generation
+            && generation != self.saved.facts
+        {
+            let now = self.saved.facts;
+            return no("otherGeneration", format!("expected generation {generation}, it is {now}"));
+        }
+        Ok(())
+    }
+
+    fn check_sequence(&self, deploy: &Deploy) -> Result<(), Refusal> {
+        match (deploy.sequence, self.saved.sequence) {
+            (Some(this), Some(last)) if this < last => Err(Refusal::new(
+                RefusalKind::Conflict,
+                "superseded",
+                format!("sequence {this} is older than {last}, which was deployed already"),
+            )
+            .hint("a newer pipeline run has taken over")),
+            (_, _) => Ok(()),
+        }
+    }
+
+    /// Whether a deploy may name these endpoints; those already known are never refused.
+    fn allow(&self, version: &VersionName, endpoints: &[EndpointUrl]) -> Result<(), Refusal> {
+        let known = self.saved.version(version).map(|version| version.endpoints.as_slice());
+        for endpoint in endpoints {
+            if known.is_some_and(|known| known.contains(endpoint)) {
+                continue;
+            }
+            let forbidden = |message: String, hint: &str| {
+                Err(Refusal::new(RefusalKind::Forbidden, "endpointNotAllowed", message).hint(hint))
+            };
+            if is_link_local(endpoint) {
+                return forbidden(
+                    format!("{endpoint} is a link-local address, where clouds keep their credentials"),
+                    "name the address that the instance serves at",
+                );
+            }
+            if !self.config.deploy.allows(endpoint) {
+                return forbidden(
+                    format!("{endpoint} is not among the endpoints that a deploy may name"),
+                    "add its network or host to deploy.allowedEndpoints of the service",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn has_endpoints(&self, version: &VersionName, given: &[EndpointUrl]) -> Result<(), Refusal> {
+        let known = self.saved.version(version).is_some_and(|known| !known.endpoints.is_empty());
+        if known || !given.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            RefusalKind::Invalid,
+            "noEndpoints",
+            format!("Serin does not know where {version} listens"),
+        )
+        .hint("deploy it with --endpoint URL"))
+    }
+
+    /// The endpoints of a deploy that is otherwise the same as before, if they have changed.
+    fn moved_endpoints(&self, deploy: &Deploy) -> Vec<Fact> {
+        let known = self.saved.version(&deploy.version);
+        let same = known.is_some_and(|known| known.endpoints == deploy.endpoints);
+        if deploy.endpoints.is_empty() || same {
+            return Vec::new();
+        }
+        vec![Fact::Endpoints {
+            version: deploy.version.clone(),
+            endpoints: deploy.endpoints.clone(),
+        }]
+    }
+}
+
+fn is_link_local(endpoint: &EndpointUrl) -> bool {
+    match endpoint.ip().map(|ip| ip.to_canonical()) {
+        Some(IpAddr::V4(ip)) => ip.is_link_local(),
+        Some(IpAddr::V6(ip)) => ip.is_unicast_link_local(),
+        None => false,
+    }
+}
+
+/// The plan and templates of a deploy, as they are now.
+pub(super) fn plan_for(
+    service: &Service,
+    config: &crate::config::Config,
+    steps: Option<Vec<Step>>,
+) -> Result<(Plan, Vec<Template>), Refusal> {
+    let Some(steps) = steps else {
+        let templates = service.templates.iter().map(|template| (**template).clone());
+        return Ok((service.plan.clone(), templates.collect()));
+    };
+    let invalid = |code: &str, message: String| Refusal::new(RefusalKind::Invalid, code, message);
+    let mut plan = service.plan.clone();
+    let Strategy::Canary(canary) = &mut plan.strategy else {
+        return Err(invalid(
+            "noSteps",
+            "the service's strategy is not a canary, so a deploy cannot bring steps".to_owned(),
+        ));
+    };
+    let mut templates: Vec<Template> = service.templates.iter().map(|template| (**template).clone()).collect();
+    for (index, step) in steps.iter().enumerate() {
+        let analysis = match step {
+            Step::Analysis(analysis) => analysis,
+            Step::Experiment(experiment) => &experiment.analysis,
+            Step::SetHeaderRoute(_) | Step::SetMirrorRoute(_) => {
+                return Err(invalid(
+                    "notYet",
+                    format!("steps[{index}]: header and mirror routes cannot be served yet"),
+                ));
+            }
+            Step::SetWeight(_) | Step::Pause(_) | Step::Skipped(_) => continue,
+        };
+        for reference in &analysis.templates {
+            let name = &reference.template_name;
+            let Some(template) = config.templates.get(name) else {
+                let known: Vec<&str> = config.templates.keys().map(String::as_str).collect();
+                return Err(invalid(
+                    "noTemplate",
+                    format!("steps[{index}]: there is no analysis template `{name}`"),
+                )
+                .hint(format!("known are {}", known.join(", "))));
+            };
+            validate_all(&template.metrics, Context::Inline).map_err(|bad| {
+                let reasons: Vec<String> = bad.iter().map(|bad| format!("{}: {}", bad.key, bad.reason)).collect();
+                invalid(
+                    "badTemplate",
+                    format!("steps[{index}]: template `{name}` cannot be a step: {}", reasons.join("; ")),
+                )
+            })?;
+            if !templates.iter().any(|known| known.name == *name) {
+                templates.push((**template).clone());
+            }
+        }
+    }
+    canary.steps = steps;
+    Ok((plan, templates))
+}

@@ -1,0 +1,299 @@
+//! What a configuration means to rollouts: at the start and at every reload.
+//!
+//! `stable` and `canary` of the file are initial values. The store keeps the block last acted upon and only a change of it
+//! acts: a new `canary.version` is a deploy, changed endpoints of a live version apply at once. Who is stable is the
+//! store's knowledge. So a restart or a reload with an unchanged file does nothing.
+
+use super::{
+    Caller, Change, Refusal, ReloadRefused, VersionState,
+    commands::plan_for,
+    engine::{By, Engine},
+    ledger::{Block, BlockVersion, DeployFact, Fact, Saved},
+    managed::Managed,
+    observe::KeptRun,
+};
+use crate::{
+    config::{Config, Service, VersionBlock},
+    model::{ServiceName, Span, VersionName},
+    rollout::{Event, Stage},
+};
+use std::sync::Arc;
+use tracing::{info, warn};
+
+fn block_of(service: &Service) -> Block {
+    let of = |version: &Option<VersionBlock>| {
+        version.as_ref().map(|version| BlockVersion {
+            version: version.version.clone(),
+            endpoints: version.endpoints.clone(),
+        })
+    };
+    Block {
+        stable: of(&service.stable),
+        canary: of(&service.canary),
+    }
+}
+
+impl Engine {
+    /// The start: every service of the file, with what is known of it.
+    pub(super) fn begin(&mut self, config: &Arc<Config>, downtime: Span) -> Result<(), Refusal> {
+        for service in &config.services {
+            let name = service.name.clone();
+            let known = self.resting.contains_key(&name);
+            self.adopt(service);
+            if known {
+                let by = By {
+                    caller: None,
+                    ..By::default()
+                };
+                let rolling = self.managed.get(&name).is_some_and(|it| it.saved.state.rolling().is_some());
+                if rolling {
+                    let by_restart = Fact::Moved {
+                        by: Event::Restarted { downtime },
+                    };
+                    self.record(&name, vec![by_restart], by)?;
+                } else {
+                    let now = self.now();
+                    self.perform(&name, now);
+                }
+            }
+            self.act_on_block(service)?;
+            self.publish_status(&name);
+        }
+        self.shared.set_ready(true);
+        Ok(())
+    }
+
+    /// Takes a service into the engine's hands.
+    fn adopt(&mut self, service: &Arc<Service>) {
+        let name = &service.name;
+        let live = self.services.ensure(name);
+        live.set_hard_failure_attempts(service.hard_failure.attempts);
+        let saved = self.resting.remove(name).unwrap_or_default();
+        let mut managed = Managed::new(live, Arc::clone(service), saved, self.now());
+        // Newest first; a run that cannot be read back is only not shown.
+        for row in self.store.runs(name.as_str(), 10).unwrap_or_default().into_iter().rev() {
+            if let Ok(kept) = serde_json::from_str::<KeptRun>(&row.json)
+                && kept.run.phase.is_completed()
+            {
+                managed.remember_run(kept.shown);
+            }
+        }
+        self.managed.insert(name.clone(), managed);
+    }
+
+    /// What speaks against a configuration.
+    pub(super) fn refusals(&self, config: &Config) -> Result<(), ReloadRefused> {
+        let mut reasons = Vec::new();
+        for (name, managed) in &self.managed {
+            let Stage::Rolling(rolling) = &managed.saved.state.stage else {
+                continue;
+            };
+            if config.service(name.as_str()).is_none() {
+                reasons.push(format!(
+                    "service `{name}` is in use: {} is on trial; abort or promote it before the service is removed",
+                    rolling.version
+                ));
+                continue;
+            }
+            for template in &managed.saved.templates {
+                if !config.templates.contains_key(&template.name) {
+                    reasons.push(format!(
+                        "analysis template `{}` is in use by the rollout of {} on `{name}`; remove it when that has ended",
+                        template.name, rolling.version
+                    ));
+                }
+            }
+        }
+        if config.state.path != self.config.state.path {
+            reasons.push("state.path cannot change while Serin runs; restart it".to_owned());
+        }
+        if reasons.is_empty() {
+            Ok(())
+        } else {
+            Err(ReloadRefused { reasons })
+        }
+    }
+
+    /// Takes a configuration: all of it, or nothing when something speaks against it.
+    pub(super) fn configure(&mut self, config: &Arc<Config>) -> Result<Vec<Change>, ReloadRefused> {
+        self.refusals(config)?;
+        let raises = config.services.iter().any(|service| self.would_act(service));
+        if raises && let Some(why) = self.store_trouble() {
+            return Err(ReloadRefused {
+                reasons: vec![format!("it asks for a deploy, which cannot be stored now: {why}")],
+            });
+        }
+        self.config = Arc::clone(config);
+        let mut changes = Vec::new();
+        let gone: Vec<ServiceName> = self
+            .managed
+            .keys()
+            .filter(|name| config.service(name.as_str()).is_none())
+            .cloned()
+            .collect();
+        for name in gone {
+            self.rest(&name);
+            changes.push(Change {
+                service: name,
+                text: "removed; its state is kept for when it comes back".to_owned(),
+            });
+        }
+        for service in &config.services {
+            let name = service.name.clone();
+            if let Some(managed) = self.managed.get_mut(&name) {
+                managed.live.set_hard_failure_attempts(service.hard_failure.attempts);
+                managed.config = Arc::clone(service);
+                let now = self.now();
+                self.perform(&name, now);
+            } else {
+                self.adopt(service);
+                let now = self.now();
+                self.perform(&name, now);
+                changes.push(Change {
+                    service: name.clone(),
+                    text: "added".to_owned(),
+                });
+            }
+            match self.act_on_block(service) {
+                Ok(more) => changes.extend(more),
+                Err(refusal) => {
+                    warn!(service = %name, "`{name}`: what the file asks for was not done: {refusal}");
+                    changes.push(Change {
+                        service: name.clone(),
+                        text: format!("not done: {refusal}"),
+                    });
+                }
+            }
+            self.publish_status(&name);
+        }
+        for change in &changes {
+            info!(service = %change.service, "`{}`: {}", change.service, change.text);
+        }
+        Ok(changes)
+    }
+
+    fn would_act(&self, service: &Service) -> bool {
+        let block = block_of(service);
+        self.managed.get(&service.name).is_none_or(|managed| managed.saved.block != block)
+    }
+
+    /// Lets go of a service; what is known of it stays in the store.
+    fn rest(&mut self, name: &ServiceName) {
+        let now = self.now();
+        if let Some(mut managed) = self.managed.remove(name) {
+            managed.stop_tasks();
+            self.services.remove(name.as_str());
+            for version in &managed.saved.versions {
+                for role in crate::model::Role::ALL {
+                    self.services.metrics().retire(name, role, &version.name, now);
+                }
+            }
+            self.resting.insert(name.clone(), managed.saved);
+            self.shared.forget(name);
+        }
+    }
+
+    /// Acts on what has changed in the file's block since it was last acted upon.
+    fn act_on_block(&mut self, service: &Arc<Service>) -> Result<Vec<Change>, Refusal> {
+        let (name, block) = (&service.name, block_of(service));
+        let Some(managed) = self.managed.get(name) else {
+            return Ok(Vec::new());
+        };
+        if managed.saved.block == block {
+            return Ok(Vec::new());
+        }
+        let saved = managed.saved.clone();
+        let mut facts = Vec::new();
+        let mut said = Vec::new();
+        if let Some(stable) = &block.stable {
+            if saved.state.stable.is_none() {
+                facts.push(self.file_deploy(service, stable)?);
+                said.push(format!("{} is stable, as the file says", stable.version));
+            } else if saved.block.stable.as_ref() != Some(stable) {
+                move_endpoints(&saved, stable, &mut facts, &mut said);
+            }
+        }
+        if let Some(canary) = &block.canary
+            && saved.block.canary.as_ref() != Some(canary)
+        {
+            let asked = saved.block.canary.as_ref().map(|canary| &canary.version);
+            let current = saved.state.desired() == Some(&canary.version);
+            if asked == Some(&canary.version) || current {
+                move_endpoints(&saved, canary, &mut facts, &mut said);
+            } else if self.stateless {
+                said.push(format!("{} is not deployed: Serin runs without its state", canary.version));
+            } else {
+                facts.push(self.file_deploy(service, canary)?);
+                said.push(format!("{} is deployed, as the file says", canary.version));
+            }
+        }
+        facts.push(Fact::Block { block });
+        let by = By {
+            caller: Some(Caller::file()),
+            ..By::default()
+        };
+        self.record(name, facts, by)?;
+        let change = |text| Change {
+            service: name.clone(),
+            text,
+        };
+        Ok(said.into_iter().map(change).collect())
+    }
+
+    fn file_deploy(&mut self, service: &Service, version: &BlockVersion) -> Result<Fact, Refusal> {
+        let (plan, templates) = plan_for(service, &self.config, None)?;
+        Ok(Fact::Deploy(Box::new(DeployFact {
+            rollout: self.fresh_id(),
+            version: version.version.clone(),
+            endpoints: version.endpoints.clone(),
+            plan,
+            templates,
+            sequence: None,
+            actor: Caller::file().actor,
+        })))
+    }
+}
+
+/// New endpoints of a version that is live.
+fn move_endpoints(saved: &Saved, version: &BlockVersion, facts: &mut Vec<Fact>, said: &mut Vec<String>) {
+    let Some(known) = saved.version(&version.version) else { return };
+    if known.state == VersionState::Gone || known.endpoints == version.endpoints {
+        return;
+    }
+    facts.push(Fact::Endpoints {
+        version: version.version.clone(),
+        endpoints: version.endpoints.clone(),
+    });
+    said.push(format!("{} has new endpoints", version.version));
+}
+
+impl Managed {
+    /// Where the running service differs from what the file says.
+    pub(super) fn drift(&self) -> Vec<String> {
+        let mut drift = Vec::new();
+        let block = block_of(&self.config);
+        let state = &self.saved.state;
+        let shown = |version: Option<&VersionName>| version.map_or("none", VersionName::as_str).to_owned();
+        if let Some(stable) = &block.stable
+            && state.stable.as_ref() != Some(&stable.version)
+        {
+            let now = shown(state.stable.as_ref());
+            drift.push(format!("stable is {now}, the file says {}", stable.version));
+        }
+        if let Some(canary) = &block.canary
+            && state.desired() != Some(&canary.version)
+        {
+            let now = shown(state.desired());
+            drift.push(format!("{now} was asked for last, the file says {}", canary.version));
+        }
+        for version in [&block.stable, &block.canary].into_iter().flatten() {
+            if let Some(known) = self.saved.version(&version.version)
+                && known.state == VersionState::Serving
+                && known.endpoints != version.endpoints
+            {
+                drift.push(format!("{} has other endpoints than the file says", version.version));
+            }
+        }
+        drift
+    }
+}

@@ -1,0 +1,659 @@
+//! The one task that owns all rollouts.
+//!
+//! It waits: for commands, trips, finished measurements and probes, the clock. Whatever happens becomes a fact; `record`
+//! is the only way a fact comes into force, and it alone decides the order of storing and acting: what lowers the canary's
+//! exposure acts first and is stored after, whatever raises it or promotes is stored first.
+
+use super::{
+    Attempt, Caller, Change, Refusal, RefusalKind, ReloadRefused, StartError,
+    command::{Accepted, Command, Expect},
+    handle::Shared,
+    ledger::{Fact, Saved},
+    managed::Managed,
+    providers::{Outside, Reply},
+    store::{KeyRow, Retention, Row, Store, StoreError},
+};
+use crate::{
+    config::Config,
+    model::{Clock, EndpointUrl, ServiceName, Span, Timestamp, VersionName},
+    rollout::{Event, Refused, Stage},
+    upstream::{Services, TripReport},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+
+/// The longest the engine sleeps.
+const BEAT: Duration = Duration::from_secs(1);
+/// How often a sign of life is stored while a version is on trial.
+const ALIVE: Duration = Duration::from_secs(2);
+/// How often the past is swept.
+const SWEEP: Duration = Duration::from_secs(3600);
+/// How long the first retry of a failed write waits; doubles up to [`SLOWEST`].
+const RETRY: Duration = Duration::from_millis(200);
+const SLOWEST: Duration = Duration::from_secs(5);
+
+/// What the engine can be told.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// Do something to a service.
+    Command {
+        service: String,
+        command: Command,
+        expect: Expect,
+        caller: Caller,
+        /// For `undo`: whether the target has just answered its probes.
+        warm: bool,
+        reply: oneshot::Sender<Result<Accepted, Refusal>>,
+    },
+    /// Where an `undo` would lead, if that pool is warm: its endpoints and how to probe them.
+    UndoTarget {
+        service: String,
+        to: Option<VersionName>,
+        reply: oneshot::Sender<Option<UndoTarget>>,
+    },
+    /// Take a configuration, or only say what would be wrong with it.
+    Configure {
+        config: Arc<Config>,
+        dry: bool,
+        reply: oneshot::Sender<Result<Vec<Change>, ReloadRefused>>,
+    },
+    /// An attempt was refused before it came here.
+    Attempted(Box<Attempt>),
+    /// An external provider has answered.
+    Measured {
+        service: ServiceName,
+        run: u64,
+        metric: usize,
+        result: Result<Reply, String>,
+    },
+    /// The endpoints of a version that waits have been probed.
+    Probed {
+        service: ServiceName,
+        version: VersionName,
+        results: Vec<(EndpointUrl, Result<(), String>)>,
+    },
+    /// Store the last sign of life and end.
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// A warm pool.
+#[derive(Debug)]
+pub(crate) struct UndoTarget {
+    pub(crate) endpoints: Vec<EndpointUrl>,
+    pub(crate) path: Option<String>,
+    pub(crate) min_healthy: usize,
+}
+
+/// Why a fact is recorded, for the history.
+#[derive(Debug, Default)]
+pub(super) struct By {
+    pub(super) caller: Option<Caller>,
+    pub(super) numbers: Option<serde_json::Value>,
+    pub(super) key: Option<KeyRow>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(super) config: Arc<Config>,
+    pub(super) services: Services,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) stateless: bool,
+    pub(super) outside: Arc<dyn Outside>,
+    pub(super) rng: StdRng,
+    pub(super) secret: [u8; 16],
+    pub(super) managed: BTreeMap<ServiceName, Managed>,
+    /// Services of the store that the file does not name now: they come back with what they were.
+    pub(super) resting: BTreeMap<ServiceName, Saved>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) inbox: mpsc::WeakUnboundedSender<Ask>,
+    /// Wall and monotonic clock at the start: between them time never jumps.
+    epoch: (Timestamp, Duration),
+    store_fails: Option<StoreFails>,
+    alive: Timestamp,
+    swept: Option<Timestamp>,
+}
+
+/// The store has failed last time.
+#[derive(Debug)]
+struct StoreFails {
+    why: String,
+    wait: Duration,
+    next: Timestamp,
+}
+
+/// What [`Engine::open`] needs.
+pub(crate) struct Parts {
+    pub(crate) config: Arc<Config>,
+    pub(crate) services: Services,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) stateless: bool,
+    pub(crate) outside: Arc<dyn Outside>,
+    pub(crate) seed: [u8; 32],
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) inbox: mpsc::WeakUnboundedSender<Ask>,
+}
+
+impl Engine {
+    /// Restores every rollout and publishes its split.
+    pub(crate) fn open(parts: Parts) -> Result<Engine, StartError> {
+        let failed = |error: StoreError| StartError::Store(error.to_string());
+        let mut rng = StdRng::from_seed(parts.seed);
+        let mut fresh = [0; 16];
+        rng.fill_bytes(&mut fresh);
+        let secret = parts.store.secret(fresh).map_err(failed)?;
+        let stored = parts.store.load().map_err(failed)?;
+        let last = stored.iter().filter_map(|service| service.alive).max();
+        // A wall clock that was set back over the restart must not make times go back.
+        let wall = last.map_or(parts.clock.wall(), |last| last.max(parts.clock.wall()));
+        let mut engine = Engine {
+            epoch: (wall, parts.clock.monotonic()),
+            config: Arc::clone(&parts.config),
+            services: parts.services,
+            clock: parts.clock,
+            store: parts.store,
+            stateless: parts.stateless,
+            outside: parts.outside,
+            rng,
+            secret,
+            managed: BTreeMap::new(),
+            resting: BTreeMap::new(),
+            shared: parts.shared,
+            inbox: parts.inbox,
+            store_fails: None,
+            alive: wall,
+            swept: None,
+        };
+        for service in stored {
+            let saved = match service.replayed {
+                Some(replayed) => {
+                    if replayed != service.saved {
+                        error!(service = %service.name, "the kept state of `{}` differs from its events; the events count", service.name);
+                    }
+                    replayed
+                }
+                None => {
+                    error!(service = %service.name, "the events of `{}` cannot be replayed; the kept state counts", service.name);
+                    service.saved
+                }
+            };
+            engine.resting.insert(service.name, saved);
+        }
+        let downtime = last.map_or(Duration::ZERO, |last| wall.since(last));
+        engine
+            .begin(&parts.config, Span::from(downtime))
+            .map_err(|refusal| StartError::Store(refusal.message))?;
+        Ok(engine)
+    }
+
+    /// The time: moves with the monotonic clock, so that no jump of the wall clock ends or stretches a pause.
+    pub(super) fn now(&self) -> Timestamp {
+        let (wall, monotonic) = self.epoch;
+        wall.plus(self.clock.monotonic().saturating_sub(monotonic))
+    }
+
+    /// A random id, short enough to be read out.
+    pub(super) fn fresh_id(&mut self) -> String {
+        format!("{:012x}", self.rng.next_u64() >> 16)
+    }
+
+    /// Runs until it is told to stop or nobody is left who could tell it anything.
+    pub(crate) async fn run(
+        mut self,
+        mut inbox: mpsc::UnboundedReceiver<Ask>,
+        mut trips: mpsc::UnboundedReceiver<TripReport>,
+    ) {
+        loop {
+            let sleep = tokio::time::sleep(self.until_next());
+            // Trips first: they are the reason why this order is not random.
+            tokio::select! {
+                biased;
+                Some(trip) = trips.recv() => self.tripped(&trip),
+                ask = inbox.recv() => match ask {
+                    Some(Ask::Shutdown(reply)) => {
+                        self.end();
+                        // The asker may have given up waiting.
+                        let _ = reply.send(());
+                        return;
+                    }
+                    Some(ask) => self.answer(ask),
+                    None => {
+                        self.end();
+                        return;
+                    }
+                },
+                () = sleep => {}
+            }
+            self.turn();
+        }
+    }
+
+    fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Command {
+                service,
+                command,
+                expect,
+                caller,
+                warm,
+                reply,
+            } => {
+                let result = self.command(&service, command, &expect, caller, warm);
+                // The asker may have given up waiting; it is done all the same.
+                let _ = reply.send(result);
+            }
+            Ask::UndoTarget { service, to, reply } => {
+                let _ = reply.send(self.undo_target(&service, to.as_ref()));
+            }
+            Ask::Configure { config, dry, reply } => {
+                let result = if dry {
+                    self.refusals(&config).map(|()| Vec::new())
+                } else {
+                    self.configure(&config)
+                };
+                let _ = reply.send(result);
+            }
+            Ask::Attempted(attempt) => self.audit(&attempt),
+            Ask::Measured {
+                service,
+                run,
+                metric,
+                result,
+            } => self.measured(&service, run, metric, result),
+            Ask::Probed {
+                service,
+                version,
+                results,
+            } => self.probed(&service, &version, results),
+            Ask::Shutdown(_) => {}
+        }
+    }
+
+    /// Everything that is due.
+    pub(super) fn turn(&mut self) {
+        let now = self.now();
+        self.flush(now);
+        let names: Vec<ServiceName> = self.managed.keys().cloned().collect();
+        for name in &names {
+            self.tick(name, now);
+            self.observe(name, now);
+            self.probe_if_waiting(name, now);
+            self.watch_fate(name, now);
+            self.afterlife(name, now);
+            self.sample(name, now);
+            self.show_time(name, now);
+        }
+        self.keep_alive(now);
+        if self.swept.is_none_or(|swept| now.since(swept) >= SWEEP) {
+            self.swept = Some(now);
+            self.sweep(now);
+        }
+    }
+
+    fn tick(&mut self, name: &ServiceName, now: Timestamp) {
+        let Some(managed) = self.managed.get(name) else { return };
+        let due = managed.saved.state.next_wakeup(&managed.saved.plan);
+        if due.is_none_or(|due| due > now) || managed.quiet_until > now {
+            return;
+        }
+        self.happened(name, Event::Tick, None);
+    }
+
+    /// Records an event that nobody asked for. When it cannot be stored it comes again by itself.
+    pub(super) fn happened(&mut self, name: &ServiceName, event: Event, numbers: Option<serde_json::Value>) -> bool {
+        let what = event.name();
+        let by = By {
+            numbers,
+            ..By::default()
+        };
+        match self.record(name, vec![Fact::Moved { by: event }], by) {
+            Ok(()) => true,
+            Err(refusal) => {
+                let now = self.now();
+                if let Some(managed) = self.managed.get_mut(name) {
+                    managed.quiet_until = now.plus(BEAT);
+                }
+                if refusal.kind != RefusalKind::Unavailable {
+                    warn!(service = %name, event = what, "`{what}` did not apply to `{name}`: {refusal}");
+                }
+                false
+            }
+        }
+    }
+
+    /// The only way a fact comes into force.
+    pub(super) fn record(&mut self, name: &ServiceName, facts: Vec<Fact>, by: By) -> Result<(), Refusal> {
+        let now = self.now();
+        let Some(managed) = self.managed.get_mut(name) else {
+            return Err(no_service(name.as_str()));
+        };
+        let before = managed.saved.exposure();
+        let was_aborted = matches!(managed.saved.state.stage, Stage::Aborted(_));
+        let numbers = by.numbers.unwrap_or_else(|| managed.numbers());
+        let mut next = managed.saved.clone();
+        let mut rows = Vec::with_capacity(facts.len());
+        for fact in facts {
+            let (after, _) = next.apply(&fact, now).map_err(|refused| refusal(&refused))?;
+            // An event that changes nothing but the count is not worth a line.
+            let idle = Saved {
+                facts: next.facts,
+                ..after.clone()
+            };
+            let keeps = matches!(fact, Fact::Moved { by: Event::Restarted { .. } });
+            if idle == next && !keeps {
+                managed.quiet_until = now.plus(BEAT);
+                continue;
+            }
+            let (index, _) = after.state.step(&after.plan);
+            rows.push(Row {
+                at: now,
+                rollout: after.rollout.as_ref().map(|rollout| rollout.id.clone()),
+                phase: after.state.phase(),
+                step: after.state.rolling().map(|_| index),
+                weight: after.state.weight(),
+                message: after.state.message(&after.plan),
+                numbers: numbers.clone(),
+                caller: by.caller.clone(),
+                fact,
+            });
+            next = after;
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let after = next.exposure();
+        let acts_first = rows.iter().all(|row| is_towards_stable(&row.fact))
+            && (after.is_within(&before) || rows.iter().any(|row| is_undo(&row.fact)))
+            || after.is_within(&before) && after.weight < before.weight;
+        if !acts_first {
+            let ids = self.append(name, &rows, &next, by.key.as_ref())?;
+            self.commit(name, next, now);
+            self.tell(name, &rows, &ids, was_aborted);
+            return Ok(());
+        }
+        let saved = next.clone();
+        self.commit(name, next, now);
+        let stored = self.append(name, &rows, &saved, by.key.as_ref());
+        self.tell(name, &rows, stored.as_deref().unwrap_or_default(), was_aborted);
+        if stored.is_err()
+            && let Some(managed) = self.managed.get_mut(name)
+        {
+            managed.unsaved.extend(rows);
+            managed.unsaved_key = by.key.or(managed.unsaved_key.take());
+            self.publish_status(name);
+        }
+        Ok(())
+    }
+
+    /// Stores rows, those first that could not be stored before.
+    fn append(
+        &mut self,
+        name: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+    ) -> Result<Vec<u64>, Refusal> {
+        let waiting = self.managed.get(name).map_or(0, |managed| managed.unsaved.len());
+        let result = if waiting > 0 {
+            Err(self.store_fails.as_ref().map_or_else(String::new, |fails| fails.why.clone()))
+        } else {
+            let stored = self.store.append(name, rows, saved, key);
+            stored.map_err(|error| self.store_failed(&error))
+        };
+        match result {
+            Ok(ids) => {
+                self.store_works();
+                Ok(ids)
+            }
+            Err(why) => Err(Refusal::new(
+                RefusalKind::Unavailable,
+                "storeUnhealthy",
+                format!("it cannot be stored, so it was not done: {why}"),
+            )
+            .hint("mend the store; abort and undo work meanwhile")),
+        }
+    }
+
+    /// Counts and says once that the store fails; retried with growing patience.
+    pub(super) fn store_failed(&mut self, error: &StoreError) -> String {
+        let why = error.to_string();
+        self.services
+            .metrics()
+            .control
+            .store_errors
+            .with_label_values::<&str>(&[])
+            .inc();
+        let now = self.now();
+        let wait = self
+            .store_fails
+            .as_ref()
+            .map_or(RETRY, |fails| (fails.wait * 2).min(SLOWEST));
+        if self.store_fails.as_ref().is_none_or(|fails| fails.why != why) {
+            error!(error = %why, "the state cannot be stored: {why}");
+        }
+        self.store_fails = Some(StoreFails {
+            why: why.clone(),
+            wait,
+            next: now.plus(wait),
+        });
+        self.shared.set_store_healthy(false);
+        why
+    }
+
+    fn store_works(&mut self) {
+        if self.store_fails.take().is_some() {
+            info!("the state can be stored again");
+        }
+        self.shared.set_store_healthy(true);
+    }
+
+    /// Why the store fails, when it does.
+    pub(super) fn store_trouble(&self) -> Option<&str> {
+        self.store_fails.as_ref().map(|fails| fails.why.as_str())
+    }
+
+    /// Stores what was acted upon before it could be stored.
+    fn flush(&mut self, now: Timestamp) {
+        if self.store_fails.as_ref().is_none_or(|fails| fails.next > now) {
+            return;
+        }
+        let names: Vec<ServiceName> = self.managed.keys().cloned().collect();
+        let mut tried = false;
+        for name in names {
+            let Some(managed) = self.managed.get_mut(&name) else { continue };
+            if managed.unsaved.is_empty() {
+                continue;
+            }
+            tried = true;
+            let rows = std::mem::take(&mut managed.unsaved);
+            let key = managed.unsaved_key.take();
+            let saved = managed.saved.clone();
+            match self.store.append(&name, &rows, &saved, key.as_ref()) {
+                Ok(ids) => {
+                    self.broadcast(&name, &rows, &ids);
+                    self.publish_status(&name);
+                }
+                Err(error) => {
+                    if let Some(managed) = self.managed.get_mut(&name) {
+                        (managed.unsaved, managed.unsaved_key) = (rows, key);
+                    }
+                    self.store_failed(&error);
+                    return;
+                }
+            }
+        }
+        if tried {
+            self.store_works();
+        } else if let Err(error) = self.store.alive(now) {
+            self.store_failed(&error);
+        } else {
+            self.store_works();
+        }
+    }
+
+    /// The state is in force: the world follows.
+    fn commit(&mut self, name: &ServiceName, next: Saved, now: Timestamp) {
+        if let Some(managed) = self.managed.get_mut(name) {
+            managed.saved = next;
+        }
+        self.perform(name, now);
+    }
+
+    /// One log line per decision, the counters, and the watchers.
+    fn tell(&mut self, name: &ServiceName, rows: &[Row], ids: &[u64], was_aborted: bool) {
+        for row in rows {
+            info!(
+                service = %name,
+                rollout = row.rollout.as_deref().unwrap_or("-"),
+                event = row.fact.name(),
+                phase = %row.phase,
+                step = row.step,
+                weight = %row.weight,
+                actor = row.caller.as_ref().map_or("serin", |caller| caller.actor.as_str()),
+                "`{name}`: {} -> {} at {}{}{}",
+                row.fact.name(),
+                row.phase,
+                row.weight,
+                if row.message.is_empty() { "" } else { ": " },
+                row.message
+            );
+        }
+        self.broadcast(name, rows, ids);
+        let Some(managed) = self.managed.get(name) else { return };
+        if let Stage::Aborted(aborted) = &managed.saved.state.stage
+            && !was_aborted
+        {
+            let labels = [name.as_str(), aborted.cause.as_str()];
+            self.services.metrics().control.aborts.with_label_values(&labels).inc();
+        }
+        self.publish_status(name);
+    }
+
+    fn broadcast(&self, name: &ServiceName, rows: &[Row], ids: &[u64]) {
+        for (row, id) in rows.iter().zip(ids) {
+            self.shared.tell(row.shown(*id, name));
+        }
+    }
+
+    /// Keeps an attempt, and writes it as one line.
+    pub(super) fn audit(&mut self, attempt: &Attempt) {
+        info!(
+            service = %attempt.service,
+            verb = %attempt.verb,
+            actor = %attempt.caller.actor,
+            role = %attempt.caller.role,
+            source = %attempt.caller.source,
+            reason = attempt.caller.reason.as_deref().unwrap_or(""),
+            key = attempt.caller.idempotency_key.as_deref().unwrap_or(""),
+            refused = attempt.refused.as_deref().unwrap_or(""),
+            before = %attempt.before,
+            after = %attempt.after,
+            "{} {} `{}`{}",
+            attempt.caller.actor,
+            attempt.verb,
+            attempt.service,
+            attempt.refused.as_deref().map_or(String::new(), |code| format!(": refused, {code}"))
+        );
+        if let Err(error) = self.store.audit(attempt) {
+            self.store_failed(&error);
+        }
+    }
+
+    fn keep_alive(&mut self, now: Timestamp) {
+        let rolling = self.managed.values().any(|managed| managed.saved.state.rolling().is_some());
+        if !rolling || now.since(self.alive) < ALIVE || self.store_fails.is_some() {
+            return;
+        }
+        self.alive = now;
+        if let Err(error) = self.store.alive(now) {
+            self.store_failed(&error);
+        }
+    }
+
+    fn sweep(&mut self, now: Timestamp) {
+        let retention = Retention {
+            rollouts: self.config.state.keep_rollouts,
+            events: self.config.state.keep_events,
+        };
+        if let Err(error) = self.store.sweep(retention, now) {
+            self.store_failed(&error);
+        }
+        self.services.metrics().sweep(now);
+    }
+
+    fn until_next(&self) -> Duration {
+        let now = self.now();
+        let due = self
+            .managed
+            .values()
+            .filter_map(|managed| managed.next_due(now))
+            .map(|due| due.since(now))
+            .min();
+        due.unwrap_or(BEAT).clamp(Duration::from_millis(1), BEAT)
+    }
+
+    fn end(&mut self) {
+        let now = self.now();
+        self.flush(now);
+        if let Err(error) = self.store.alive(now) {
+            self.store_failed(&error);
+        }
+        for managed in self.managed.values_mut() {
+            managed.stop_tasks();
+        }
+        self.shared.set_ready(false);
+    }
+}
+
+/// What only ever takes traffic away from a canary.
+fn is_towards_stable(fact: &Fact) -> bool {
+    match fact {
+        Fact::Moved { by } => matches!(
+            by,
+            Event::Abort { .. }
+                | Event::Undo { .. }
+                | Event::HardFailure { .. }
+                | Event::SharedFate { .. }
+                | Event::EndpointsLost
+        ),
+        Fact::Deploy(_)
+        | Fact::Replace(_)
+        | Fact::Endpoints { .. }
+        | Fact::Block { .. }
+        | Fact::Afterlife { .. } => false,
+    }
+}
+
+fn is_undo(fact: &Fact) -> bool {
+    matches!(
+        fact,
+        Fact::Moved {
+            by: Event::Undo { .. }
+        }
+    )
+}
+
+/// A refused event, as it is answered.
+pub(super) fn refusal(refused: &Refused) -> Refusal {
+    Refusal {
+        kind: RefusalKind::Conflict,
+        code: "wrongState".to_owned(),
+        message: refused.to_string(),
+        hint: refused.hint.clone(),
+        legal: refused.legal.clone(),
+    }
+}
+
+/// There is no such service.
+pub(super) fn no_service(name: &str) -> Refusal {
+    Refusal::new(
+        RefusalKind::NotFound,
+        "noService",
+        format!("there is no service `{name}`"),
+    )
+    .hint("get lists the services there are")
+}

@@ -1,0 +1,123 @@
+//! Every endpoint of the canary failed at once: the proxy has already sent everything to stable; here it is confirmed,
+//! and the rollout told.
+//!
+//! Is it the canary? When stable fails alike within ten seconds it is not: then nobody is to blame, the weight stays at
+//! zero and the rollout waits for a human.
+
+use super::{
+    engine::{By, Engine},
+    ledger::Fact,
+    managed::Fate,
+};
+use crate::{
+    analysis::OnError,
+    config::HardFailureAction,
+    model::{ServiceName, Timestamp},
+    rollout::{AbortCause, Event, Hold, Stage},
+    upstream::TripReport,
+};
+use serde_json::json;
+use std::time::Duration;
+use tracing::warn;
+
+/// How long stable is watched after the canary has failed.
+const ALIKE: Duration = Duration::from_secs(10);
+
+impl Engine {
+    /// A worker has tripped a service.
+    pub(super) fn tripped(&mut self, report: &TripReport) {
+        let (name, now) = (&report.service, self.now());
+        let Some(managed) = self.managed.get_mut(name) else {
+            if let Some(live) = self.services.get(name.as_str()) {
+                live.cell.confirm_trip();
+            }
+            return;
+        };
+        warn!(
+            service = %name,
+            version = %report.version,
+            generation = report.generation,
+            reason = %report.reason,
+            "`{name}`: every endpoint of the canary {} failed: {}",
+            report.version,
+            report.reason
+        );
+        let is_canary = managed.saved.state.canary() == Some(&report.version);
+        // Seen under an earlier weight or in an earlier attempt: it counts if it still holds.
+        let holds = report.generation == managed.live.cell.load_full().generation
+            || managed.pool(&report.version).is_down(managed.live.hard_failure_attempts());
+        if !is_canary || !holds {
+            managed.live.cell.confirm_trip();
+            return;
+        }
+        let message = format!("every endpoint of {} failed: {}", report.version, report.reason);
+        let numbers = json!({
+            "trip": {"version": report.version, "generation": report.generation, "reason": report.reason},
+            "before": managed.numbers(),
+        });
+        let event = if managed.stable_is_down() {
+            Event::SharedFate {
+                message: format!("{message}; stable fails alike"),
+            }
+        } else {
+            managed.fate = Some(Fate {
+                until: now.plus(ALIKE),
+                reason: message.clone(),
+            });
+            let action = match managed.config.hard_failure.action {
+                HardFailureAction::Abort => OnError::Abort,
+                HardFailureAction::Pause => OnError::Pause,
+            };
+            Event::HardFailure { action, message }
+        };
+        self.happened(name, event, Some(numbers));
+    }
+
+    /// Whether stable fails as the canary did a moment ago.
+    pub(super) fn watch_fate(&mut self, name: &ServiceName, now: Timestamp) {
+        let Some(managed) = self.managed.get_mut(name) else { return };
+        let Some(fate) = &managed.fate else { return };
+        if fate.until < now {
+            managed.fate = None;
+            return;
+        }
+        if !managed.stable_is_down() {
+            return;
+        }
+        let message = format!("{}; stable fails alike", fate.reason);
+        let facts = match &managed.saved.state.stage {
+            // The abort is taken back: it waits at zero for a human instead.
+            Stage::Aborted(aborted) if aborted.cause == AbortCause::HardFailure => vec![
+                Fact::Moved { by: Event::Retry },
+                Fact::Moved {
+                    by: Event::SharedFate { message },
+                },
+            ],
+            Stage::Rolling(rolling)
+                if rolling.holds.iter().any(|hold| match hold {
+                    Hold::HardFailure { .. } => true,
+                    Hold::Manual | Hold::Background { .. } | Hold::SharedFate { .. } => false,
+                }) =>
+            {
+                vec![Fact::Moved {
+                    by: Event::SharedFate { message },
+                }]
+            }
+            Stage::Empty | Stage::Healthy | Stage::Aborted(_) | Stage::Rolling(_) => Vec::new(),
+        };
+        managed.fate = None;
+        if !facts.is_empty()
+            && let Err(refusal) = self.record(name, facts, By::default())
+        {
+            warn!(service = %name, "`{name}`: the shared failure could not be recorded: {refusal}");
+        }
+    }
+}
+
+impl super::managed::Managed {
+    /// Whether every endpoint of stable fails as well.
+    fn stable_is_down(&self) -> bool {
+        let split = self.live.cell.load_full();
+        split.stable.version.is_down(self.live.hard_failure_attempts())
+    }
+}

@@ -1,0 +1,162 @@
+//! One service in the engine's hands: what is saved of it, and what exists only while the process runs.
+
+use super::{
+    AnalysisStatus,
+    ledger::Saved,
+    observe::ActiveRun,
+    samples::{self, Samples},
+    store::{KeyRow, Row},
+};
+use crate::{
+    config::Service,
+    model::{ServiceName, Timestamp, VersionName},
+    upstream::{LiveService, Target, Version},
+};
+use serde_json::json;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+/// Ended analyses that are shown.
+const ENDED_SHOWN: usize = 10;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Managed {
+    pub(super) name: ServiceName,
+    pub(super) live: Arc<LiveService>,
+    pub(super) config: Arc<Service>,
+    pub(super) saved: Saved,
+    /// The versions as the proxy sees them.
+    pub(super) pools: BTreeMap<VersionName, Arc<Version>>,
+    /// Roles that have ended and may still have requests in flight.
+    pub(super) past: Vec<Arc<Target>>,
+    pub(super) runs: BTreeMap<u64, ActiveRun>,
+    /// Newest first.
+    pub(super) ended: VecDeque<AnalysisStatus>,
+    /// Acted upon, and not stored yet.
+    pub(super) unsaved: Vec<Row>,
+    pub(super) unsaved_key: Option<KeyRow>,
+    /// Until then events that come by themselves wait: one was just refused or did nothing.
+    pub(super) quiet_until: Timestamp,
+    pub(super) gate: Gate,
+    pub(super) fate: Option<Fate>,
+    pub(super) samples: Arc<Mutex<Samples>>,
+    /// When the split in force was published.
+    pub(super) published: Timestamp,
+    /// What the sticky hash in force was made of.
+    pub(super) sticky: Option<(Vec<u8>, String)>,
+}
+
+/// The probes of a version that waits for its endpoints.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    pub(super) next: Timestamp,
+    pub(super) in_flight: bool,
+    /// What the last probes said, for people.
+    pub(super) last: Option<String>,
+}
+
+/// Stable is watched for a while after the canary has failed hard.
+#[derive(Debug)]
+pub(super) struct Fate {
+    pub(super) until: Timestamp,
+    pub(super) reason: String,
+}
+
+impl Managed {
+    pub(super) fn new(live: Arc<LiveService>, config: Arc<Service>, saved: Saved, now: Timestamp) -> Managed {
+        Managed {
+            name: config.name.clone(),
+            live,
+            config,
+            saved,
+            pools: BTreeMap::new(),
+            past: Vec::new(),
+            runs: BTreeMap::new(),
+            ended: VecDeque::new(),
+            unsaved: Vec::new(),
+            unsaved_key: None,
+            quiet_until: Timestamp::default(),
+            gate: Gate::default(),
+            fate: None,
+            samples: Arc::default(),
+            published: now,
+            sticky: None,
+        }
+    }
+
+    /// The pool of a version; made when it is new.
+    pub(super) fn pool(&mut self, name: &VersionName) -> Arc<Version> {
+        let endpoints = self
+            .saved
+            .version(name)
+            .map(|version| version.endpoints.clone())
+            .unwrap_or_default();
+        let service = self.name.clone();
+        let pool = self
+            .pools
+            .entry(name.clone())
+            .or_insert_with(|| Arc::new(Version::new(service, name.clone(), &endpoints)));
+        Arc::clone(pool)
+    }
+
+    /// The numbers of the moment, for the history.
+    pub(super) fn numbers(&self) -> serde_json::Value {
+        let split = self.live.cell.load_full();
+        if split.generation == 0 {
+            return serde_json::Value::Null;
+        }
+        let of = |target: &Arc<Target>| {
+            let summary = samples::summary(&target.evidence.counts());
+            json!({"version": target.version.name, "evidence": summary})
+        };
+        let ticket = split.ticket();
+        json!({
+            "generation": split.generation,
+            "weight": split.weight,
+            "tickets": ticket.number,
+            "canaryTickets": ticket.canary_count(split.weight),
+            "stable": of(&split.stable),
+            "canary": split.canary.as_ref().map(of),
+        })
+    }
+
+    /// When something of this service is due.
+    pub(super) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
+        let machine = self.saved.state.next_wakeup(&self.saved.plan);
+        let machine = machine.map(|due| due.max(self.quiet_until));
+        let runs = self.runs.values().filter_map(|active| active.run.next_due());
+        let runs = runs.map(|due| due.max(self.quiet_until)).min();
+        let fate = self.fate.as_ref().map(|_| now.plus(Duration::from_millis(100)));
+        let waiting = self.waiting_version().is_some() && !self.gate.in_flight;
+        let gate = waiting.then_some(self.gate.next);
+        [machine, runs, fate, gate].into_iter().flatten().min()
+    }
+
+    /// The version on trial, while it waits for endpoints.
+    pub(super) fn waiting_version(&self) -> Option<&VersionName> {
+        let rolling = self.saved.state.rolling()?;
+        (rolling.pool != crate::rollout::Pool::Ready).then_some(&rolling.version)
+    }
+
+    /// Remembers how an analysis ended.
+    pub(super) fn remember_run(&mut self, status: AnalysisStatus) {
+        self.ended.retain(|known| known.run != status.run);
+        self.ended.push_front(status);
+        self.ended.truncate(ENDED_SHOWN);
+    }
+
+    pub(super) fn with_samples<T>(&self, of: impl FnOnce(&mut Samples) -> T) -> T {
+        of(&mut self.samples.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Ends what runs beside the engine.
+    pub(super) fn stop_tasks(&mut self) {
+        for active in self.runs.values_mut() {
+            active.stop_tasks();
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Makes the world look like the saved state: pools, the split, analyses, metrics. Safe to repeat at any time.
+//!
+//! It compares what is with what should be, so that a restart, a retry and a change take the same path.
+
+use super::{
+    engine::Engine,
+    ledger::Exposure,
+    managed::Managed,
+};
+use crate::{
+    model::{Role, ServiceName, Timestamp, Weight},
+    rollout::{Hold, Phase, Pool},
+    split::{Split, StickyHash},
+    upstream::{Services, Target},
+};
+use rand::Rng;
+use std::sync::Arc;
+
+impl Engine {
+    /// Brings everything outside the saved state up to date with it.
+    pub(super) fn perform(&mut self, name: &ServiceName, now: Timestamp) {
+        let key = [self.rng.next_u64(), self.rng.next_u64()];
+        let secret = self.secret;
+        if let Some(managed) = self.managed.get_mut(name) {
+            managed.update_pools();
+            managed.publish(&self.services, &secret, key, now);
+        }
+        self.reconcile_runs(name, now);
+        self.count(name);
+    }
+
+    /// The gauges of a rollout.
+    pub(super) fn count(&self, name: &ServiceName) {
+        let Some(managed) = self.managed.get(name) else { return };
+        let metrics = &self.services.metrics().control;
+        let state = &managed.saved.state;
+        for phase in Phase::ALL {
+            let is = i64::from(state.phase() == phase);
+            metrics.phase.with_label_values(&[name.as_str(), phase.as_str()]).set(is);
+        }
+        let (step, _) = state.step(&managed.saved.plan);
+        let step = i64::try_from(step).unwrap_or(i64::MAX);
+        metrics.step.with_label_values(&[name.as_str()]).set(step);
+        for cause in crate::rollout::AbortCause::ALL {
+            metrics.aborts.with_label_values(&[name.as_str(), cause.as_str()]).inc_by(0);
+        }
+    }
+
+    /// What changes with time alone.
+    pub(super) fn show_time(&self, name: &ServiceName, now: Timestamp) {
+        let Some(managed) = self.managed.get(name) else { return };
+        let paused = managed.saved.paused.map_or(0.0, |since| now.since(since).as_secs_f64());
+        let gauge = &self.services.metrics().control.paused_seconds;
+        gauge.with_label_values(&[name.as_str()]).set(paused);
+    }
+
+    /// A reading now and then, for windows.
+    pub(super) fn sample(&self, name: &ServiceName, now: Timestamp) {
+        let Some(managed) = self.managed.get(name) else { return };
+        let split = managed.live.cell.load_full();
+        if split.generation > 0 {
+            managed.with_samples(|samples| samples.take(&split, now));
+        }
+    }
+}
+
+impl Managed {
+    /// The endpoints of every version, as they are saved.
+    fn update_pools(&mut self) {
+        let versions = self.saved.versions.clone();
+        for version in &versions {
+            let pool = self.pool(&version.name);
+            let known = pool.endpoints();
+            let same = known.len() == version.endpoints.len()
+                && known.iter().zip(&version.endpoints).all(|(known, url)| known.url == *url);
+            if !same {
+                pool.set_endpoints(&version.endpoints);
+            }
+        }
+        self.pools.retain(|name, _| versions.iter().any(|version| version.name == *name));
+    }
+
+    /// What the proxy may see: a canary that waits, or that has failed hard, is not there at all, not even for those who
+    /// force it.
+    fn visible(&self) -> Exposure {
+        let mut exposure = self.saved.exposure();
+        let usable = self.saved.state.rolling().is_some_and(|rolling| {
+            rolling.pool == Pool::Ready
+                && rolling.holds.iter().all(|hold| match hold {
+                    Hold::Manual | Hold::Background { .. } => true,
+                    Hold::SharedFate { .. } | Hold::HardFailure { .. } => false,
+                })
+        });
+        if !usable {
+            exposure.canary = None;
+            exposure.weight = Weight::ZERO;
+        }
+        exposure
+    }
+
+    /// Publishes the split that the saved state asks for, unless it is the one in force. Confirms a trip: what was seen is
+    /// acted upon now.
+    fn publish(&mut self, services: &Services, secret: &[u8], key: [u64; 2], now: Timestamp) {
+        let exposure = self.visible();
+        let Some(stable) = exposure.stable.clone() else { return };
+        let secret = match self.config.sticky.as_ref().and_then(|sticky| sticky.secret.as_ref()) {
+            Some(shared) => shared.expose().as_bytes().to_vec(),
+            None => secret.to_vec(),
+        };
+        let rollout = self.saved.rollout.as_ref().map_or(String::new(), |rollout| rollout.id.clone());
+        // Replicas that share a secret must agree without sharing rollout ids: the version is what they have in common.
+        let salt = match (&self.config.sticky, &exposure.canary) {
+            (Some(sticky), Some(canary)) if sticky.secret.is_some() => canary.to_string(),
+            _ => rollout,
+        };
+        let hash = StickyHash::new(&secret, &salt);
+        let sticky = Some((secret, salt));
+        let stable = self.pool(&stable);
+        let canary = exposure.canary.as_ref().map(|canary| self.pool(canary));
+        let live = self.live.cell.load_full();
+        let same = live.generation > 0
+            && live.weight == exposure.weight
+            && Arc::ptr_eq(&live.stable.version, &stable)
+            && match (&live.canary, &canary) {
+                (Some(live), Some(canary)) => Arc::ptr_eq(&live.version, canary),
+                (None, None) => true,
+                (Some(_), None) | (None, Some(_)) => false,
+            };
+        if same {
+            if self.sticky != sticky {
+                self.sticky = sticky;
+                let split = Split::new(
+                    live.generation,
+                    live.weight,
+                    Arc::clone(&live.stable),
+                    live.canary.clone(),
+                    hash,
+                    live.key,
+                );
+                self.live.cell.publish(split.continuing(&live));
+            }
+        } else {
+            self.sticky = sticky;
+            let stable = services.target(&stable, Role::Stable);
+            let canary = canary.map(|canary| services.target(&canary, Role::Canary));
+            let next = Split::new(live.generation + 1, exposure.weight, stable, canary, hash, key);
+            let old = self.live.cell.publish(next);
+            self.published = now;
+            let new = self.live.cell.load_full();
+            self.with_samples(|samples| {
+                if old.generation > 0 {
+                    samples.push(&old, now);
+                }
+                samples.push(&new, now);
+            });
+            self.keep_past(&old, &new);
+        }
+        // Only now: until here the flag alone kept traffic off the canary.
+        if self.live.cell.is_tripped() && exposure.weight.is_zero() {
+            self.live.cell.confirm_trip();
+        }
+    }
+
+    /// Roles that ended are watched until their last request is done, and their series retired then.
+    fn keep_past(&mut self, old: &Split<Arc<Target>>, new: &Split<Arc<Target>>) {
+        let current = |target: &Arc<Target>| {
+            [Some(&new.stable), new.canary.as_ref()]
+                .into_iter()
+                .flatten()
+                .any(|now| Arc::ptr_eq(&now.metrics, &target.metrics))
+        };
+        if old.generation > 0 {
+            self.past.push(Arc::clone(&old.stable));
+            self.past.extend(old.canary.clone());
+        }
+        self.past.retain(|target| !current(target));
+        let mut seen: Vec<*const crate::metrics::VersionMetrics> = Vec::new();
+        self.past.retain(|target| {
+            let at = Arc::as_ptr(&target.metrics);
+            let fresh = !seen.contains(&at);
+            seen.push(at);
+            fresh
+        });
+    }
+}
