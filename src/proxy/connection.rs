@@ -192,8 +192,11 @@ pub(super) async fn run<S>(
             .half_close(false)
             .pipeline_flush(true)
             .writev(false)
-            .max_headers(usize::try_from(limits.headers).unwrap_or(100))
             .max_header_size(limits.header_bytes.as_usize());
+        // hyper's own limit is 100 as well, and costs less when it is not set.
+        if limits.headers != 100 {
+            builder.max_headers(usize::try_from(limits.headers).unwrap_or(100));
+        }
         guarded(
             &worker,
             drained(&progress, builder.serve_connection(io, serve), |c| {

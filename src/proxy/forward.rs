@@ -66,7 +66,7 @@ pub(super) async fn forward(
 ) -> Result<Answered, Unanswered> {
     let mut role = to.role;
     let mut tried: Vec<u64> = Vec::new();
-    // The head is kept for a repeat only when a repeat would be allowed.
+    // The head is kept for a repeat only when a repeat would be allowed: the copy is the price of closing the keep-alive race.
     let spare = is_idempotent(&parts.method).then(|| parts.clone());
     let mut next = Some(parts);
     let mut last = Failure::UNREACHABLE;
@@ -87,7 +87,15 @@ pub(super) async fn forward(
         };
         let fresh_wanted = attempt > 0;
         match to
-            .attempt(&endpoint, head, body, &mut exchange, fresh_wanted, role)
+            .attempt(
+                &endpoint,
+                head,
+                spare.as_ref(),
+                body,
+                &mut exchange,
+                fresh_wanted,
+                role,
+            )
             .await
         {
             Ok(response) => return Ok((response, exchange)),
@@ -127,7 +135,8 @@ impl Outbound<'_> {
     async fn attempt(
         &self,
         endpoint: &Arc<Endpoint>,
-        head: Parts,
+        mut head: Parts,
+        spare: Option<&Parts>,
         body: Option<&BodyHandle>,
         exchange: &mut Exchange,
         mut late: bool,
@@ -137,8 +146,6 @@ impl Outbound<'_> {
         if connections.connecting() > self.entry.service.limits.pending {
             return Err(Missed::Final(Failure::OVERLOAD, Outcome::Canceled));
         }
-        let repeat = is_idempotent(&head.method).then(|| head.clone());
-        let mut head = head;
         // At most the connections that were kept, then a fresh one.
         for _ in 0..4 {
             let now = if late { Instant::now() } else { self.started };
@@ -184,7 +191,7 @@ impl Outbound<'_> {
                     if reused
                         && error.is_incomplete_message()
                         && replayable
-                        && let Some(again) = &repeat
+                        && let Some(again) = spare
                     {
                         // The keep-alive race: the other side closed an idle connection while we wrote to it.
                         exchange.attempted(Attempt::Reset);
@@ -211,8 +218,6 @@ impl Outbound<'_> {
                 head.uri = headers::origin_form(&head.uri);
             }
         }
-        // Nothing of the inbound connection (its upgrade handle) goes further.
-        head.extensions.clear();
         Request::from_parts(head, body.map_or_else(RequestBody::none, BodyHandle::body))
     }
 

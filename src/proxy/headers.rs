@@ -3,7 +3,10 @@
 //! On the way in: one pass finds what must go (hop-by-hop fields and whatever `Connection` names) and what must be known;
 //! only then are our own fields added, so that nothing a client nominates can remove them. RFC 9110 section 7.6.
 
-use super::inbound::Accepted;
+use super::{
+    inbound::Accepted,
+    seen::{HOP_BY_HOP, Seen},
+};
 use crate::config::Mode;
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header, uri::PathAndQuery};
@@ -16,7 +19,6 @@ const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Fields that `Connection` may name without effect: they frame or route the message, or say who asks (9110 7.6.1 lets a
 /// recipient refuse to treat end-to-end fields as connection options; removing these would be an attack).
@@ -93,56 +95,6 @@ impl Peer {
     }
 }
 
-/// What one pass over the fields has seen.
-#[derive(Debug, Default)]
-struct Seen {
-    connection: bool,
-    hop: [bool; 6],
-    te_trailers: bool,
-    te: bool,
-    cookies: u32,
-    forwarded: bool,
-    accept_trailers: bool,
-}
-
-static HOP: [HeaderName; 6] = [
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    header::UPGRADE,
-    HTTP2_SETTINGS,
-    header::PROXY_AUTHORIZATION,
-    header::EXPECT,
-];
-
-fn look(headers: &HeaderMap) -> Seen {
-    let mut seen = Seen::default();
-    for (name, value) in headers {
-        // Lengths sort almost everything out before a comparison.
-        match name.as_str().len() {
-            2 if *name == header::TE => {
-                seen.te = true;
-                seen.te_trailers |= value
-                    .as_bytes()
-                    .to_ascii_lowercase()
-                    .windows(8)
-                    .any(|part| part == b"trailers");
-            }
-            6 if *name == header::COOKIE => seen.cookies += 1,
-            6 if *name == header::EXPECT => seen.hop[5] = true,
-            7 if *name == header::UPGRADE => seen.hop[2] = true,
-            7 if *name == header::TRAILER => seen.accept_trailers = true,
-            9 if *name == header::FORWARDED => seen.forwarded = true,
-            10 if *name == header::CONNECTION => seen.connection = true,
-            10 if *name == KEEP_ALIVE => seen.hop[0] = true,
-            14 if *name == HTTP2_SETTINGS => seen.hop[3] = true,
-            16 if *name == PROXY_CONNECTION => seen.hop[1] = true,
-            19 if *name == header::PROXY_AUTHORIZATION => seen.hop[4] = true,
-            _ => {}
-        }
-    }
-    seen
-}
-
 /// Removes what `Connection` names, except what it must not touch, and `Connection` itself.
 fn remove_nominated(headers: &mut HeaderMap) {
     let lines: Vec<HeaderValue> = headers.get_all(header::CONNECTION).iter().cloned().collect();
@@ -163,20 +115,23 @@ fn remove_nominated(headers: &mut HeaderMap) {
 /// Turns the client's fields into those the version gets. `request_id` is used unless a trusted peer has sent one.
 pub(super) fn to_version(
     headers: &mut HeaderMap,
+    seen: &Seen,
     inbound: Version,
     accepted: Accepted,
     uri: &http::Uri,
     peer: &Peer,
     request_id: impl FnOnce() -> HeaderValue,
 ) {
-    let seen = look(headers);
     if seen.connection {
         remove_nominated(headers);
     }
-    for (present, name) in seen.hop.iter().zip(&HOP) {
+    for (present, name) in seen.hop.iter().zip(&HOP_BY_HOP) {
         if *present {
             headers.remove(name);
         }
+    }
+    if seen.expectations > 0 {
+        headers.remove(header::EXPECT);
     }
     if seen.te {
         headers.remove(header::TE);
@@ -188,7 +143,7 @@ pub(super) fn to_version(
         join_cookies(headers);
     }
     let host = host_value(headers, accepted, uri);
-    forwarded(headers, peer, host.clone(), seen.forwarded);
+    forwarded(headers, peer, host.clone(), seen);
     if accepted.named_by_target()
         && let Some(host) = host
     {
@@ -198,7 +153,7 @@ pub(super) fn to_version(
     if !known {
         headers.insert(X_REQUEST_ID, request_id());
     }
-    via(headers, inbound);
+    via(headers, inbound, seen.via);
 }
 
 fn host_value(headers: &HeaderMap, accepted: Accepted, uri: &http::Uri) -> Option<HeaderValue> {
@@ -228,7 +183,7 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-fn forwarded(headers: &mut HeaderMap, peer: &Peer, host: Option<HeaderValue>, has_rfc7239: bool) {
+fn forwarded(headers: &mut HeaderMap, peer: &Peer, host: Option<HeaderValue>, seen: &Seen) {
     if peer.trusted {
         append_list(headers, &X_FORWARDED_FOR, &peer.address);
         if !headers.contains_key(X_FORWARDED_PROTO) {
@@ -242,7 +197,7 @@ fn forwarded(headers: &mut HeaderMap, peer: &Peer, host: Option<HeaderValue>, ha
         return;
     }
     // What an untrusted client says about itself is worth nothing, and worse when somebody behind us believes it.
-    if has_rfc7239 {
+    if seen.forwarded {
         headers.remove(header::FORWARDED);
     }
     headers.insert(X_FORWARDED_FOR, peer.address.clone());
@@ -251,8 +206,12 @@ fn forwarded(headers: &mut HeaderMap, peer: &Peer, host: Option<HeaderValue>, ha
         Some(host) => headers.insert(X_FORWARDED_HOST, host),
         None => headers.remove(X_FORWARDED_HOST),
     };
-    headers.remove(X_FORWARDED_PORT);
-    headers.remove(X_REAL_IP);
+    if seen.forwarded_port {
+        headers.remove(X_FORWARDED_PORT);
+    }
+    if seen.real_ip {
+        headers.remove(X_REAL_IP);
+    }
 }
 
 /// Appends to a comma-separated field, several lines becoming one in their order.
@@ -272,13 +231,17 @@ fn append_list(headers: &mut HeaderMap, name: &HeaderName, value: &HeaderValue) 
     }
 }
 
-fn via(headers: &mut HeaderMap, inbound: Version) {
+fn via(headers: &mut HeaderMap, inbound: Version, passed_others: bool) {
     let ours = HeaderValue::from_static(match inbound {
         Version::HTTP_2 => "2.0 serin",
         Version::HTTP_10 => "1.0 serin",
         _ => "1.1 serin",
     });
-    append_list(headers, &header::VIA, &ours);
+    if passed_others {
+        append_list(headers, &header::VIA, &ours);
+    } else {
+        headers.insert(header::VIA, ours);
+    }
 }
 
 /// Sets what depends on the version's protocol: the framing field and the target's form.
@@ -379,9 +342,18 @@ mod tests {
             builder = builder.header(*name, *value);
         }
         let mut parts = builder.body(()).unwrap().into_parts().0;
-        let accepted = inbound::accept(&parts).unwrap();
+        let seen = Seen::scan(&parts.headers);
+        let accepted = inbound::accept(&parts, &seen).unwrap();
         let id = || HeaderValue::from_static("id-1");
-        to_version(&mut parts.headers, version, accepted, &parts.uri, &peer(mode), id);
+        to_version(
+            &mut parts.headers,
+            &seen,
+            version,
+            accepted,
+            &parts.uri,
+            &peer(mode),
+            id,
+        );
         parts.headers
     }
 

@@ -4,8 +4,9 @@
 //! is a way in which a request has been smuggled or routed around somewhere; whatever is ambiguous is refused, nothing is
 //! repaired. Sections are those of RFC 9110 and 9112.
 
+use super::seen::Seen;
 use crate::metrics::Rejection;
-use http::{HeaderMap, Method, StatusCode, Uri, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts};
 
 /// Why a request is refused at the door.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,12 +67,14 @@ fn authority<'a>(from_uri: bool, uri: &'a Uri, headers: &'a HeaderMap) -> &'a st
 }
 
 /// Checks a request head against the whole list.
-pub(super) fn accept(parts: &Parts) -> Result<Accepted, Refusal> {
+pub(super) fn accept(parts: &Parts, seen: &Seen) -> Result<Accepted, Refusal> {
     method(&parts.method)?;
     target(parts)?;
-    let chunked = framing(parts)?;
-    expectation(&parts.headers)?;
-    let (from_uri, host_end) = host(parts)?;
+    let chunked = framing(parts, seen)?;
+    if seen.expectations > 0 {
+        expectation(&parts.headers)?;
+    }
+    let (from_uri, host_end) = host(parts, seen)?;
     Ok(Accepted {
         host_end,
         from_uri,
@@ -118,21 +121,31 @@ fn target(parts: &Parts) -> Result<(), Refusal> {
 }
 
 /// One framing, understood by everybody in the same way (9112 6.1 to 6.3).
-fn framing(parts: &Parts) -> Result<bool, Refusal> {
-    let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
-    let Some(first) = codings.next() else {
-        return content_length(&parts.headers).map(|()| false);
-    };
+fn framing(parts: &Parts, seen: &Seen) -> Result<bool, Refusal> {
     let wrong = |detail| Err(bad(Rejection::Framing, detail));
+    if seen.codings == 0 {
+        return if seen.lengths == 0 {
+            Ok(false)
+        } else {
+            content_length(&parts.headers, seen).map(|()| false)
+        };
+    }
     if parts.version != Version::HTTP_11 {
         return wrong("Transfer-Encoding is a field of HTTP/1.1 only");
     }
-    if codings.next().is_some() {
+    if seen.codings > 1 {
         return wrong("more than one Transfer-Encoding field");
     }
-    if !first.as_bytes().eq_ignore_ascii_case(b"chunked") {
-        let known = first.as_bytes().to_ascii_lowercase();
-        let only_unknown = !known.windows(7).any(|part| part == b"chunked");
+    let coding = parts
+        .headers
+        .get(header::TRANSFER_ENCODING)
+        .map(HeaderValue::as_bytes)
+        .unwrap_or_default();
+    if !coding.eq_ignore_ascii_case(b"chunked") {
+        let only_unknown = !coding
+            .to_ascii_lowercase()
+            .windows(7)
+            .any(|part| part == b"chunked");
         return Err(Refusal {
             status: if only_unknown {
                 StatusCode::NOT_IMPLEMENTED
@@ -143,17 +156,18 @@ fn framing(parts: &Parts) -> Result<bool, Refusal> {
             detail: "Transfer-Encoding must be exactly `chunked`",
         });
     }
-    if parts.headers.contains_key(header::CONTENT_LENGTH) {
+    if seen.lengths > 0 {
         return wrong("both Transfer-Encoding and Content-Length");
     }
     Ok(true)
 }
 
-fn content_length(headers: &HeaderMap) -> Result<(), Refusal> {
-    let mut lines = headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(first) = lines.next() else { return Ok(()) };
-    let digits = !first.is_empty() && first.as_bytes().iter().all(u8::is_ascii_digit);
-    if lines.next().is_some() || !digits || first.len() > 19 {
+fn content_length(headers: &HeaderMap, seen: &Seen) -> Result<(), Refusal> {
+    let value = headers
+        .get(header::CONTENT_LENGTH)
+        .map(HeaderValue::as_bytes)
+        .unwrap_or_default();
+    if seen.lengths > 1 || value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
         return Err(bad(
             Rejection::Framing,
             "Content-Length must be one decimal number",
@@ -177,13 +191,12 @@ fn expectation(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// Exactly one host, well-formed, and the same wherever it is named (9112 3.2, 9113 8.3.1).
-fn host(parts: &Parts) -> Result<(bool, usize), Refusal> {
+fn host(parts: &Parts, seen: &Seen) -> Result<(bool, usize), Refusal> {
     let wrong = |detail| Err(bad(Rejection::Host, detail));
-    let mut lines = parts.headers.get_all(header::HOST).iter();
-    let field = lines.next();
-    if lines.next().is_some() {
+    if seen.hosts > 1 {
         return wrong("more than one Host field");
     }
+    let field = parts.headers.get(header::HOST);
     if let Some(target) = parts.uri.authority() {
         let host_end = well_formed(target.as_str())
             .ok_or(bad(Rejection::Host, "the target's authority is malformed"))?;
@@ -253,9 +266,13 @@ mod tests {
     }
 
     fn refused(method: &str, uri: &str, fields: &[(&str, &str)]) -> Option<u16> {
-        accept(&parts(method, uri, Version::HTTP_11, fields))
+        check(&parts(method, uri, Version::HTTP_11, fields))
             .err()
             .map(|refusal| refusal.status.as_u16())
+    }
+
+    fn check(parts: &Parts) -> Result<Accepted, Refusal> {
+        accept(parts, &Seen::scan(&parts.headers))
     }
 
     const HOST: (&str, &str) = ("host", "shop.test");
@@ -269,7 +286,7 @@ mod tests {
             ("http://shop.test/x", "shop.test", "shop.test"),
         ] {
             let parts = parts("GET", uri, Version::HTTP_11, &[("host", host)]);
-            let accepted = accept(&parts).unwrap();
+            let accepted = check(&parts).unwrap();
             assert_eq!(accepted.host(&parts.uri, &parts.headers), expected);
         }
     }
@@ -307,7 +324,7 @@ mod tests {
             &[("host", "evil.test")],
         );
         assert_eq!(
-            accept(&parts).unwrap().host(&parts.uri, &parts.headers),
+            check(&parts).unwrap().host(&parts.uri, &parts.headers),
             "shop.test"
         );
         assert_eq!(refused("GET", "ftp://shop.test/", &[HOST]), Some(400));
@@ -358,7 +375,7 @@ mod tests {
             Version::HTTP_10,
             &[HOST, ("transfer-encoding", "chunked")],
         );
-        assert_eq!(accept(&old).unwrap_err().status, StatusCode::BAD_REQUEST);
+        assert_eq!(check(&old).unwrap_err().status, StatusCode::BAD_REQUEST);
     }
 
     #[test]
@@ -386,7 +403,7 @@ mod tests {
     #[test]
     fn http2_needs_an_authority_that_agrees_with_host() {
         let h2 =
-            |uri: &str, fields: &[(&str, &str)]| accept(&parts("GET", uri, Version::HTTP_2, fields)).is_ok();
+            |uri: &str, fields: &[(&str, &str)]| check(&parts("GET", uri, Version::HTTP_2, fields)).is_ok();
         assert!(h2("http://shop.test/", &[]));
         assert!(h2("http://shop.test/", &[HOST]));
         assert!(!h2("http://shop.test/", &[("host", "evil.test")]));

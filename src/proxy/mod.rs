@@ -15,6 +15,7 @@ mod inbound;
 mod io;
 mod listener;
 mod reply;
+mod seen;
 mod service;
 mod table;
 mod timer;

@@ -11,6 +11,7 @@ use super::{
     forward::{self, Outbound},
     headers, inbound,
     reply::{self, Failure},
+    seen::Seen,
     table::Entry,
 };
 use crate::{metrics::Rejection, route::RequestView};
@@ -57,7 +58,9 @@ async fn handle(
     body: Incoming,
     started: Instant,
 ) -> Result<Response<OutBody>, (Failure, Option<Rejection>)> {
-    let accepted = inbound::accept(&parts).map_err(|refusal| (refusal.into(), Some(refusal.reason)))?;
+    let seen = Seen::scan(&parts.headers);
+    let accepted =
+        inbound::accept(&parts, &seen).map_err(|refusal| (refusal.into(), Some(refusal.reason)))?;
     let entry = find(client, &parts, accepted).ok_or((Failure::NO_ROUTE, None))?;
     let limits = entry.per_listener[client.listener.index];
     if let Some(limit) = limits.body
@@ -95,6 +98,8 @@ async fn handle(
         return Err((Failure::OVERLOAD, None));
     }
 
+    // Nothing of the inbound connection (its upgrade handle) goes further.
+    parts.extensions.clear();
     let method = parts.method.clone();
     let exchange = Exchange::begin(
         worker,
@@ -108,6 +113,7 @@ async fn handle(
     let request_id = || worker.request_id();
     headers::to_version(
         &mut parts.headers,
+        &seen,
         inbound_version,
         accepted,
         &parts.uri,

@@ -104,11 +104,13 @@ impl WorkerState {
     /// A fresh `X-Request-Id`: 128 random bits in hexadecimal.
     pub(super) fn request_id(&self) -> HeaderValue {
         const HEX: &[u8; 16] = b"0123456789abcdef";
-        let mut bits = self.dice128();
         let mut text = [0u8; 32];
-        for digit in &mut text {
-            *digit = HEX[usize::try_from(bits & 15).unwrap_or(0)];
-            bits >>= 4;
+        for half in text.chunks_exact_mut(16) {
+            let bits = self.dice64().to_be_bytes();
+            for (pair, byte) in half.chunks_exact_mut(2).zip(bits) {
+                pair[0] = HEX[usize::from(byte >> 4)];
+                pair[1] = HEX[usize::from(byte & 15)];
+            }
         }
         HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0"))
     }

@@ -147,7 +147,6 @@ where
 {
     let (sender, connection) = http1::Builder::new()
         .writev(false)
-        .max_headers(200)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(ConnectError::Handshake)?;

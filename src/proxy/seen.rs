@@ -1,0 +1,78 @@
+//! One pass over a request's fields: everything the door and the header rules need to know, looked up once.
+//!
+//! A look-up costs a hash each; a request has a dozen fields and we ask about twenty.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+/// What the fields of a request contain. Counts stop at 255.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) hosts: u8,
+    pub(super) lengths: u8,
+    pub(super) codings: u8,
+    pub(super) expectations: u8,
+    pub(super) cookies: u8,
+    pub(super) connection: bool,
+    pub(super) te: bool,
+    pub(super) te_trailers: bool,
+    pub(super) forwarded: bool,
+    pub(super) forwarded_port: bool,
+    pub(super) real_ip: bool,
+    pub(super) via: bool,
+    /// Hop-by-hop fields other than `Connection` and `TE`, by their place in [`HOP_BY_HOP`].
+    pub(super) hop: [bool; 5],
+}
+
+/// Fields that concern one connection only (RFC 9110 7.6.1), and what proves who talks to a proxy.
+pub(super) static HOP_BY_HOP: [HeaderName; 5] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
+    header::PROXY_AUTHORIZATION,
+];
+
+impl Seen {
+    /// Looks at every field once.
+    pub(super) fn scan(headers: &HeaderMap) -> Seen {
+        let mut seen = Seen::default();
+        for (name, value) in headers {
+            seen.note(name, value);
+        }
+        seen
+    }
+
+    fn note(&mut self, name: &HeaderName, value: &HeaderValue) {
+        let more = |count: &mut u8| *count = count.saturating_add(1);
+        match name.as_str() {
+            "host" => more(&mut self.hosts),
+            "content-length" => more(&mut self.lengths),
+            "transfer-encoding" => more(&mut self.codings),
+            "expect" => more(&mut self.expectations),
+            "cookie" => more(&mut self.cookies),
+            "connection" => self.connection = true,
+            "te" => {
+                self.te = true;
+                self.te_trailers |= names_trailers(value);
+            }
+            "forwarded" => self.forwarded = true,
+            "x-forwarded-port" => self.forwarded_port = true,
+            "x-real-ip" => self.real_ip = true,
+            "via" => self.via = true,
+            "keep-alive" => self.hop[0] = true,
+            "proxy-connection" => self.hop[1] = true,
+            "upgrade" => self.hop[2] = true,
+            "http2-settings" => self.hop[3] = true,
+            "proxy-authorization" => self.hop[4] = true,
+            _ => {}
+        }
+    }
+}
+
+/// Whether a `TE` field says that trailers are understood.
+fn names_trailers(value: &HeaderValue) -> bool {
+    value
+        .as_bytes()
+        .split(|b| *b == b',')
+        .any(|part| part.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
