@@ -1,0 +1,106 @@
+//! What an orchestrator asks: alive, ready, started. And the metrics, which a scraper asks at the same address.
+
+use super::Admin;
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, header};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+#[derive(Debug, Default)]
+struct Flags {
+    configured: AtomicBool,
+    draining: AtomicBool,
+}
+
+/// What the probes say; `app` sets it. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Probes(Arc<Flags>);
+
+impl Probes {
+    /// The first configuration is in force and every listener accepts.
+    pub fn set_started(&self) {
+        self.0.configured.store(true, Ordering::Release);
+    }
+
+    /// No new traffic, please: we are about to stop.
+    pub fn set_draining(&self) {
+        self.0.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether the first configuration is in force.
+    pub fn is_started(&self) -> bool {
+        self.0.configured.load(Ordering::Acquire)
+    }
+
+    /// Whether we are about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Acquire)
+    }
+}
+
+fn verdict(bad: Option<&'static str>) -> Response {
+    let (status, text) = bad.map_or((StatusCode::OK, "ok"), |why| {
+        (StatusCode::SERVICE_UNAVAILABLE, why)
+    });
+    let plain = [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (status, plain, format!("{text}\n")).into_response()
+}
+
+/// The process answers.
+#[utoipa::path(get, path = "/livez", tag = "probes", responses((status = 200, description = "Alive", body = String)))]
+pub(super) async fn livez() -> Response {
+    verdict(None)
+}
+
+/// It can take traffic: configured, rollouts restored, the state can be stored, not draining.
+#[utoipa::path(get, path = "/readyz", tag = "probes", responses(
+    (status = 200, description = "Ready", body = String),
+    (status = 503, description = "Not yet, or not any more; the body says why", body = String)))]
+pub(super) async fn readyz(State(admin): State<Admin>) -> Response {
+    let probes = &admin.parts.probes;
+    verdict(if probes.is_draining() {
+        Some("draining")
+    } else if !probes.is_started() {
+        Some("no configuration is in force yet")
+    } else if !admin.parts.control.is_ready() {
+        Some("the state of rollouts cannot be stored")
+    } else {
+        None
+    })
+}
+
+/// The first configuration is in force.
+#[utoipa::path(get, path = "/startupz", tag = "probes", responses(
+    (status = 200, description = "Started", body = String),
+    (status = 503, description = "Not yet", body = String)))]
+pub(super) async fn startupz(State(admin): State<Admin>) -> Response {
+    let started = admin.parts.probes.is_started();
+    verdict((!started).then_some("no configuration is in force yet"))
+}
+
+fn exposition(text: String) -> Response {
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (kind, text).into_response()
+}
+
+/// Everything that is counted, for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "metrics",
+    responses((status = 200, description = "Prometheus text format", body = String)))]
+pub(super) async fn metrics(State(admin): State<Admin>) -> Response {
+    exposition(admin.parts.metrics.expose())
+}
+
+/// `http_requests_total{job,version,status}`, for queries that were written before Serin.
+#[utoipa::path(get, path = "/metrics/compat", tag = "metrics",
+    responses((status = 200, description = "Prometheus text format", body = String)))]
+pub(super) async fn metrics_compat(State(admin): State<Admin>) -> Response {
+    exposition(admin.parts.metrics.expose_compat())
+}
