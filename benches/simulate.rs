@@ -9,7 +9,9 @@ use std::io::Write;
 mod simulation;
 
 fn main() -> std::io::Result<()> {
-    let mut numbers = std::env::args().skip(1).filter_map(|argument| argument.parse::<u64>().ok());
+    let mut numbers = std::env::args()
+        .skip(1)
+        .filter_map(|argument| argument.parse::<u64>().ok());
     let seeds = numbers.next().unwrap_or(50_000);
     let events = usize::try_from(numbers.next().unwrap_or(200)).unwrap_or(200);
     let first = numbers.next().unwrap_or(0);
@@ -30,5 +32,8 @@ fn main() -> std::io::Result<()> {
             }
         }
     }
-    writeln!(out, "{seeds} seeds from {first}, {events} events each: every invariant held\n{all:?}")
+    writeln!(
+        out,
+        "{seeds} seeds from {first}, {events} events each: every invariant held\n{all:?}"
+    )
 }

@@ -96,9 +96,7 @@ fn check_count(spec: &MetricSpec, context: Context, refuse: &mut impl FnMut(&'st
             );
         }
     }
-    // Argo compares with the effective count: without an interval that is one.
-    if let Some(count) = spec.effective_count().filter(|_| spec.duration.is_none()) {
-        let count = i64::from(count);
+    if count > 0 {
         let least = i64::from(spec.failure_limit.max(0)) + i64::from(spec.consecutive_success_limit.max(0));
         if count < least {
             refuse(

@@ -44,7 +44,7 @@ pub(crate) fn simulate(seed: u64, events: usize) -> Result<Coverage, String> {
     Ok(simulation.coverage)
 }
 
-/// SplitMix64.
+/// The generator called `SplitMix64`.
 struct Dice(u64);
 
 impl Dice {
@@ -512,25 +512,5 @@ fn random_step(dice: &mut Dice) -> Step {
                 .collect(),
         }),
         _ => Step::SetWeight(Weight::FULL),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_invariants_hold_whatever_happens() {
-        let mut all = Coverage::default();
-        for seed in 0..3000 {
-            let one = simulate(seed, 120).unwrap_or_else(|broken| panic!("{broken}"));
-            all.applied += one.applied;
-            all.refused += one.refused;
-            all.promoted += one.promoted;
-            all.aborted += one.aborted;
-            all.torn += one.torn;
-        }
-        let enough = all.promoted > 1000 && all.aborted > 1000 && all.torn > 1000 && all.refused > 1000;
-        assert!(enough, "the dice never got anywhere: {all:?}");
     }
 }

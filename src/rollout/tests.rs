@@ -610,3 +610,18 @@ fn an_immediate_strategy_waits_for_endpoints_only() {
         (Some(v("v2")), Phase::Healthy)
     );
 }
+
+#[test]
+fn the_invariants_hold_whatever_happens() {
+    let mut all = simulation::Coverage::default();
+    for seed in 0..2000 {
+        let one = simulation::simulate(seed, 120).unwrap_or_else(|broken| panic!("{broken}"));
+        all.applied += one.applied;
+        all.refused += one.refused;
+        all.promoted += one.promoted;
+        all.aborted += one.aborted;
+        all.torn += one.torn;
+    }
+    let enough = all.promoted > 1000 && all.aborted > 1000 && all.torn > 1000 && all.refused > 1000;
+    assert!(enough, "the dice never got anywhere: {all:?}");
+}

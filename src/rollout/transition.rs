@@ -76,19 +76,19 @@ pub(super) fn no<T>(reason: impl Into<String>, hint: Option<&'static str>) -> Re
 }
 
 fn moved(mut state: State, event: &Event, plan: &Plan, now: Timestamp) -> Result<State, No> {
-    let stage = std::mem::take(&mut state.stage);
-    match (stage, event) {
-        (stage, Event::Deploy { version }) => deploy(state, stage, version, plan, now),
-        (stage, Event::Undo { to, warm }) => undo(state, stage, to.as_ref(), *warm, now),
+    let was = std::mem::take(&mut state.stage);
+    match (was, event) {
+        (was, Event::Deploy { version }) => deploy(state, was, version, plan, now),
+        (was, Event::Undo { to, warm }) => undo(state, &was, to.as_ref(), *warm, now),
         (Stage::Rolling(rolling), event) => trial(state, *rolling, event, plan, now),
         (Stage::Aborted(aborted), event) => after_abort(state, *aborted, event, now),
-        (stage @ (Stage::Empty | Stage::Healthy), event) => at_rest(state, stage, event),
+        (was @ (Stage::Empty | Stage::Healthy), event) => at_rest(state, was, event),
     }
 }
 
 /// What events mean while no version is on trial.
-fn at_rest(mut state: State, stage: Stage, event: &Event) -> Result<State, No> {
-    state.stage = stage;
+fn at_rest(mut state: State, was: Stage, event: &Event) -> Result<State, No> {
+    state.stage = was;
     match event {
         Event::SetSteps
         | Event::EndpointsReady
@@ -301,7 +301,7 @@ fn stale<T>(run: RunId) -> Result<T, No> {
 /// A version is asked for.
 fn deploy(
     mut state: State,
-    stage: Stage,
+    was: Stage,
     version: &VersionName,
     plan: &Plan,
     now: Timestamp,
@@ -311,7 +311,7 @@ fn deploy(
         let surplus = state.seen.len().saturating_sub(SEEN);
         state.seen.drain(..surplus);
     }
-    state.stage = match (&state.stable, stage) {
+    state.stage = match (&state.stable, was) {
         (None, _) => {
             state.stable = Some(version.clone());
             Stage::Healthy
@@ -340,7 +340,7 @@ fn deploy(
 /// Back to stable during a trial and after an abort, otherwise to a former version.
 fn undo(
     mut state: State,
-    stage: Stage,
+    was: &Stage,
     to: Option<&VersionName>,
     warm: bool,
     now: Timestamp,
@@ -348,7 +348,7 @@ fn undo(
     let Some(stable) = state.stable.clone() else {
         return no("no version has been deployed", Some("deploy"));
     };
-    let target = match (to, &stage) {
+    let target = match (to, was) {
         (Some(to), _) => to.clone(),
         (None, Stage::Rolling(_) | Stage::Aborted(_)) => stable.clone(),
         (None, Stage::Empty | Stage::Healthy) => match state.formers.last() {
@@ -361,7 +361,7 @@ fn undo(
         return Ok(state);
     }
     // A former version may be on trial again: going back to it is then a promotion, and not by this way.
-    match &stage {
+    match was {
         Stage::Rolling(rolling) if rolling.version == target => {
             return no(format!("{target} is on trial"), Some("promote"));
         }
@@ -398,7 +398,7 @@ pub(super) fn make_stable(state: &mut State, version: VersionName, now: Timestam
     state.stage = Stage::Healthy;
 }
 
-pub(super) fn begin(version: VersionName, attempt: u32, at: At, now: Timestamp) -> Stage {
+fn begin(version: VersionName, attempt: u32, at: At, now: Timestamp) -> Stage {
     Stage::Rolling(Box::new(Rolling {
         version,
         attempt,

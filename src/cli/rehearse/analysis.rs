@@ -3,7 +3,7 @@
 use super::{BadScenario, Printer, bad, check_keys, millis, object, text};
 use crate::{
     analysis::{
-        Conditions, Context, MetricSpec, Outcome, Provider, Run, RunPhase, SerinMetric, SerinQuery, validate,
+        Conditions, Context, MetricSpec, Outcome, Provider, Run, SerinMetric, SerinQuery, validate,
         validate_all,
     },
     model::Timestamp,
@@ -493,6 +493,7 @@ fn says(found: &str, reason: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::analysis::RunPhase;
 
     #[test]
     fn a_reason_is_recognised_by_what_it_speaks_of() {

@@ -6,9 +6,11 @@
 mod analysis;
 mod player;
 mod rollout;
-pub mod script;
+mod script;
 #[cfg(test)]
 mod tests;
+
+pub use script::Planned;
 
 use serde_json::{Map, Value};
 use std::{fmt, fs, io, path::Path};
@@ -54,11 +56,7 @@ impl Printer<'_> {
 
 /// Replays the files and returns the exit code: 0 when everything held, 1 when something did not, 2 when a file cannot be
 /// used. `planned` is the plan that files with `events` run on.
-pub fn run(
-    files: &[impl AsRef<Path>],
-    planned: Option<&script::Planned>,
-    out: &mut dyn io::Write,
-) -> io::Result<u8> {
+pub fn run(files: &[impl AsRef<Path>], planned: Option<&Planned>, out: &mut dyn io::Write) -> io::Result<u8> {
     let mut printer = Printer { out, failed: None };
     let mut tally = Tally::default();
     let mut unusable = false;
@@ -80,7 +78,7 @@ pub fn run(
 
 fn replay(
     file: &Path,
-    planned: Option<&script::Planned>,
+    planned: Option<&Planned>,
     printer: &mut Printer<'_>,
     tally: &mut Tally,
 ) -> Result<(), BadScenario> {
@@ -151,6 +149,7 @@ fn each(
     let Value::Array(cases) = cases else {
         return bad(format_args!("`{key}` must be a list of cases"));
     };
+    let mut faults = Vec::new();
     for (index, case) in cases.iter().enumerate() {
         let Value::Object(case) = case else {
             return bad(format_args!("{key}[{index}] must be an object"));
@@ -162,10 +161,17 @@ fn each(
             id.to_owned()
         };
         tally.all += 1;
-        let held = replay(case).or_else(|error| bad(format_args!("case {id}: {error}")))?;
-        tally.hold += usize::from(held);
+        match replay(case) {
+            Ok(held) => tally.hold += usize::from(held),
+            // One case that cannot be understood does not hide what became of the others.
+            Err(error) => faults.push(format!("case {id}: {error}")),
+        }
     }
-    Ok(())
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        bad(faults.join("\n  "))
+    }
 }
 
 /// The keys of `map` must be among `allowed`.

@@ -16,7 +16,7 @@ const WORDS: &str = "deploy, tick, promote, promote_full, abort, retry, undo, pa
                      step_analysis, background_analysis, pre_analysis, post_analysis, evidence, canary_pool_down, \
                      canary_pool_up, canary_pool_down_past_deadline, hard_failure, shared_fate, restart";
 
-const EVENT_KEYS: [&str; 17] = [
+const EVENT_KEYS: [&str; 21] = [
     "do",
     "t",
     "version",
@@ -34,6 +34,10 @@ const EVENT_KEYS: [&str; 17] = [
     "note",
     "expect",
     "revision",
+    "to_revision",
+    "toRevision",
+    "metric",
+    "value",
 ];
 
 /// A service under rehearsal.
@@ -86,9 +90,10 @@ impl Player {
         if let Some(t) = event.get("t") {
             self.t = Timestamp::from_millis(millis(t, "t")?);
         }
-        let Some(word) = text(event, "do") else {
+        let Some(word) = text(event, "do").map(normal) else {
             return bad(format_args!("an event needs `do` (one of {WORDS})"));
         };
+        let word = word.as_str();
         let refused = match self.facts(word, event)? {
             Some(()) => None,
             None => match self.understood(word, event)? {
@@ -170,7 +175,7 @@ impl Player {
                 full: truth("full"),
                 skip_analysis: true,
             },
-            "promote_full" | "promote-full" | "promoteFull" => Event::Promote {
+            "promote_full" | "full_promote" => Event::Promote {
                 full: true,
                 skip_analysis: true,
             },
@@ -181,16 +186,27 @@ impl Player {
                 self.pool_down = false;
                 Event::Retry
             }
-            "undo" | "rollback" => return Ok(Ok(self.undo(version("to")?.or(version("version")?)))),
+            "undo" | "rollback" => {
+                let named = version("to")?.or(version("version")?);
+                let number = ["revision", "to_revision", "toRevision"]
+                    .iter()
+                    .find_map(|key| event.get(*key));
+                let number = number
+                    .and_then(Value::as_u64)
+                    .and_then(|number| usize::try_from(number).ok());
+                // Revision 1 is the first version ever deployed; 0 is the previous one, as in Argo.
+                let numbered = number.and_then(|number| self.state.seen.get(number.checked_sub(1)?).cloned());
+                return Ok(Ok(self.undo(named.or(numbered))));
+            }
             "pause" => Event::Pause,
             "resume" | "unpause" => Event::Resume,
-            "set_weight" | "set-weight" | "setWeight" => match event.get("weight") {
+            "set_weight" | "setweight" => match event.get("weight") {
                 Some(weight) => Event::SetWeight {
                     weight: percent(weight)?,
                 },
                 None => return bad("set_weight needs `weight`"),
             },
-            "set_steps" | "setSteps" => {
+            "set_steps" | "setsteps" | "edit_steps" => {
                 let (Some(steps), Strategy::Canary(canary)) = (event.get("steps"), &mut self.plan.strategy)
                 else {
                     return bad("set_steps needs `steps`, and a canary");
@@ -322,7 +338,12 @@ impl Player {
                 ("message", Value::String(part), Value::String(all)) => {
                     all.to_lowercase().contains(&part.to_lowercase())
                 }
-                (_, Value::Number(expected), Value::Number(found)) => expected.as_f64() == found.as_f64(),
+                (_, Value::Number(expected), Value::Number(found)) => {
+                    match (expected.as_f64(), found.as_f64()) {
+                        (Some(expected), Some(found)) => (expected - found).abs() < 1e-6,
+                        (_, _) => expected == found,
+                    }
+                }
                 ("traffic", Value::Object(expected), Value::Object(found)) => same_traffic(expected, found),
                 (_, expected, found) => expected == found,
             };
@@ -405,6 +426,11 @@ fn same_traffic(expected: &Map<String, Value>, found: &Map<String, Value>) -> bo
         |map: &Map<String, Value>, version: &String| map.get(version).and_then(Value::as_f64).unwrap_or(0.0);
     let mut versions = expected.keys().chain(found.keys());
     versions.all(|version| (share(expected, version) - share(found, version)).abs() < 1e-6)
+}
+
+/// `promote --full`, `set-weight` and `set_weight` are written in many ways.
+fn normal(word: &str) -> String {
+    word.to_lowercase().replace(" --", "_").replace([' ', '-'], "_")
 }
 
 fn on_error(event: &Map<String, Value>, key: &str) -> Result<OnError, BadScenario> {

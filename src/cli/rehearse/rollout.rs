@@ -25,7 +25,7 @@ const CASE: [&str; 10] = [
 ];
 
 /// Accepted because rollouts have them, and without a meaning here: they move pods, or name things in Kubernetes.
-const PODS: [&str; 14] = [
+const PODS: [&str; 22] = [
     "managedRoutes",
     "dynamicStableScale",
     "maxSurge",
@@ -40,6 +40,14 @@ const PODS: [&str; 14] = [
     "antiAffinity",
     "abortScaleDownDelaySeconds",
     "revisionHistoryLimit",
+    "canaryMetadata",
+    "stableMetadata",
+    "activeMetadata",
+    "previewMetadata",
+    "pingPong",
+    "minReadySeconds",
+    "analysisRunMetadata",
+    "restartAt",
 ];
 
 const SPEC: [&str; 18] = [
@@ -146,7 +154,14 @@ fn plan(strategy: &str, spec: &Map<String, Value>) -> Result<Plan, BadScenario> 
 }
 
 fn canary(spec: &Map<String, Value>) -> Result<Canary, BadScenario> {
-    let steps = spec.get("steps").map_or(Ok(Vec::new()), steps_of)?;
+    let mut steps = spec
+        .get("steps")
+        .cloned()
+        .unwrap_or_else(|| Value::Array(Vec::new()));
+    if let Some(whole) = spec.get("maxTrafficWeight").and_then(Value::as_u64) {
+        out_of(whole, &mut steps);
+    }
+    let steps = steps_of(&steps)?;
     let background = match spec.get("background").or_else(|| spec.get("analysis")) {
         None | Some(Value::Null | Value::Bool(false)) => None,
         Some(Value::Bool(true)) => Some(Background::default()),
@@ -163,6 +178,17 @@ fn canary(spec: &Map<String, Value>) -> Result<Canary, BadScenario> {
         Some(_) => return bad("`background` must be an object"),
     };
     Ok(Canary { steps, background })
+}
+
+/// Weights are parts of `maxTrafficWeight`, where that is given, instead of 100.
+fn out_of(whole: u64, steps: &mut Value) {
+    for step in steps.as_array_mut().into_iter().flatten() {
+        if let Some(weight) = step.get_mut("setWeight")
+            && let Some(parts) = weight.as_u64()
+        {
+            *weight = format!("{parts}/{whole}").into();
+        }
+    }
 }
 
 fn blue_green(spec: &Map<String, Value>) -> Result<BlueGreen, BadScenario> {

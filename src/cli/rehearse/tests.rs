@@ -126,3 +126,77 @@ fn events_run_on_a_plan_of_the_users_own() {
     let (code, out) = rehearse(&[file], Some(&planned));
     assert_eq!((code, out.lines().last()), (HELD, Some("1/1 hold")), "{out}");
 }
+
+const CONFIG: &str = "
+listeners: [{address: \"127.0.0.1:8080\"}]
+services:
+  - name: orders
+    stable: {version: v41, endpoints: [\"http://127.0.0.1:9001\"]}
+    strategy:
+      canary:
+        steps:
+          - setWeight: 5
+          - pause: {duration: 5m}
+          - analysis: {templates: [{templateName: error-rate}]}
+          - setWeight: 50
+          - pause: {}
+analysisTemplates:
+  - name: error-rate
+    metrics:
+      - name: error-rate
+        interval: 1m
+        count: 5
+        successCondition: result < 0.01
+        provider: {serin: {metric: errorRate}}
+";
+
+#[test]
+fn a_configured_service_is_rehearsed_on_its_own_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, events) = (folder.path().join("serin.yaml"), folder.path().join("mine.yaml"));
+    fs::write(&config, CONFIG).unwrap();
+    let text = "events:
+      - {t: 0, do: deploy, version: v42, expect: {weight: 5, phase: Paused, stable: v41}}
+      - {t: 301, do: tick, expect: {step: 2, phase: Progressing}}
+      - {do: step_analysis, phase: Failed, expect: {phase: Degraded, weight: 0}}";
+    fs::write(&events, text).unwrap();
+    for service in [Some("orders"), None] {
+        let planned = script::Planned::of(&config, service).unwrap();
+        let (code, out) = rehearse(std::slice::from_ref(&events), Some(&planned));
+        assert_eq!(code, HELD, "{out}");
+    }
+    let error = script::Planned::of(&config, Some("nope"))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("orders"), "{error}");
+    fs::write(&config, "servicez: []").unwrap();
+    let error = script::Planned::of(&config, None).unwrap_err().to_string();
+    assert!(error.contains("servicez"), "{error}");
+}
+
+#[test]
+fn one_case_that_cannot_be_understood_does_not_hide_the_others() {
+    let (code, out) = rehearse_text(
+        "canary:
+  - {id: X1, timeline: [{event: {do: explode}}]}
+  - {id: X2, timeline: [{event: {do: deploy, version: v2}, expect: {stable: v2}}]}",
+    );
+    assert_eq!((code, out.lines().last()), (UNUSABLE, Some("1/2 hold")), "{out}");
+}
+
+#[test]
+fn words_and_weights_are_read_as_people_write_them() {
+    let (code, out) = rehearse_text(
+        "canary:
+  - id: X1
+    spec: {maxTrafficWeight: 1000, steps: [{setWeight: 5}, {pause: {duration: 5m}}, {setCanaryScale: {weight: 5}}, {experiment: {duration: 1m, templates: []}}, {pause: }]}
+    timeline:
+      - {event: {do: deploy, version: v2}, expect: {traffic: {v1: 99.5, v2: 0.5}, step: 1/5}}
+      - {event: {do: tick, t: 301}, expect: {step: 3/5, phase: Progressing}}
+      - {event: {do: tick, t: 362}, expect: {step: 4/5, phase: Paused}}
+      - {event: {do: set-weight, weight: 1/3}, expect: {weight: 33.333333333333336}}
+      - {event: {do: promote --full}, expect: {stable: v2}}
+      - {event: {do: undo, to_revision: 1}, expect: {stable: v1, phase: Healthy}}",
+    );
+    assert_eq!(code, HELD, "{out}");
+}
