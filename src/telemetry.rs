@@ -1,1 +1,55 @@
 //! Logs: what Serin says about itself, and in which form.
+//!
+//! Lines go to standard error. `SERIN_LOG` filters them (`info` when absent, for example `serin=debug`), `SERIN_LOG_FORMAT`
+//! is `text` or `json`. Nothing is written per request at `info`.
+
+use std::io::IsTerminal;
+use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// `SERIN_LOG` is not a filter.
+    #[error("SERIN_LOG={value} is not a filter: write for example `info` or `serin=debug`")]
+    Filter {
+        /// What it says.
+        value: String,
+        /// Why not.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// `SERIN_LOG_FORMAT` is neither `text` nor `json`.
+    #[error("SERIN_LOG_FORMAT={0} is neither `text` nor `json`")]
+    Format(String),
+}
+
+/// Sets up logging once for the process; a second call changes nothing.
+pub fn init() -> Result<(), LogError> {
+    let format = match std::env::var("SERIN_LOG_FORMAT").as_deref() {
+        Ok("json") => LogFormat::Json,
+        Ok("text" | "") | Err(_) => LogFormat::Text,
+        Ok(other) => return Err(LogError::Format(other.to_owned())),
+    };
+    let value = std::env::var("SERIN_LOG").ok().filter(|value| !value.is_empty()).unwrap_or_else(|| "info".to_owned());
+    let filter = EnvFilter::try_new(&value).map_err(|source| LogError::Filter { value, source })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_span_events(FmtSpan::NONE)
+        .with_target(false);
+    // Already set: by a test, or by a second server in the same process.
+    let _ = match format {
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    Ok(())
+}

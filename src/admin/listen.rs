@@ -188,26 +188,28 @@ async fn tcp(what: &'static str, address: SocketAddr) -> Result<TcpListener, Bin
 
 /// Serves every listener until `admin.stopping`.
 pub(super) async fn serve(admin: &Admin, listeners: Listeners) {
-    let over_tcp = async |listener: Option<TcpListener>, router: Router| {
-        if let Some(listener) = listener {
-            accept_tcp(admin, listener, router).await;
-        }
-    };
-    let over_socket = async {
-        if let Some(socket) = listeners.socket {
-            accept_socket(admin, socket).await;
-        }
-    };
     tokio::join!(
-        over_tcp(listeners.tcp, admin.router()),
-        over_tcp(listeners.telemetry, admin.telemetry_router()),
-        over_socket,
+        over_tcp(admin.clone(), listeners.tcp, admin.router()),
+        over_tcp(admin.clone(), listeners.telemetry, admin.telemetry_router()),
+        over_socket(admin.clone(), listeners.socket),
     );
 }
 
-async fn accept_tcp(admin: &Admin, listener: TcpListener, router: Router) {
-    let mut connections = Connections::new(admin);
-    while let Some(accepted) = connections.next(async || listener.accept().await).await {
+async fn over_tcp(admin: Admin, listener: Option<TcpListener>, router: Router) {
+    if let Some(listener) = listener {
+        accept_tcp(admin, listener, router).await;
+    }
+}
+
+async fn over_socket(admin: Admin, socket: Option<Socket>) {
+    if let Some(socket) = socket {
+        accept_socket(admin, socket).await;
+    }
+}
+
+async fn accept_tcp(admin: Admin, listener: TcpListener, router: Router) {
+    let mut connections = Connections::new(&admin);
+    while let Some(accepted) = connections.next(|| listener.accept()).await {
         let (stream, address) = accepted;
         let socket = socket2::SockRef::from(&stream);
         // Both are about a peer that has gone silent; without them it is merely found out later.
@@ -218,10 +220,10 @@ async fn accept_tcp(admin: &Admin, listener: TcpListener, router: Router) {
     connections.drain().await;
 }
 
-async fn accept_socket(admin: &Admin, socket: Socket) {
+async fn accept_socket(admin: Admin, socket: Socket) {
     let router = admin.router();
-    let mut connections = Connections::new(admin);
-    while let Some(accepted) = connections.next(async || socket.listener.accept().await).await {
+    let mut connections = Connections::new(&admin);
+    while let Some(accepted) = connections.next(|| socket.listener.accept()).await {
         let (stream, _) = accepted;
         let Ok(uid) = stream.peer_cred().map(|who| who.uid()) else {
             continue;
@@ -250,7 +252,10 @@ impl Connections {
     }
 
     /// The next connection; none when stopping.
-    async fn next<T>(&mut self, mut accept: impl AsyncFnMut() -> io::Result<T>) -> Option<T> {
+    async fn next<T, F>(&mut self, mut accept: impl FnMut() -> F) -> Option<T>
+    where
+        F: Future<Output = io::Result<T>>,
+    {
         loop {
             while self.tasks.try_join_next().is_some() {}
             tokio::select! {

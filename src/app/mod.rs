@@ -1,1 +1,240 @@
-//! The composition root: builds everything in floor order, stops it in reverse.
+//! The composition root: builds everything in floor order, reloads it, stops it in reverse.
+//!
+//! Only here do real clocks, real randomness, threads and signals come from. [`Serin`] is one running instance, which the
+//! demo and tests also start; [`serve`] is the command line's way to run one until a signal ends it.
+
+mod clock;
+mod limits;
+mod reload;
+mod serve;
+mod workers;
+
+pub use clock::SystemClock;
+pub use reload::{Reload, Reloaded};
+pub use serve::{ServeArgs, serve};
+
+use crate::{
+    admin,
+    config::{Config, Problem},
+    control::{Control, StartError, StartOptions, StoreChoice},
+    metrics::Registry,
+    model::Clock,
+    proxy::{self, Shared, Stop, Table},
+    upstream::{Services, ServicesCollector},
+};
+use arc_swap::ArcSwap;
+use rand::Rng;
+use std::{
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+use tokio::{sync::watch, task::JoinHandle};
+use workers::{Bound, Workers};
+
+/// Why an instance cannot start. Says where, what, and how to mend it.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The configuration cannot be used.
+    #[error("the configuration cannot be used:\n{}", list(.0))]
+    Config(Vec<Problem>),
+    /// A listener cannot be bound.
+    #[error(transparent)]
+    Bind(#[from] proxy::BindError),
+    /// The admin side cannot be served.
+    #[error(transparent)]
+    Admin(#[from] admin::BindError),
+    /// Control cannot start.
+    #[error(transparent)]
+    Control(#[from] StartError),
+    /// Metrics cannot be registered: a bug.
+    #[error("register metrics")]
+    Metrics(#[from] prometheus::Error),
+    /// The system gives us no thread.
+    #[error("start a thread")]
+    Thread(#[source] std::io::Error),
+    /// Signals or logs cannot be set up.
+    #[error("set up the process")]
+    Process(#[source] std::io::Error),
+    /// Logging was asked for in an impossible way.
+    #[error(transparent)]
+    Log(#[from] crate::telemetry::LogError),
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("  {problem}")).collect::<Vec<_>>().join("\n")
+}
+
+/// How an instance is started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Data-plane threads; absent: one per core.
+    pub workers: Option<NonZeroUsize>,
+    /// Where rollouts are remembered; absent: where the configuration says.
+    pub store: Option<StoreChoice>,
+    /// The file behind the configuration, for reloads; absent: there is none.
+    pub file: Option<PathBuf>,
+}
+
+/// Where a running instance can be reached.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// Listener names with their TCP addresses; none for a Unix socket.
+    pub listeners: Vec<(String, Option<SocketAddr>)>,
+    /// REST, dashboard, metrics.
+    pub admin: SocketAddr,
+    /// The read-only address, if there is one.
+    pub telemetry: Option<SocketAddr>,
+    /// The local socket.
+    pub socket: PathBuf,
+}
+
+/// One running instance.
+#[derive(Debug)]
+pub struct Serin {
+    control: Control,
+    metrics: Registry,
+    probes: admin::Probes,
+    admin: JoinHandle<()>,
+    stop_admin: watch::Sender<bool>,
+    workers: Workers,
+    reload: Reload,
+    grace: Duration,
+    addresses: Addresses,
+}
+
+impl Serin {
+    /// Builds everything in floor order. Whatever is most likely to fail (addresses, the state file) comes first; when it
+    /// returns, requests are being served.
+    pub async fn start(config: Arc<Config>, options: Options) -> Result<Serin, AppError> {
+        if !config.not_yet().is_empty() {
+            return Err(AppError::Config(config.not_yet().to_vec()));
+        }
+        let count = options
+            .workers
+            .or_else(|| std::thread::available_parallelism().ok())
+            .map_or(1, NonZeroUsize::get);
+        let bound = Bound::bind(&config, count)?;
+        let listeners = admin::Listeners::bind(&config.admin, config.telemetry).await?;
+        let clock = SystemClock::start();
+        let metrics = Registry::new(count)?;
+        let services = Services::new(metrics.clone());
+        metrics.register(Box::new(ServicesCollector::new(services.clone())?))?;
+
+        let mut seed = [0u8; 32];
+        rand::rng().fill_bytes(&mut seed);
+        let store = options.store.unwrap_or_else(|| StoreChoice::File(config.state.path.clone()));
+        let control = Control::start(StartOptions {
+            config: Arc::clone(&config),
+            services: services.clone(),
+            clock: Arc::new(clock) as Arc<dyn Clock>,
+            store,
+            seed,
+        })
+        .await?;
+
+        let shared = Arc::new(Shared {
+            table: ArcSwap::from_pointee(Table::build(&config, &services)),
+            metrics: metrics.clone(),
+            epoch: clock.epoch,
+            connections: AtomicU64::new(0),
+            most_connections: limits::most_connections(),
+        });
+        let grace = config.listeners.iter().map(|listener| listener.timeouts.drain.as_duration()).max().unwrap_or_default();
+        let workers = Workers::start(bound, &shared, grace, rand::rng().next_u64())?;
+
+        let probes = admin::Probes::default();
+        let tokens = admin::Tokens::new(config.admin.tokens.clone());
+        let parts = reload::Parts { control: control.clone(), services, shared, metrics: metrics.clone(), tokens: tokens.clone() };
+        let reload = Reload::new(options.file, Arc::clone(&config), parts);
+        let addresses = Addresses {
+            listeners: workers.addresses.clone(),
+            admin: listeners.admin_address().unwrap_or(config.admin.address),
+            telemetry: listeners.telemetry_address(),
+            socket: config.admin.socket.clone(),
+        };
+        let (stop_admin, stopping) = watch::channel(false);
+        let parts = admin::Parts {
+            control: control.clone(),
+            metrics: metrics.clone(),
+            probes: probes.clone(),
+            tokens,
+            operator: Arc::new(reload.clone()),
+            clock: Arc::new(clock),
+        };
+        let served = admin::Admin::new(parts, stopping);
+        let admin = tokio::spawn(async move { served.serve(listeners).await });
+        sweep_metrics(metrics.clone(), clock);
+        probes.set_started();
+        Ok(Serin { control, metrics, probes, admin, stop_admin, workers, reload, grace, addresses })
+    }
+
+    /// Where it can be reached.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// The control plane.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Registry {
+        &self.metrics
+    }
+
+    /// The way to take a new configuration.
+    pub fn reloader(&self) -> &Reload {
+        &self.reload
+    }
+
+    /// Not ready for new traffic from here on; what comes is still served.
+    pub fn announce_stop(&self) {
+        self.probes.set_draining();
+    }
+
+    /// Accepts nothing new, lets what is in flight finish for as long as `drain` says, then ends everything. A `now` that
+    /// resolves cuts the waiting short.
+    pub async fn stop(self, now: impl Future<Output = ()>) {
+        self.probes.set_draining();
+        self.workers.tell(Stop::Drain);
+        let workers = self.workers;
+        let hurry = {
+            let grace = tokio::time::sleep(self.grace + Duration::from_secs(1));
+            async move {
+                tokio::select! {
+                    () = grace => {}
+                    () = now => {}
+                }
+            }
+        };
+        let stop = workers.stop_handle();
+        let joined = tokio::task::spawn_blocking(move || workers.join());
+        tokio::pin!(joined);
+        tokio::select! {
+            _ = &mut joined => {}
+            () = hurry => {
+                stop.send_replace(Stop::Now);
+                let _ = joined.await;
+            }
+        }
+        self.control.shutdown().await;
+        self.stop_admin.send_replace(true);
+        // It bounds its own end; a panic in it has been logged.
+        let _ = self.admin.await;
+    }
+}
+
+/// Drops the series of versions that are long gone.
+fn sweep_metrics(metrics: Registry, clock: SystemClock) {
+    tokio::spawn(async move {
+        let mut every = tokio::time::interval(Duration::from_secs(60));
+        loop {
+            every.tick().await;
+            metrics.sweep(clock.wall());
+        }
+    });
+}

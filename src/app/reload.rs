@@ -1,0 +1,188 @@
+//! Taking a new configuration: parse, check, swap; a bad one changes nothing and says why.
+
+use crate::{
+    admin::{Answer, ConfigCheck, Operator, Tokens},
+    config::{self, Config, Loaded, Problem},
+    control::{Change, Control},
+    metrics::Registry,
+    proxy::{Shared, Table},
+    upstream::Services,
+};
+use arc_swap::ArcSwap;
+use std::{path::{Path, PathBuf}, sync::Arc};
+use tokio::sync::Mutex;
+
+/// What a reload swaps.
+#[derive(Debug, Clone)]
+pub(super) struct Parts {
+    pub(super) control: Control,
+    pub(super) services: Services,
+    pub(super) shared: Arc<Shared>,
+    pub(super) metrics: Registry,
+    pub(super) tokens: Tokens,
+}
+
+/// Reloads one instance. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Reload {
+    file: Option<PathBuf>,
+    current: Arc<ArcSwap<Config>>,
+    parts: Parts,
+    /// One reload at a time; the last one wins.
+    turn: Arc<Mutex<()>>,
+}
+
+/// What a reload did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reloaded {
+    /// What changed.
+    pub changes: Vec<Change>,
+    /// What is legal and probably not meant.
+    pub warnings: Vec<Problem>,
+    /// What to watch from now on.
+    pub watched: Vec<PathBuf>,
+}
+
+impl Reload {
+    pub(super) fn new(file: Option<PathBuf>, config: Arc<Config>, parts: Parts) -> Reload {
+        Reload { file, current: Arc::new(ArcSwap::new(config)), parts, turn: Arc::default() }
+    }
+
+    /// Reads the file again and takes it, all or nothing.
+    pub async fn from_file(&self) -> Result<Reloaded, Vec<Problem>> {
+        let Some(file) = &self.file else {
+            let problem = Problem::of_file("", "this instance was started without a file", "start it with `serve -c FILE`");
+            return Err(vec![problem]);
+        };
+        let path = file.clone();
+        let read = tokio::task::spawn_blocking(move || config::load(&path)).await;
+        let loaded = match read {
+            Ok(Ok(loaded)) => loaded,
+            Ok(Err(problems)) => return Err(self.refused(problems)),
+            Err(_) => return Err(self.refused(vec![Problem::of_file("", "reading was interrupted", "try again")])),
+        };
+        self.take(loaded).await
+    }
+
+    /// Takes a configuration that was loaded, all or nothing.
+    pub async fn take(&self, loaded: Loaded) -> Result<Reloaded, Vec<Problem>> {
+        let _turn = self.turn.lock().await;
+        let watched = loaded.to_watch();
+        let Loaded { config, warnings, .. } = loaded;
+        let problems = self.problems(&config).await;
+        if !problems.is_empty() {
+            return Err(self.refused(problems));
+        }
+        // The routes first: a service that goes must stop being routed to before its versions go.
+        let before = self.parts.shared.table.swap(Arc::new(Table::build(&config, &self.parts.services)));
+        match self.parts.control.apply_config(Arc::clone(&config)).await {
+            Ok(changes) => {
+                self.parts.tokens.replace(config.admin.tokens.clone());
+                self.current.store(config);
+                self.parts.metrics.control.reload_success.with_label_values::<&str>(&[]).set(1);
+                Ok(Reloaded { changes, warnings, watched })
+            }
+            Err(refused) => {
+                self.parts.shared.table.store(before);
+                let problem = |reason: &String| Problem::of_file(self.name(), reason.clone(), "");
+                Err(self.refused(refused.reasons.iter().map(problem).collect()))
+            }
+        }
+    }
+
+    /// Why this configuration would not be taken.
+    async fn problems(&self, config: &Arc<Config>) -> Vec<Problem> {
+        let mut problems = config.not_yet().to_vec();
+        problems.extend(needs_restart(&self.current.load(), config));
+        if problems.is_empty()
+            && let Err(refused) = self.parts.control.check_config(Arc::clone(config)).await
+        {
+            problems.extend(refused.reasons.iter().map(|reason| Problem::of_file(self.name(), reason.clone(), "")));
+        }
+        problems
+    }
+
+    fn name(&self) -> String {
+        self.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default()
+    }
+
+    fn refused(&self, problems: Vec<Problem>) -> Vec<Problem> {
+        self.parts.metrics.control.reload_success.with_label_values::<&str>(&[]).set(0);
+        problems
+    }
+}
+
+impl Operator for Reload {
+    fn config(&self) -> serde_json::Value {
+        self.current.load().redacted_json().clone()
+    }
+
+    fn check(&self, text: String) -> Answer<'_, ConfigCheck> {
+        Box::pin(async move {
+            let name = if self.file.is_some() { self.name() } else { "configuration".to_owned() };
+            let base = self.file.as_ref().and_then(|file| file.parent()).unwrap_or(Path::new(".")).to_owned();
+            let load = move || config::load_text(&text, &name, &base, &|variable| std::env::var(variable).ok());
+            let loaded = match tokio::task::spawn_blocking(load).await {
+                Ok(Ok(loaded)) => loaded,
+                Ok(Err(problems)) => return refusal(&problems),
+                Err(_) => return refusal(&[Problem::of_file("", "checking was interrupted", "try again")]),
+            };
+            let problems = self.problems(&loaded.config).await;
+            ConfigCheck {
+                ok: problems.is_empty(),
+                problems: problems.iter().map(ToString::to_string).collect(),
+                warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
+            }
+        })
+    }
+
+    fn reload(&self) -> Answer<'_, Result<Vec<Change>, Vec<String>>> {
+        Box::pin(async move {
+            match self.from_file().await {
+                Ok(reloaded) => Ok(reloaded.changes),
+                Err(problems) => Err(problems.iter().map(ToString::to_string).collect()),
+            }
+        })
+    }
+}
+
+fn refusal(problems: &[Problem]) -> ConfigCheck {
+    ConfigCheck { ok: false, problems: problems.iter().map(ToString::to_string).collect(), warnings: Vec::new() }
+}
+
+/// What a running process cannot change: its sockets and its state file.
+fn needs_restart(old: &Config, new: &Config) -> Vec<Problem> {
+    let mut changed = Vec::new();
+    let sockets = |config: &Config| -> Vec<(String, String)> {
+        config.listeners.iter().map(|listener| (listener.name.clone(), listener.address.to_string())).collect()
+    };
+    let kept = |config: &Config| -> Vec<String> {
+        config
+            .listeners
+            .iter()
+            .map(|l| format!("{:?} {:?} {:?} {:?}", l.mode, l.trusted_proxies, l.timeouts, l.limits))
+            .collect()
+    };
+    if sockets(old) != sockets(new) || kept(old) != kept(new) {
+        changed.push("listeners");
+    }
+    if old.admin.address != new.admin.address || old.admin.socket != new.admin.socket {
+        changed.push("admin");
+    }
+    if old.telemetry != new.telemetry {
+        changed.push("telemetry");
+    }
+    if old.state.path != new.state.path {
+        changed.push("state.path");
+    }
+    let problem = |key: &str| {
+        let mut problem = Problem::of_file(
+            "",
+            format!("`{key}` cannot change while Serin runs"),
+            "undo that change, or restart Serin to apply it (rollouts continue where they stand)",
+        );
+        problem.key = key.to_owned();
+        problem
+    };
+    changed.into_iter().map(problem).collect()
+}

@@ -1,0 +1,134 @@
+//! `serin serve`: one instance from a file, until a signal ends it.
+
+use super::{AppError, Options, Reload, Serin};
+use crate::{
+    config::{self, Problem},
+    control::StoreChoice,
+    telemetry,
+};
+use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// What `serve` is told.
+#[derive(Debug, Clone)]
+pub struct ServeArgs {
+    /// The configuration.
+    pub config: PathBuf,
+    /// Serve stable only and remember nothing.
+    pub stateless: bool,
+    /// Data-plane threads; absent: one per core.
+    pub workers: Option<NonZeroUsize>,
+}
+
+/// Runs an instance until SIGTERM or SIGINT has drained it; a second one ends it at once. SIGHUP reloads.
+pub fn serve(args: &ServeArgs) -> Result<(), AppError> {
+    telemetry::init()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(AppError::Process)?;
+    runtime.block_on(run(args))
+}
+
+async fn run(args: &ServeArgs) -> Result<(), AppError> {
+    // Registered first: a signal during start must not be lost.
+    let listen = |kind| signal(kind).map_err(AppError::Process);
+    let (mut term, mut int, mut hup) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?, listen(SignalKind::hangup())?);
+
+    let loaded = config::load(&args.config).map_err(AppError::Config)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let options = Options {
+        workers: args.workers,
+        store: args.stateless.then_some(StoreChoice::Stateless),
+        file: Some(args.config.clone()),
+    };
+    let serin = Serin::start(Arc::clone(&loaded.config), options).await?;
+    announce(&serin);
+
+    let mut watch = match config::Watch::new(&loaded.to_watch()) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "changes of the file are not noticed; reload with SIGHUP");
+            None
+        }
+    };
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = hup.recv() => reload(serin.reloader(), watch.as_mut(), "SIGHUP").await,
+            () = changed(&mut watch) => reload(serin.reloader(), watch.as_mut(), "the file changed").await,
+        }
+    }
+    tracing::info!("stopping: accepting nothing new, finishing what is in flight; a second signal ends it at once");
+    serin.stop(second(&mut term, &mut int)).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn announce(serin: &Serin) {
+    let addresses = serin.addresses();
+    for (name, address) in &addresses.listeners {
+        match address {
+            Some(address) => tracing::info!(listener = %name, %address, "listener `{name}` at http://{address}"),
+            None => tracing::info!(listener = %name, "listener `{name}` at its Unix socket"),
+        }
+    }
+    let (admin, socket) = (addresses.admin, addresses.socket.display());
+    tracing::info!(%admin, "admin at http://{admin} and {socket}");
+    if let Some(telemetry) = addresses.telemetry {
+        tracing::info!(%telemetry, "metrics and probes at http://{telemetry}");
+    }
+    tracing::info!("ready");
+}
+
+/// Waits for a change of the files; for ever when nothing can be watched.
+async fn changed(watch: &mut Option<config::Watch>) {
+    match watch {
+        Some(one) => {
+            if one.changed().await.is_none() {
+                *watch = None;
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn reload(reload: &Reload, watch: Option<&mut config::Watch>, why: &str) {
+    match reload.from_file().await {
+        Ok(reloaded) => {
+            for warning in &reloaded.warnings {
+                tracing::warn!("{warning}");
+            }
+            if let Some(watch) = watch
+                && let Err(error) = watch.also(&reloaded.watched)
+            {
+                tracing::warn!(error = &error as &dyn std::error::Error, "not every file is watched; reload with SIGHUP");
+            }
+            let changes: Vec<&str> = reloaded.changes.iter().map(|change| change.text.as_str()).collect();
+            let what = if changes.is_empty() { "nothing that acts changed".to_owned() } else { changes.join("; ") };
+            tracing::info!("configuration reloaded ({why}): {what}");
+        }
+        Err(problems) => report(&problems, why),
+    }
+}
+
+fn report(problems: &[Problem], why: &str) {
+    tracing::error!("configuration not reloaded ({why}); the one in force stays:");
+    for problem in problems {
+        tracing::error!("{problem}");
+    }
+}
+
+/// Resolves with the next signal.
+async fn second(term: &mut Signal, int: &mut Signal) {
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
