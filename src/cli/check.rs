@@ -1,7 +1,7 @@
 //! `serin check FILE`: is this configuration right, what is doubtful in it, and how long would a rollout take?
 
 use crate::analysis::{MetricSpec, Provider, Template};
-use crate::config::{self, Config, Loaded, Problem, Service};
+use crate::config::{self, Loaded, Problem, Service};
 use crate::model::{Span, Weight};
 use crate::rollout::{AnalysisRef, Plan, Step, Strategy};
 use std::{
@@ -47,7 +47,7 @@ fn report(path: &Path, loaded: &Result<Loaded, Vec<Problem>>, out: &mut dyn Writ
         writeln!(out)?;
     }
     for service in &config.services {
-        describe(service, config, out)?;
+        describe(service, out)?;
     }
     let s = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
     let warnings = loaded.warnings.len() + config.not_yet().len();
@@ -62,7 +62,7 @@ fn report(path: &Path, loaded: &Result<Loaded, Vec<Problem>>, out: &mut dyn Writ
     Ok(RIGHT)
 }
 
-fn describe(service: &Service, config: &Config, out: &mut dyn Write) -> io::Result<()> {
+fn describe(service: &Service, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{}", service.name)?;
     for (role, block) in [("stable", &service.stable), ("canary", &service.canary)] {
         if let Some(block) = block {
@@ -73,7 +73,6 @@ fn describe(service: &Service, config: &Config, out: &mut dyn Write) -> io::Resu
     for line in timeline(&service.plan, &service.templates) {
         writeln!(out, "  {line}")?;
     }
-    let _ = config;
     writeln!(out)
 }
 
@@ -205,12 +204,11 @@ struct Clock {
 
 impl Clock {
     fn pass(&mut self, span: Option<Span>) {
-        match span {
-            Some(span) => self.passed = self.passed.saturating_add(span.as_duration()),
-            None => {
-                self.promotions += 1;
-                self.passed = Duration::ZERO;
-            }
+        if let Some(span) = span {
+            self.passed = self.passed.saturating_add(span.as_duration());
+        } else {
+            self.promotions += 1;
+            self.passed = Duration::ZERO;
         }
     }
 }

@@ -6,6 +6,7 @@ use super::template::CompiledTemplate;
 use crate::analysis::{MetricSpec, Provider, SerinMetric};
 use crate::model::Weight;
 use crate::rollout::{Step, Strategy};
+use crate::stats::binomial_tail;
 use regex::Regex;
 use std::sync::LazyLock;
 
@@ -38,7 +39,13 @@ fn canary(service: &Service, path: &str, cx: &mut Cx) {
     let weights = || {
         steps.iter().enumerate().filter_map(|(index, step)| match step {
             Step::SetWeight(weight) if !weight.is_zero() => Some((index, *weight)),
-            _ => None,
+            Step::SetWeight(_)
+            | Step::Pause(_)
+            | Step::Analysis(_)
+            | Step::Experiment(_)
+            | Step::SetHeaderRoute(_)
+            | Step::SetMirrorRoute(_)
+            | Step::Skipped(_) => None,
         })
     };
     let first = weights().next();
@@ -147,15 +154,13 @@ const TOLERABLE: f64 = 0.05;
 /// A fixed threshold on a small sample rejects healthy releases (`spec/rollout.md` section 0.2).
 fn false_alarms(metric: &MetricSpec, path: &str, cx: &mut Cx) {
     let Some(gate) = Gate::of(metric) else { return };
-    let one = tail(gate.requests, gate.healthy, gate.fails_at);
-    let any = tail(u64::from(gate.count), one, u64::from(gate.forgiven) + 1);
+    let one = binomial_tail(gate.requests, gate.healthy, gate.fails_at);
+    let any = binomial_tail(u64::from(gate.count), one, u64::from(gate.forgiven) + 1);
     if any <= TOLERABLE {
         return;
     }
-    let requests = match gate.certain {
-        true => format!("{} requests", gate.requests),
-        false => format!("{} canary requests (assumed)", gate.requests),
-    };
+    let assumed = if gate.certain { "" } else { " (assumed)" };
+    let requests = format!("{} canary requests{assumed}", gate.requests);
     cx.warn(
         &format!("{path}.{}", gate.key),
         format!(
@@ -254,26 +259,6 @@ impl Gate {
     }
 }
 
-/// The probability of at least `k` successes in `n` trials of probability `p`.
-fn tail(n: u64, p: f64, k: u64) -> f64 {
-    if k == 0 || p >= 1.0 {
-        return 1.0;
-    }
-    if k > n || p <= 0.0 {
-        return 0.0;
-    }
-    #[allow(clippy::cast_precision_loss, reason = "samples are far below 2^52")]
-    let (n, k) = (n as f64, k as f64);
-    let mut log_term = n * (-p).ln_1p();
-    let (mut below, mut i) = (log_term.exp(), 1.0);
-    while i < k {
-        log_term += ((n - i + 1.0) / i).ln() + p.ln() - (-p).ln_1p();
-        below += log_term.exp();
-        i += 1.0;
-    }
-    (1.0 - below).clamp(0.0, 1.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,17 +287,6 @@ mod tests {
 
     fn prometheus(query: &str, rest: &str) -> String {
         format!("{{name: m, {rest}, provider: {{prometheus: {{address: 'http://p', query: '{query}'}}}}}}")
-    }
-
-    #[test]
-    fn the_tail_is_the_one_of_the_binomial_distribution() {
-        // spec/rollout.md section 0.2: errors above 1 % at a healthy 0.5 %.
-        for (n, k, percent) in [(60, 1, 26.0), (300, 4, 6.5), (1500, 16, 0.5)] {
-            let computed = tail(n, 0.005, k) * 100.0;
-            assert!((computed - percent).abs() < 0.15, "{n}: {computed}");
-        }
-        assert!((tail(4, 0.5, 2) - 11.0 / 16.0).abs() < 1e-12);
-        assert!((tail(10, 0.3, 0) - 1.0).abs() < 1e-12 && tail(3, 0.5, 4) < 1e-12);
     }
 
     #[test]
@@ -388,7 +362,9 @@ mod tests {
         };
         let shown = serin("count: 5, successCondition: result <= 0.01", 60);
         assert!(
-            shown.contains("0.50% errors fails one measurement over 60 requests with probability 26.0%"),
+            shown.contains(
+                "0.50% errors fails one measurement over 60 canary requests with probability 26.0%"
+            ),
             "{shown}"
         );
         assert!(shown.contains("(0 of 5 may fail) with 77.8%"), "{shown}");

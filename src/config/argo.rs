@@ -70,7 +70,7 @@ pub(super) fn foreign_key(owner: &str, key: &str) -> Option<Foreign> {
             "step plugins are programs that Serin does not run",
             "use an analysis step with the provider web, or a pause that your CI releases with `serin promote`",
         ),
-        ("MetricConfig", "measurementRetention") | ("TemplateConfig", "measurementRetention") => {
+        ("MetricConfig" | "TemplateConfig", "measurementRetention") => {
             Foreign::Ignored("Serin keeps every measurement as long as the rollout (state.retention)")
         }
         ("AnalysisConfig", "dryRun" | "measurementRetention" | "analysisRunMetadata")

@@ -157,10 +157,7 @@ pub(super) fn read_bounded(path: &Path, most: u64) -> io::Result<String> {
     let bytes = fs::read(path)?;
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
-        let line = 1 + error.as_bytes()[..valid]
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count();
+        let line = error.as_bytes()[..valid].split(|byte| *byte == b'\n').count();
         io::Error::other(format!("it is not UTF-8 (line {line})"))
     })
 }

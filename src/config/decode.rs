@@ -107,7 +107,8 @@ impl Context<'_> {
     }
 
     fn unknown_key(&self, owner: &str, entry: &Entry, known: &'static [&'static str]) {
-        if !self.reported.borrow_mut().insert(entry.value.id) {
+        let full = self.reported.borrow().len() >= MAX_FAULTS;
+        if full || !self.reported.borrow_mut().insert(entry.value.id) {
             return;
         }
         let at = At {
@@ -257,7 +258,7 @@ impl<'de> De<'de, '_> {
         visitor: V,
     ) -> Result<V::Value, Fault> {
         self.blame(visitor.visit_map(Entries {
-            entries: entries.iter(),
+            rest: entries.iter(),
             known,
             value: None,
             cx: self.cx,
@@ -468,7 +469,7 @@ struct Known {
 }
 
 struct Entries<'de, 'c> {
-    entries: std::slice::Iter<'de, Entry>,
+    rest: std::slice::Iter<'de, Entry>,
     known: Option<Known>,
     value: Option<&'de Node>,
     cx: &'c Context<'c>,
@@ -478,7 +479,7 @@ impl<'de> de::MapAccess<'de> for Entries<'de, '_> {
     type Error = Fault;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
-        for entry in self.entries.by_ref() {
+        for entry in self.rest.by_ref() {
             if let Some(known) = self.known
                 && !known.fields.contains(&entry.key.as_str())
             {

@@ -6,6 +6,10 @@ use super::compiled::{Config, Service};
 use crate::model::ServiceName;
 
 /// What is different in a new configuration.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one part of a file that changed or did not"
+)]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Diff {
     /// Services that were not there.
@@ -29,6 +33,10 @@ pub struct Diff {
 }
 
 /// What is different in one service.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one part of a service that changed or did not"
+)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceDiff {
     /// The service.

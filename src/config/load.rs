@@ -112,9 +112,10 @@ fn directory(path: &Path) -> PathBuf {
 
 fn read(path: &Path, name: &str) -> Result<String, Problem> {
     read_bounded(path, MAX_BYTES as u64).map_err(|error| {
-        let hint = match error.kind() {
-            std::io::ErrorKind::NotFound => "name an existing file, or start from config/minimal.yaml",
-            _ => "",
+        let hint = if error.kind() == std::io::ErrorKind::NotFound {
+            "name an existing file, or start from config/minimal.yaml"
+        } else {
+            ""
         };
         Problem::of_file(name, format!("cannot read the configuration: {error}"), hint)
     })

@@ -59,11 +59,11 @@ struct ValueConfig(ValueKinds);
 impl<'de> Deserialize<'de> for ValueConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
-        fn exact<E>(text: impl ToString) -> Result<ValueConfig, E> {
-            Ok(ValueConfig(ValueKinds {
-                exact: Some(text.to_string()),
+        fn exact(text: String) -> ValueConfig {
+            ValueConfig(ValueKinds {
+                exact: Some(text),
                 ..ValueKinds::default()
-            }))
+            })
         }
         impl<'de> Visitor<'de> for Either {
             type Value = ValueConfig;
@@ -71,19 +71,19 @@ impl<'de> Deserialize<'de> for ValueConfig {
                 f.write_str("text, or one of {exact: …}, {prefix: …}, {regex: …}, {present: true}")
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<ValueConfig, E> {
-                exact(text)
+                Ok(exact(text.to_owned()))
             }
             fn visit_bool<E: de::Error>(self, value: bool) -> Result<ValueConfig, E> {
-                exact(value)
+                Ok(exact(value.to_string()))
             }
             fn visit_u64<E: de::Error>(self, value: u64) -> Result<ValueConfig, E> {
-                exact(value)
+                Ok(exact(value.to_string()))
             }
             fn visit_i64<E: de::Error>(self, value: i64) -> Result<ValueConfig, E> {
-                exact(value)
+                Ok(exact(value.to_string()))
             }
             fn visit_f64<E: de::Error>(self, value: f64) -> Result<ValueConfig, E> {
-                exact(value)
+                Ok(exact(value.to_string()))
             }
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<ValueConfig, A::Error> {
                 ValueKinds::deserialize(de::value::MapAccessDeserializer::new(map)).map(ValueConfig)
@@ -108,16 +108,16 @@ fn whole(pattern: &str) -> Result<Regex, String> {
                 .size_limit(1 << 20)
                 .build()
         })
-        .map_err(|error| match error {
-            regex::Error::CompiledTooBig(_) => "the pattern is too large when compiled".to_owned(),
-            error => {
-                let text = error.to_string();
-                let last = text.lines().last().unwrap_or("cannot be read");
-                format!(
-                    "`{pattern}` is not a regular expression: {}",
-                    last.trim_start_matches("error: ")
-                )
+        .map_err(|error| {
+            if matches!(error, regex::Error::CompiledTooBig(_)) {
+                return "the pattern is too large when compiled".to_owned();
             }
+            let text = error.to_string();
+            let last = text.lines().last().unwrap_or("cannot be read");
+            format!(
+                "`{pattern}` is not a regular expression: {}",
+                last.trim_start_matches("error: ")
+            )
         })
 }
 

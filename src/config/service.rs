@@ -115,7 +115,7 @@ struct FailureConfig {
     statuses: Option<Vec<Located<String>>>,
     /// Absent: none.
     response_header: Option<FailureHeaderConfig>,
-    /// Names or numbers. Absent: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+    /// Names or numbers. Absent: those of [`FailureRule::default`].
     grpc: Option<Vec<Located<String>>>,
 }
 
@@ -186,6 +186,10 @@ struct RetriesConfig {
 }
 
 /// Compiles a service; its faults are in `cx`.
+#[expect(
+    clippy::too_many_lines,
+    reason = "one line for each key of a service; splitting would hide the list"
+)]
 pub(super) fn compile(
     config: &Located<ServiceConfig>,
     listeners: &[&str],
@@ -248,11 +252,11 @@ pub(super) fn compile(
         &mut own,
         cx,
     );
-    let mut used = Vec::new();
+    let mut plan_templates = Vec::new();
     for name in &own.templates {
         match templates.get(name) {
-            Some(compiled) => used.push(std::sync::Arc::new(compiled.template.clone())),
-            None => used.push(std::sync::Arc::new(strategy::built_in_gate())),
+            Some(compiled) => plan_templates.push(std::sync::Arc::new(compiled.template.clone())),
+            None => plan_templates.push(std::sync::Arc::new(strategy::built_in_gate())),
         }
     }
     uses.templates.append(&mut own.templates);
@@ -296,7 +300,7 @@ pub(super) fn compile(
         canary,
         deploy,
         plan,
-        templates: used,
+        templates: plan_templates,
         timeouts: config.timeouts.compile(&at("timeouts"), true, cx),
         limits: config.limits.service(&at("limits"), cx),
         retries: Retries {

@@ -80,11 +80,11 @@ impl Config {
                 background
             }),
         });
-        let used = uses
+        let named = uses
             .templates
             .iter()
             .filter_map(|name| self.templates.get(name).cloned());
-        Ok((plan, used.collect()))
+        Ok((plan, named.collect()))
     }
 }
 

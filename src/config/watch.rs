@@ -95,8 +95,7 @@ impl Watch {
         loop {
             let quiet = tokio::time::timeout(DEBOUNCE, self.events.recv()).await;
             match quiet {
-                Err(_) => return Some(()),
-                Ok(None) => return Some(()),
+                Err(_) | Ok(None) => return Some(()),
                 Ok(Some(())) if tokio::time::Instant::now() >= deadline => return Some(()),
                 Ok(Some(())) => {}
             }
@@ -107,15 +106,9 @@ impl Watch {
 /// Whether a configuration may have changed. Reading is no change (loading reads), and neither is what happens to
 /// files that are no part of it, such as the store's.
 fn is_change(event: &Event, names: &BTreeSet<OsString>) -> bool {
-    let written = match event.kind {
-        EventKind::Access(notify::event::AccessKind::Close(notify::event::AccessMode::Write)) => true,
-        EventKind::Access(_) => false,
-        EventKind::Any
-        | EventKind::Create(_)
-        | EventKind::Modify(_)
-        | EventKind::Remove(_)
-        | EventKind::Other => true,
-    };
+    // Closing a file after writing is the one kind of access that changes it.
+    let closed = EventKind::Access(notify::event::AccessKind::Close(notify::event::AccessMode::Write));
+    let written = event.kind == closed || !event.kind.is_access();
     let ours = |path: &PathBuf| {
         let Some(name) = path.file_name() else { return true };
         let yaml = path

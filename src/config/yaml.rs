@@ -62,6 +62,8 @@ pub(super) const MAX_BYTES: usize = 4 << 20;
 /// Far above any real configuration; aliases may not multiply beyond it.
 const MAX_NODES: usize = 100_000;
 const MAX_DEPTH: usize = 48;
+/// In one mapping; keys are compared with each other.
+const MAX_KEYS: usize = 2000;
 
 impl Node {
     pub(super) fn is_null(&self) -> bool {
@@ -422,6 +424,10 @@ impl Builder<'_> {
                 let Some((key, key_pos)) = open.key.take() else {
                     return Ok(());
                 };
+                if entries.len() >= MAX_KEYS {
+                    let what = "a mapping has more keys than Serin reads";
+                    return Err(problem(self.file, key_pos, &key, what, ""));
+                }
                 if key == "<<" {
                     open.merges.push(node);
                 } else if let Some(first) = entries.iter().find(|entry| entry.key == key) {
