@@ -162,11 +162,7 @@ fn length(analysis: &AnalysisRef, templates: &[std::sync::Arc<Template>]) -> Spa
         let delay = metric.initial_delay.map_or(Duration::ZERO, Span::as_duration);
         let interval = metric.interval.map_or(Duration::ZERO, Span::as_duration);
         // The provider serin looks back over the interval: its first measurement waits for one.
-        let first = if matches!(metric.provider, Provider::Serin(_)) {
-            0
-        } else {
-            1
-        };
+        let first = u32::from(!matches!(metric.provider, Provider::Serin(_)));
         let measured = match metric.duration {
             Some(duration) => duration.as_duration(),
             None => interval.saturating_mul(metric.effective_count().unwrap_or(1).saturating_sub(first)),

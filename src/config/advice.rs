@@ -205,10 +205,10 @@ impl Gate {
             Provider::Serin(query) => (query.min_samples, true, query.metric),
             // What a query returns is not known; small numbers are error rates.
             Provider::Prometheus(query) if query.query.contains('/') && metric.failure_limit == 0 => {
-                let metric = if operator.starts_with('<') != fails_when_true {
-                    SerinMetric::ErrorRate
-                } else {
+                let metric = if operator.starts_with('<') == fails_when_true {
                     SerinMetric::SuccessRate
+                } else {
+                    SerinMetric::ErrorRate
                 };
                 (ASSUMED_REQUESTS, false, metric)
             }
@@ -261,7 +261,6 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::config::load_text;
     use std::path::Path;
 
@@ -271,9 +270,7 @@ mod tests {
              ['http://a']}}\n  strategy: {strategy}\nanalysisTemplates:\n- name: t\n  metrics:\n  - {metric}\n"
         );
         let loaded = load_text(&text, "f", Path::new("."), &|_| None);
-        let loaded = loaded
-            .map_err(|problems| problems.iter().map(|p| format!("{p}\n")).collect::<String>())
-            .unwrap();
+        let loaded = loaded.map_err(|problems| format!("{problems:#?}")).unwrap();
         loaded
             .warnings
             .iter()

@@ -35,6 +35,16 @@ pub(super) fn foreign_key(owner: &str, key: &str) -> Option<Foreign> {
             | "previewReplicaCount"
             | "previewMetadata"
             | "activeMetadata",
+        )
+        | (
+            "ServiceConfig",
+            "replicas"
+            | "selector"
+            | "template"
+            | "workloadRef"
+            | "minReadySeconds"
+            | "revisionHistoryLimit"
+            | "restartAt",
         ) => PODS,
         (
             "CanaryConfig",
@@ -48,16 +58,6 @@ pub(super) fn foreign_key(owner: &str, key: &str) -> Option<Foreign> {
             "canaryService" | "stableService" | "pingPong" | "trafficRouting",
         )
         | ("BlueGreenConfig", "activeService" | "previewService") => ROUTER,
-        (
-            "ServiceConfig",
-            "replicas"
-            | "selector"
-            | "template"
-            | "workloadRef"
-            | "minReadySeconds"
-            | "revisionHistoryLimit"
-            | "restartAt",
-        ) => PODS,
         ("ServiceConfig", "progressDeadlineSeconds" | "progressDeadlineAbort") => Foreign::Refused(
             "this key is spelled otherwise here",
             "write ready: {progressDeadline: 10m}",

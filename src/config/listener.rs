@@ -161,7 +161,7 @@ impl LimitsConfig {
             let key_path = format!("{path}.{key}");
             match value {
                 Some(0) if key != "pending" => {
-                    cx.error(&key_path, "0 would refuse everything", "write at least 1")
+                    cx.error(&key_path, "0 would refuse everything", "write at least 1");
                 }
                 Some(_) if no_effect.contains(&key) => cx.warn(&key_path, "has no effect here", ""),
                 Some(_) | None => {}

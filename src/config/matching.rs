@@ -310,9 +310,9 @@ fn alternative(config: &MatchConfig, path: &str, listeners: &[&str], cx: &mut Cx
                 value,
             });
             if key == "cookies" {
-                compiled.cookies.extend(field)
+                compiled.cookies.extend(field);
             } else {
-                compiled.query.extend(field)
+                compiled.query.extend(field);
             }
         }
     }

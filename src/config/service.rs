@@ -457,19 +457,16 @@ fn compile_failure(config: &FailureConfig, path: &str, cx: &mut Cx) -> FailureRu
         rule.grpc = 0;
         for Located { path, value: text } in list {
             let named = GRPC.iter().position(|name| name.eq_ignore_ascii_case(text));
-            match named
-                .or_else(|| text.parse().ok())
-                .filter(|code| (1..=16).contains(code))
-            {
-                Some(code) => rule.grpc |= 1 << code,
-                None => {
-                    let what = format!("`{text}` is not a gRPC code of a failure");
-                    cx.error(
-                        path,
-                        what,
-                        "write a name such as UNAVAILABLE, or a number from 1 to 16",
-                    );
-                }
+            let code = named.or_else(|| text.parse().ok());
+            if let Some(code) = code.filter(|code| (1..=16).contains(code)) {
+                rule.grpc |= 1 << code;
+            } else {
+                let what = format!("`{text}` is not a gRPC code of a failure");
+                cx.error(
+                    path,
+                    what,
+                    "write a name such as UNAVAILABLE, or a number from 1 to 16",
+                );
             }
         }
     }
@@ -613,7 +610,7 @@ fn named_hosts<'a>(endpoints: impl Iterator<Item = &'a EndpointUrl>) -> DeployRu
         match (endpoint.scheme(), endpoint.ip()) {
             (Scheme::Unix, _) => rule.sockets.push(endpoint.host().to_owned()),
             (Scheme::Http | Scheme::H2c | Scheme::Https, Some(ip)) => {
-                rule.networks.push(ip.to_canonical().into())
+                rule.networks.push(ip.to_canonical().into());
             }
             (Scheme::Http | Scheme::H2c | Scheme::Https, None) => rule.hosts.push(endpoint.host().to_owned()),
         }

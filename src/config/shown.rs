@@ -82,7 +82,7 @@ fn shown_scalar(scalar: &Scalar) -> Value {
             text => {
                 let number = serde_json::from_str::<Value>(text).ok().filter(Value::is_number);
                 // Only where nothing is lost: 1.10 stays text.
-                if let Some(number) = number.filter(|number| text == number.to_string()) {
+                if let Some(number) = number.filter(|number| *text == *number.to_string()) {
                     return number;
                 }
             }

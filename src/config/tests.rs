@@ -282,6 +282,10 @@ fn what_follows_from_a_fault_is_not_reported_as_another() {
 }
 
 #[test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "a table: each line is a fault and its message"
+)]
 fn faults_name_what_would_be_right() {
     for (key, expected) in [
         ("sticky: {}", "exactly one of header, cookie and query"),
@@ -721,5 +725,157 @@ fn a_deploys_steps_use_the_same_words() {
     ] {
         let faults = shown(&config.plan_with_steps(service, &steps).unwrap_err());
         assert!(faults.contains(expected), "{steps}\n{faults}");
+    }
+}
+
+#[test]
+fn the_steps_and_metrics_of_a_seed_rollout_paste_unchanged() {
+    let argo = "        - setWeight: 5
+        - pause: { duration: 5m }
+        - analysis:
+            templates:
+              - templateName: error-rate-check
+        - setWeight: 100
+";
+    let metrics = "  metrics:
+    - name: error-rate
+      interval: 1m
+      successCondition: result[0] < 0.01
+      provider:
+        prometheus:
+          address: http://prometheus.monitoring:9090
+          query: |
+            sum(rate(http_requests_total{job=\"order-gateway\",status=~\"5..\"}[5m]))
+            /
+            sum(rate(http_requests_total{job=\"order-gateway\"}[5m]))
+";
+    let text = format!(
+        "{}{argo}analysisTemplates:\n- name: error-rate-check\n{metrics}",
+        with("strategy:\n  canary:\n    steps:")
+    );
+    let refused = faults(&text);
+    let line = 1 + text.lines().position(|line| line.contains("interval")).unwrap();
+    assert!(
+        refused.starts_with(&format!(
+            "serin.yaml:{line}:17: analysisTemplates[0].metrics[0].interval: has"
+        )),
+        "{refused}"
+    );
+    assert_eq!(refused.lines().count(), 1, "{refused}");
+    let fixed = text.replace("interval: 1m", "interval: 1m\n      count: 5");
+    let loaded = read(&fixed).map_err(|problems| shown(&problems)).unwrap();
+    assert!(shown(&loaded.warnings).contains("does not select the canary"));
+    let crate::analysis::Provider::Prometheus(query) =
+        &loaded.config.services[0].templates[0].metrics[0].provider
+    else {
+        panic!("not prometheus")
+    };
+    assert!(query.query.contains("[5m]))\n/\nsum("), "{}", query.query);
+}
+
+#[test]
+fn a_file_of_nothing_but_faults_is_answered_soon_and_bounded() {
+    let many: String = (0..15_000)
+        .map(|n| format!("- {{nmae: {n}, x{n}: 1}}\n"))
+        .collect();
+    let problems = read(&format!("services:\n{many}")).unwrap_err();
+    assert!((100..500).contains(&problems.len()), "{}", problems.len());
+    let keys: String = (0..15_000).map(|n| format!("k{n}: 1\n")).collect();
+    assert!(faults(&keys).contains("more keys than Serin reads"));
+}
+
+const SAMPLES: [&str; 4] = [
+    include_str!("../../config/minimal.yaml"),
+    include_str!("../../config/order-gateway.yaml"),
+    include_str!("../../config/prometheus.yaml"),
+    include_str!("../../config/prometheus-scrape.yml"),
+];
+
+const PIECES: [&str; 24] = [
+    "\t",
+    "\n",
+    "  ",
+    "- ",
+    ": ",
+    "{",
+    "}",
+    "[",
+    "]",
+    "&a ",
+    "*a",
+    "<<: *a",
+    "${",
+    "${PORT}",
+    "$${X}",
+    "!!x ",
+    "---\n",
+    "'",
+    "\"",
+    "|\n",
+    "99999999999999999999",
+    "-1",
+    "null",
+    "\u{feff}é",
+];
+
+/// Nothing is promised but an answer whose every problem can be shown and lies in the file.
+fn answered(text: &str) {
+    let lines = text.split('\n').count();
+    match read(text) {
+        Ok(loaded) => {
+            let _ = (loaded.config.redacted_json().to_string(), loaded.config.router());
+        }
+        Err(problems) => {
+            assert!(!problems.is_empty(), "{text}");
+            for problem in problems {
+                assert!(
+                    problem.line <= lines + 1 && !problem.what.is_empty(),
+                    "{problem}\n{text}"
+                );
+            }
+        }
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn any_mutation_of_a_sample_is_answered(
+        sample in 0..SAMPLES.len(),
+        edits in proptest::collection::vec((0usize..10_000, 0usize..40, 0..PIECES.len()), 1..6),
+    ) {
+        let mut text = SAMPLES[sample].to_owned();
+        for (at, remove, piece) in edits {
+            let boundary = |mut at: usize, text: &str| {
+                at = at.min(text.len());
+                while !text.is_char_boundary(at) {
+                    at -= 1;
+                }
+                at
+            };
+            let start = boundary(at % (text.len() + 1), &text);
+            let end = boundary(start + remove, &text).max(start);
+            text.replace_range(start..end, PIECES[piece]);
+        }
+        answered(&text);
+    }
+
+    #[test]
+    fn any_text_is_answered(text in "\\PC{0,200}", bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+        answered(&text);
+        answered(&String::from_utf8_lossy(&bytes));
+    }
+
+    #[test]
+    fn any_sequence_of_pieces_is_answered(pieces in proptest::collection::vec(0..PIECES.len(), 0..60)) {
+        answered(&pieces.into_iter().map(|piece| PIECES[piece]).collect::<String>());
+    }
+
+    #[test]
+    fn any_json_is_answered_as_steps(weight in proptest::num::f64::ANY, name in "\\PC{0,20}") {
+        let config = good(MINIMAL);
+        let steps = serde_json::json!([{"setWeight": weight}, {name.clone(): [name]}]);
+        let _ = config.plan_with_steps(&config.services[0], &steps);
     }
 }
