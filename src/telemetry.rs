@@ -39,7 +39,10 @@ pub fn init() -> Result<(), LogError> {
         Ok("text" | "") | Err(_) => LogFormat::Text,
         Ok(other) => return Err(LogError::Format(other.to_owned())),
     };
-    let value = std::env::var("SERIN_LOG").ok().filter(|value| !value.is_empty()).unwrap_or_else(|| "info".to_owned());
+    let value = std::env::var("SERIN_LOG")
+        .ok()
+        .filter(|value| !value.is_empty())
+        .unwrap_or_else(|| "info".to_owned());
     let filter = EnvFilter::try_new(&value).map_err(|source| LogError::Filter { value, source })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

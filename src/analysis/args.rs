@@ -15,6 +15,9 @@ pub struct ArgSpec {
     /// A file whose trimmed content is the value; it is never shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_file: Option<String>,
+    /// An environment variable whose content is the value; it is never shown or stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_env: Option<String>,
 }
 
 /// The value of an argument; a secret one shows as `***`.
@@ -222,6 +225,7 @@ mod tests {
             name: "x".into(),
             value: Some(value.into()),
             secret_file: None,
+            secret_env: None,
         };
         assert!(Args::agree(&[arg("1"), arg("1")]).is_ok());
         assert!(Args::agree(&[arg("1"), arg("2")]).is_err());

@@ -14,12 +14,17 @@ pub struct SystemClock {
 impl SystemClock {
     /// A clock whose monotonic time starts now.
     pub fn start() -> SystemClock {
-        SystemClock { epoch: Instant::now() }
+        SystemClock {
+            epoch: Instant::now(),
+        }
     }
 }
 
 impl Clock for SystemClock {
-    #[allow(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the one place where the wall clock is read"
+    )]
     fn wall(&self) -> Timestamp {
         // A clock before 1970 is wrong anyway; zero is as good as any wrong time.
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

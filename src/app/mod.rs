@@ -64,7 +64,11 @@ pub enum AppError {
 }
 
 fn list(problems: &[Problem]) -> String {
-    problems.iter().map(|problem| format!("  {problem}")).collect::<Vec<_>>().join("\n")
+    problems
+        .iter()
+        .map(|problem| format!("  {problem}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// How an instance is started.
@@ -125,7 +129,9 @@ impl Serin {
 
         let mut seed = [0u8; 32];
         rand::rng().fill_bytes(&mut seed);
-        let store = options.store.unwrap_or_else(|| StoreChoice::File(config.state.path.clone()));
+        let store = options
+            .store
+            .unwrap_or_else(|| StoreChoice::File(config.state.path.clone()));
         let control = Control::start(StartOptions {
             config: Arc::clone(&config),
             services: services.clone(),
@@ -142,12 +148,23 @@ impl Serin {
             connections: AtomicU64::new(0),
             most_connections: limits::most_connections(),
         });
-        let grace = config.listeners.iter().map(|listener| listener.timeouts.drain.as_duration()).max().unwrap_or_default();
+        let grace = config
+            .listeners
+            .iter()
+            .map(|listener| listener.timeouts.drain.as_duration())
+            .max()
+            .unwrap_or_default();
         let workers = Workers::start(bound, &shared, grace, rand::rng().next_u64())?;
 
         let probes = admin::Probes::default();
         let tokens = admin::Tokens::new(config.admin.tokens.clone());
-        let parts = reload::Parts { control: control.clone(), services, shared, metrics: metrics.clone(), tokens: tokens.clone() };
+        let parts = reload::Parts {
+            control: control.clone(),
+            services,
+            shared,
+            metrics: metrics.clone(),
+            tokens: tokens.clone(),
+        };
         let reload = Reload::new(options.file, Arc::clone(&config), parts);
         let addresses = Addresses {
             listeners: workers.addresses.clone(),
@@ -168,7 +185,17 @@ impl Serin {
         let admin = tokio::spawn(async move { served.serve(listeners).await });
         sweep_metrics(metrics.clone(), clock);
         probes.set_started();
-        Ok(Serin { control, metrics, probes, admin, stop_admin, workers, reload, grace, addresses })
+        Ok(Serin {
+            control,
+            metrics,
+            probes,
+            admin,
+            stop_admin,
+            workers,
+            reload,
+            grace,
+            addresses,
+        })
     }
 
     /// Where it can be reached.

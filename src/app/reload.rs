@@ -9,7 +9,10 @@ use crate::{
     upstream::Services,
 };
 use arc_swap::ArcSwap;
-use std::{path::{Path, PathBuf}, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio::sync::Mutex;
 
 /// What a reload swaps.
@@ -45,13 +48,22 @@ pub struct Reloaded {
 
 impl Reload {
     pub(super) fn new(file: Option<PathBuf>, config: Arc<Config>, parts: Parts) -> Reload {
-        Reload { file, current: Arc::new(ArcSwap::new(config)), parts, turn: Arc::default() }
+        Reload {
+            file,
+            current: Arc::new(ArcSwap::new(config)),
+            parts,
+            turn: Arc::default(),
+        }
     }
 
     /// Reads the file again and takes it, all or nothing.
     pub async fn from_file(&self) -> Result<Reloaded, Vec<Problem>> {
         let Some(file) = &self.file else {
-            let problem = Problem::of_file("", "this instance was started without a file", "start it with `serve -c FILE`");
+            let problem = Problem::of_file(
+                "",
+                "this instance was started without a file",
+                "start it with `serve -c FILE`",
+            );
             return Err(vec![problem]);
         };
         let path = file.clone();
@@ -59,7 +71,9 @@ impl Reload {
         let loaded = match read {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(problems)) => return Err(self.refused(problems)),
-            Err(_) => return Err(self.refused(vec![Problem::of_file("", "reading was interrupted", "try again")])),
+            Err(_) => {
+                return Err(self.refused(vec![Problem::of_file("", "reading was interrupted", "try again")]));
+            }
         };
         self.take(loaded).await
     }
@@ -74,13 +88,26 @@ impl Reload {
             return Err(self.refused(problems));
         }
         // The routes first: a service that goes must stop being routed to before its versions go.
-        let before = self.parts.shared.table.swap(Arc::new(Table::build(&config, &self.parts.services)));
+        let before = self
+            .parts
+            .shared
+            .table
+            .swap(Arc::new(Table::build(&config, &self.parts.services)));
         match self.parts.control.apply_config(Arc::clone(&config)).await {
             Ok(changes) => {
                 self.parts.tokens.replace(config.admin.tokens.clone());
                 self.current.store(config);
-                self.parts.metrics.control.reload_success.with_label_values::<&str>(&[]).set(1);
-                Ok(Reloaded { changes, warnings, watched })
+                self.parts
+                    .metrics
+                    .control
+                    .reload_success
+                    .with_label_values::<&str>(&[])
+                    .set(1);
+                Ok(Reloaded {
+                    changes,
+                    warnings,
+                    watched,
+                })
             }
             Err(refused) => {
                 self.parts.shared.table.store(before);
@@ -97,17 +124,30 @@ impl Reload {
         if problems.is_empty()
             && let Err(refused) = self.parts.control.check_config(Arc::clone(config)).await
         {
-            problems.extend(refused.reasons.iter().map(|reason| Problem::of_file(self.name(), reason.clone(), "")));
+            problems.extend(
+                refused
+                    .reasons
+                    .iter()
+                    .map(|reason| Problem::of_file(self.name(), reason.clone(), "")),
+            );
         }
         problems
     }
 
     fn name(&self) -> String {
-        self.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default()
+        self.file
+            .as_ref()
+            .map(|file| file.display().to_string())
+            .unwrap_or_default()
     }
 
     fn refused(&self, problems: Vec<Problem>) -> Vec<Problem> {
-        self.parts.metrics.control.reload_success.with_label_values::<&str>(&[]).set(0);
+        self.parts
+            .metrics
+            .control
+            .reload_success
+            .with_label_values::<&str>(&[])
+            .set(0);
         problems
     }
 }
@@ -119,9 +159,19 @@ impl Operator for Reload {
 
     fn check(&self, text: String) -> Answer<'_, ConfigCheck> {
         Box::pin(async move {
-            let name = if self.file.is_some() { self.name() } else { "configuration".to_owned() };
-            let base = self.file.as_ref().and_then(|file| file.parent()).unwrap_or(Path::new(".")).to_owned();
-            let load = move || config::load_text(&text, &name, &base, &|variable| std::env::var(variable).ok());
+            let name = if self.file.is_some() {
+                self.name()
+            } else {
+                "configuration".to_owned()
+            };
+            let base = self
+                .file
+                .as_ref()
+                .and_then(|file| file.parent())
+                .unwrap_or(Path::new("."))
+                .to_owned();
+            let load =
+                move || config::load_text(&text, &name, &base, &|variable| std::env::var(variable).ok());
             let loaded = match tokio::task::spawn_blocking(load).await {
                 Ok(Ok(loaded)) => loaded,
                 Ok(Err(problems)) => return refusal(&problems),
@@ -147,20 +197,33 @@ impl Operator for Reload {
 }
 
 fn refusal(problems: &[Problem]) -> ConfigCheck {
-    ConfigCheck { ok: false, problems: problems.iter().map(ToString::to_string).collect(), warnings: Vec::new() }
+    ConfigCheck {
+        ok: false,
+        problems: problems.iter().map(ToString::to_string).collect(),
+        warnings: Vec::new(),
+    }
 }
 
 /// What a running process cannot change: its sockets and its state file.
 fn needs_restart(old: &Config, new: &Config) -> Vec<Problem> {
     let mut changed = Vec::new();
     let sockets = |config: &Config| -> Vec<(String, String)> {
-        config.listeners.iter().map(|listener| (listener.name.clone(), listener.address.to_string())).collect()
+        config
+            .listeners
+            .iter()
+            .map(|listener| (listener.name.clone(), listener.address.to_string()))
+            .collect()
     };
     let kept = |config: &Config| -> Vec<String> {
         config
             .listeners
             .iter()
-            .map(|l| format!("{:?} {:?} {:?} {:?}", l.mode, l.trusted_proxies, l.timeouts, l.limits))
+            .map(|l| {
+                format!(
+                    "{:?} {:?} {:?} {:?}",
+                    l.mode, l.trusted_proxies, l.timeouts, l.limits
+                )
+            })
             .collect()
     };
     if sockets(old) != sockets(new) || kept(old) != kept(new) {

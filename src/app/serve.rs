@@ -35,8 +35,11 @@ pub fn serve(args: &ServeArgs) -> Result<(), AppError> {
 async fn run(args: &ServeArgs) -> Result<(), AppError> {
     // Registered first: a signal during start must not be lost.
     let listen = |kind| signal(kind).map_err(AppError::Process);
-    let (mut term, mut int, mut hup) =
-        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?, listen(SignalKind::hangup())?);
+    let (mut term, mut int, mut hup) = (
+        listen(SignalKind::terminate())?,
+        listen(SignalKind::interrupt())?,
+        listen(SignalKind::hangup())?,
+    );
 
     let loaded = config::load(&args.config).map_err(AppError::Config)?;
     for warning in &loaded.warnings {
@@ -53,7 +56,10 @@ async fn run(args: &ServeArgs) -> Result<(), AppError> {
     let mut watch = match config::Watch::new(&loaded.to_watch()) {
         Ok(watch) => Some(watch),
         Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "changes of the file are not noticed; reload with SIGHUP");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "changes of the file are not noticed; reload with SIGHUP"
+            );
             None
         }
     };
@@ -65,7 +71,9 @@ async fn run(args: &ServeArgs) -> Result<(), AppError> {
             () = changed(&mut watch) => reload(serin.reloader(), watch.as_mut(), "the file changed").await,
         }
     }
-    tracing::info!("stopping: accepting nothing new, finishing what is in flight; a second signal ends it at once");
+    tracing::info!(
+        "stopping: accepting nothing new, finishing what is in flight; a second signal ends it at once"
+    );
     serin.stop(second(&mut term, &mut int)).await;
     tracing::info!("stopped");
     Ok(())
@@ -75,7 +83,9 @@ fn announce(serin: &Serin) {
     let addresses = serin.addresses();
     for (name, address) in &addresses.listeners {
         match address {
-            Some(address) => tracing::info!(listener = %name, %address, "listener `{name}` at http://{address}"),
+            Some(address) => {
+                tracing::info!(listener = %name, %address, "listener `{name}` at http://{address}")
+            }
             None => tracing::info!(listener = %name, "listener `{name}` at its Unix socket"),
         }
     }
@@ -108,10 +118,21 @@ async fn reload(reload: &Reload, watch: Option<&mut config::Watch>, why: &str) {
             if let Some(watch) = watch
                 && let Err(error) = watch.also(&reloaded.watched)
             {
-                tracing::warn!(error = &error as &dyn std::error::Error, "not every file is watched; reload with SIGHUP");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "not every file is watched; reload with SIGHUP"
+                );
             }
-            let changes: Vec<&str> = reloaded.changes.iter().map(|change| change.text.as_str()).collect();
-            let what = if changes.is_empty() { "nothing that acts changed".to_owned() } else { changes.join("; ") };
+            let changes: Vec<&str> = reloaded
+                .changes
+                .iter()
+                .map(|change| change.text.as_str())
+                .collect();
+            let what = if changes.is_empty() {
+                "nothing that acts changed".to_owned()
+            } else {
+                changes.join("; ")
+            };
             tracing::info!("configuration reloaded ({why}): {what}");
         }
         Err(problems) => report(&problems, why),

@@ -31,18 +31,29 @@ impl Bound {
         for listener in &config.listeners {
             let listener = Arc::new(listener.clone());
             let sockets = proxy::bind(&listener.address, workers)?;
-            addresses.push((listener.name.clone(), sockets.first().and_then(proxy::Socket::local_addr)));
+            addresses.push((
+                listener.name.clone(),
+                sockets.first().and_then(proxy::Socket::local_addr),
+            ));
             for (worker, socket) in per_worker.iter_mut().zip(sockets) {
                 worker.push((Arc::clone(&listener), socket));
             }
         }
-        Ok(Bound { per_worker, addresses })
+        Ok(Bound {
+            per_worker,
+            addresses,
+        })
     }
 }
 
 impl Workers {
     /// Starts one thread per set of sockets.
-    pub(super) fn start(bound: Bound, shared: &Arc<Shared>, grace: Duration, seed: u64) -> Result<Workers, AppError> {
+    pub(super) fn start(
+        bound: Bound,
+        shared: &Arc<Shared>,
+        grace: Duration,
+        seed: u64,
+    ) -> Result<Workers, AppError> {
         let (stop, receiver) = watch::channel(Stop::No);
         let mut threads = Vec::new();
         for (index, sockets) in bound.per_worker.into_iter().enumerate() {
@@ -55,10 +66,16 @@ impl Workers {
                 stop: receiver.clone(),
                 grace,
             };
-            let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || proxy::run(parts));
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || proxy::run(parts));
             threads.push(thread.map_err(AppError::Thread)?);
         }
-        Ok(Workers { stop, threads, addresses: bound.addresses })
+        Ok(Workers {
+            stop,
+            threads,
+            addresses: bound.addresses,
+        })
     }
 
     /// Tells all workers; they answer by ending.

@@ -1,7 +1,7 @@
 //! What compiling carries along: where things stand, what was found, where relative paths start.
 
 use super::problem::Problem;
-use super::yaml::{Node, Pos};
+use super::yaml::{Kind, Node, Pos, Scalar};
 use std::{
     collections::HashMap,
     fs, io,
@@ -15,6 +15,8 @@ pub(super) struct Cx {
     /// Relative paths start here: the directory of the main file.
     pub(super) base: PathBuf,
     places: HashMap<String, Pos>,
+    /// What was written where `${ENV}` was expanded.
+    written: HashMap<String, String>,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Problem>,
     /// Keys that could not be decoded: what misses them is no news.
@@ -34,14 +36,21 @@ impl Cx {
         problems: Vec<Problem>,
         warnings: Vec<Problem>,
     ) -> Cx {
-        let mut places = HashMap::new();
+        let (mut places, mut written) = (HashMap::new(), HashMap::new());
         root.walk(&mut |node| {
             places.insert(node.path.clone(), node.report);
+            if let Kind::Scalar(Scalar {
+                written: Some(text), ..
+            }) = &node.kind
+            {
+                written.insert(node.path.clone(), text.clone());
+            }
         });
         Cx {
             file: file.to_owned(),
             base: base.to_owned(),
             places,
+            written,
             faulty: problems.iter().map(|problem| problem.key.clone()).collect(),
             problems,
             warnings,
@@ -108,6 +117,11 @@ impl Cx {
     /// `file:line` of a key, for faults that name two places.
     pub(super) fn place(&self, path: &str) -> String {
         format!("{}:{}", self.file, self.pos(path).line)
+    }
+
+    /// What was written at a key whose value comes from the environment.
+    pub(super) fn from_environment(&self, path: &str) -> Option<&str> {
+        self.written.get(path).map(String::as_str)
     }
 
     /// A path as it was written, made absolute.

@@ -524,13 +524,15 @@ fn compile_services(
                 continue;
             }
             places.insert(name, file.cx.place(&key));
-            services.push(service::compile(
-                config,
-                listeners,
-                &templates.all,
-                &mut uses,
-                &mut file.cx,
-            ));
+            let compiled = service::compile(config, listeners, &templates.all, &mut uses, &mut file.cx);
+            match services.iter().find(|other| takes_everything(other)) {
+                Some(other) if takes_everything(&compiled) => {
+                    let what = format!("never gets a request: `{}` takes every request", other.name);
+                    file.cx.warn(&key, what, "give one of them a match");
+                }
+                Some(_) | None => {}
+            }
+            services.push(compiled);
         }
         for (path, what) in uses.not_yet.drain(..) {
             not_yet.push(file.cx.not_yet(&path, &what));
@@ -569,6 +571,14 @@ fn compile_services(
         }
     }
     services
+}
+
+fn takes_everything(service: &super::Service) -> bool {
+    service.matches.is_empty()
+        || service
+            .matches
+            .iter()
+            .any(crate::route::RouteMatch::is_everything)
 }
 
 fn check_addresses(

@@ -585,7 +585,11 @@ fn check_analysis(
             }
         }
         for arg in &compiled.template.args {
-            if arg.value.is_none() && arg.secret_file.is_none() && !args.has(&arg.name) {
+            if arg.value.is_none()
+                && arg.secret_file.is_none()
+                && arg.secret_env.is_none()
+                && !args.has(&arg.name)
+            {
                 let what = format!("the template `{name}` needs the argument `{}`", arg.name);
                 cx.error(
                     path,

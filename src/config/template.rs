@@ -339,12 +339,33 @@ fn compile_arg(arg: &Located<ArgConfig>, cx: &mut Cx) -> ArgSpec {
         cx.secret_file(&format!("{path}.secretFile"), file);
         cx.resolve(file).display().to_string()
     });
+    let key = format!("{path}.value");
+    let written = cx.from_environment(&key).map(str::to_owned);
+    let name = |text: &str| Some(text.strip_prefix("${")?.strip_suffix('}')?.to_owned());
+    let variable = written
+        .as_deref()
+        .and_then(name)
+        .filter(|name| !name.contains("${"));
+    if written.is_some_and(|text| text.replace("$${", "").contains("${")) && variable.is_none() {
+        cx.warn(
+            &key,
+            NOT_KEPT,
+            "make the variable the whole value, then it is a secret",
+        );
+    }
     ArgSpec {
         name: arg.name.clone(),
-        value: arg.value.clone(),
+        value: if variable.is_some() {
+            None
+        } else {
+            arg.value.clone()
+        },
         secret_file,
+        secret_env: variable,
     }
 }
+
+const NOT_KEPT: &str = "what comes from the environment here is stored with each rollout and may be shown";
 
 fn compile_metric(metric: &MetricConfig, provider: Provider) -> MetricSpec {
     let default = MetricSpec::named(&metric.name, provider);
@@ -450,6 +471,13 @@ fn check_headers(headers: &Headers, path: &str, cx: &mut Cx) {
             || http::HeaderValue::from_str(value).is_err()
         {
             cx.error(&path, "this is not a header", "");
+        }
+        if cx.from_environment(&path).is_some() {
+            cx.warn(
+                &path,
+                NOT_KEPT,
+                "write {{args.token}} here and give the argument secretFile, or value: ${ENV}",
+            );
         }
     }
 }

@@ -578,6 +578,46 @@ fn secrets_come_in_and_never_go_out() {
 }
 
 #[test]
+fn an_argument_from_the_environment_is_a_secret() {
+    let text = |value: &str, header: &str| {
+        with_template(&format!(
+            "provider: {{web: {{url: 'http://h/canary', headers: {{Authorization: '{header}'}}}}}}"
+        ))
+        .replace(
+            "- name: check\n",
+            &format!("- name: check\n  args:\n  - {{name: t, value: '{value}'}}\n"),
+        )
+    };
+    let loaded = read(&text("${TOKEN}", "Bearer {{args.t}}"))
+        .map_err(|problems| shown(&problems))
+        .unwrap();
+    assert_eq!(shown(&loaded.warnings), "");
+    let arg = &loaded.config.templates["check"].args[0];
+    assert_eq!(
+        (arg.value.as_deref(), arg.secret_env.as_deref()),
+        (None, Some("TOKEN"))
+    );
+    assert!(!format!("{:?}", loaded.config).contains("0123456789abcdef"));
+    for (value, header) in [
+        ("x", "Bearer ${TOKEN}"),
+        ("x-${TOKEN}", "{{args.t}}"),
+        ("${TOKEN}${PORT}", "{{args.t}}"),
+    ] {
+        let warnings = shown(&read(&text(value, header)).unwrap().warnings);
+        assert!(
+            warnings.contains("is stored with each rollout"),
+            "{value} {header}\n{warnings}"
+        );
+    }
+    let literal = read(&text("$${x}", "{{args.t}}")).unwrap();
+    assert_eq!(
+        literal.config.templates["check"].args[0].value.as_deref(),
+        Some("${x}")
+    );
+    assert!(literal.warnings.is_empty());
+}
+
+#[test]
 fn an_unset_variable_is_named_at_its_place() {
     let faults = faults(&MINIMAL.replace("127.0.0.1:8080", "127.0.0.1:${NOPE}"));
     assert!(
@@ -878,4 +918,15 @@ proptest::proptest! {
         let steps = serde_json::json!([{"setWeight": weight}, {name.clone(): [name]}]);
         let _ = config.plan_with_steps(&config.services[0], &steps);
     }
+}
+
+#[test]
+fn a_service_that_never_gets_a_request_is_named() {
+    let text = format!("{MINIMAL}- name: second\n  stable: {{version: v1, endpoints: ['http://a']}}\n");
+    let warnings = shown(&read(&text).unwrap().warnings);
+    assert!(
+        warnings
+            .contains("serin.yaml:5:9: services[1].name: never gets a request: `app` takes every request"),
+        "{warnings}"
+    );
 }

@@ -157,7 +157,9 @@ impl Engine {
         match command {
             Command::Deploy(deploy) => self.decide_deploy(name, deploy, caller),
             Command::SetEndpoints { version, change } => self.decide_endpoints(name, &version, change),
-            Command::Promote { full, skip_analysis } => Ok(Decision::of(Event::Promote { full, skip_analysis })),
+            Command::Promote { full, skip_analysis } => {
+                Ok(Decision::of(Event::Promote { full, skip_analysis }))
+            }
             Command::Abort => Ok(Decision::of(Event::Abort {
                 reason: caller.reason.clone(),
             })),
@@ -298,7 +300,10 @@ impl Engine {
                 endpoints: unique,
             });
         }
-        Ok(Decision { facts, created: false })
+        Ok(Decision {
+            facts,
+            created: false,
+        })
     }
 
     fn decide_retry(&self, name: &ServiceName) -> Result<Decision, Refusal> {
@@ -356,7 +361,10 @@ impl Managed {
             && generation != self.saved.facts
         {
             let now = self.saved.facts;
-            return no("otherGeneration", format!("expected generation {generation}, it is {now}"));
+            return no(
+                "otherGeneration",
+                format!("expected generation {generation}, it is {now}"),
+            );
         }
         Ok(())
     }
@@ -375,7 +383,10 @@ impl Managed {
 
     /// Whether a deploy may name these endpoints; those already known are never refused.
     fn allow(&self, version: &VersionName, endpoints: &[EndpointUrl]) -> Result<(), Refusal> {
-        let known = self.saved.version(version).map(|version| version.endpoints.as_slice());
+        let known = self
+            .saved
+            .version(version)
+            .map(|version| version.endpoints.as_slice());
         for endpoint in endpoints {
             if known.is_some_and(|known| known.contains(endpoint)) {
                 continue;
@@ -400,7 +411,10 @@ impl Managed {
     }
 
     fn has_endpoints(&self, version: &VersionName, given: &[EndpointUrl]) -> Result<(), Refusal> {
-        let known = self.saved.version(version).is_some_and(|known| !known.endpoints.is_empty());
+        let known = self
+            .saved
+            .version(version)
+            .is_some_and(|known| !known.endpoints.is_empty());
         if known || !given.is_empty() {
             return Ok(());
         }
@@ -452,7 +466,11 @@ pub(super) fn plan_for(
             "the service's strategy is not a canary, so a deploy cannot bring steps".to_owned(),
         ));
     };
-    let mut templates: Vec<Template> = service.templates.iter().map(|template| (**template).clone()).collect();
+    let mut templates: Vec<Template> = service
+        .templates
+        .iter()
+        .map(|template| (**template).clone())
+        .collect();
     for (index, step) in steps.iter().enumerate() {
         let analysis = match step {
             Step::Analysis(analysis) => analysis,
@@ -476,10 +494,16 @@ pub(super) fn plan_for(
                 .hint(format!("known are {}", known.join(", "))));
             };
             validate_all(&template.metrics, Context::Inline).map_err(|bad| {
-                let reasons: Vec<String> = bad.iter().map(|bad| format!("{}: {}", bad.key, bad.reason)).collect();
+                let reasons: Vec<String> = bad
+                    .iter()
+                    .map(|bad| format!("{}: {}", bad.key, bad.reason))
+                    .collect();
                 invalid(
                     "badTemplate",
-                    format!("steps[{index}]: template `{name}` cannot be a step: {}", reasons.join("; ")),
+                    format!(
+                        "steps[{index}]: template `{name}` cannot be a step: {}",
+                        reasons.join("; ")
+                    ),
                 )
             })?;
             if !templates.iter().any(|known| known.name == *name) {

@@ -45,7 +45,10 @@ impl Engine {
                     caller: None,
                     ..By::default()
                 };
-                let rolling = self.managed.get(&name).is_some_and(|it| it.saved.state.rolling().is_some());
+                let rolling = self
+                    .managed
+                    .get(&name)
+                    .is_some_and(|it| it.saved.state.rolling().is_some());
                 if rolling {
                     let by_restart = Fact::Moved {
                         by: Event::Restarted { downtime },
@@ -71,7 +74,13 @@ impl Engine {
         let saved = self.resting.remove(name).unwrap_or_default();
         let mut managed = Managed::new(live, Arc::clone(service), saved, self.now());
         // Newest first; a run that cannot be read back is only not shown.
-        for row in self.store.runs(name.as_str(), 10).unwrap_or_default().into_iter().rev() {
+        for row in self
+            .store
+            .runs(name.as_str(), 10)
+            .unwrap_or_default()
+            .into_iter()
+            .rev()
+        {
             if let Ok(kept) = serde_json::from_str::<KeptRun>(&row.json)
                 && kept.run.phase.is_completed()
             {
@@ -141,7 +150,9 @@ impl Engine {
         for service in &config.services {
             let name = service.name.clone();
             if let Some(managed) = self.managed.get_mut(&name) {
-                managed.live.set_hard_failure_attempts(service.hard_failure.attempts);
+                managed
+                    .live
+                    .set_hard_failure_attempts(service.hard_failure.attempts);
                 managed.config = Arc::clone(service);
                 let now = self.now();
                 self.perform(&name, now);
@@ -174,7 +185,9 @@ impl Engine {
 
     fn would_act(&self, service: &Service) -> bool {
         let block = block_of(service);
-        self.managed.get(&service.name).is_none_or(|managed| managed.saved.block != block)
+        self.managed
+            .get(&service.name)
+            .is_none_or(|managed| managed.saved.block != block)
     }
 
     /// Lets go of a service; what is known of it stays in the store.
@@ -221,7 +234,10 @@ impl Engine {
             if asked == Some(&canary.version) || current {
                 move_endpoints(&saved, canary, &mut facts, &mut said);
             } else if self.stateless {
-                said.push(format!("{} is not deployed: Serin runs without its state", canary.version));
+                said.push(format!(
+                    "{} is not deployed: Serin runs without its state",
+                    canary.version
+                ));
             } else {
                 facts.push(self.file_deploy(service, canary)?);
                 said.push(format!("{} is deployed, as the file says", canary.version));
@@ -256,7 +272,9 @@ impl Engine {
 
 /// New endpoints of a version that is live.
 fn move_endpoints(saved: &Saved, version: &BlockVersion, facts: &mut Vec<Fact>, said: &mut Vec<String>) {
-    let Some(known) = saved.version(&version.version) else { return };
+    let Some(known) = saved.version(&version.version) else {
+        return;
+    };
     if known.state == VersionState::Gone || known.endpoints == version.endpoints {
         return;
     }
@@ -284,14 +302,20 @@ impl Managed {
             && state.desired() != Some(&canary.version)
         {
             let now = shown(state.desired());
-            drift.push(format!("{now} was asked for last, the file says {}", canary.version));
+            drift.push(format!(
+                "{now} was asked for last, the file says {}",
+                canary.version
+            ));
         }
         for version in [&block.stable, &block.canary].into_iter().flatten() {
             if let Some(known) = self.saved.version(&version.version)
                 && known.state == VersionState::Serving
                 && known.endpoints != version.endpoints
             {
-                drift.push(format!("{} has other endpoints than the file says", version.version));
+                drift.push(format!(
+                    "{} has other endpoints than the file says",
+                    version.version
+                ));
             }
         }
         drift

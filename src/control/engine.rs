@@ -295,7 +295,9 @@ impl Engine {
     }
 
     fn tick(&mut self, name: &ServiceName, now: Timestamp) {
-        let Some(managed) = self.managed.get(name) else { return };
+        let Some(managed) = self.managed.get(name) else {
+            return;
+        };
         let due = managed.saved.state.next_wakeup(&managed.saved.plan);
         if due.is_none_or(|due| due > now) || managed.quiet_until > now {
             return;
@@ -304,7 +306,12 @@ impl Engine {
     }
 
     /// Records an event that nobody asked for. When it cannot be stored it comes again by itself.
-    pub(super) fn happened(&mut self, name: &ServiceName, event: Event, numbers: Option<serde_json::Value>) -> bool {
+    pub(super) fn happened(
+        &mut self,
+        name: &ServiceName,
+        event: Event,
+        numbers: Option<serde_json::Value>,
+    ) -> bool {
         let what = event.name();
         let by = By {
             numbers,
@@ -343,7 +350,12 @@ impl Engine {
                 facts: next.facts,
                 ..after.clone()
             };
-            let keeps = matches!(fact, Fact::Moved { by: Event::Restarted { .. } });
+            let keeps = matches!(
+                fact,
+                Fact::Moved {
+                    by: Event::Restarted { .. }
+                }
+            );
             if idle == next && !keeps {
                 managed.quiet_until = now.plus(BEAT);
                 continue;
@@ -399,7 +411,10 @@ impl Engine {
     ) -> Result<Vec<u64>, Refusal> {
         let waiting = self.managed.get(name).map_or(0, |managed| managed.unsaved.len());
         let result = if waiting > 0 {
-            Err(self.store_fails.as_ref().map_or_else(String::new, |fails| fails.why.clone()))
+            Err(self
+                .store_fails
+                .as_ref()
+                .map_or_else(String::new, |fails| fails.why.clone()))
         } else {
             let stored = self.store.append(name, rows, saved, key);
             stored.map_err(|error| self.store_failed(&error))
@@ -464,7 +479,9 @@ impl Engine {
         let names: Vec<ServiceName> = self.managed.keys().cloned().collect();
         let mut tried = false;
         for name in names {
-            let Some(managed) = self.managed.get_mut(&name) else { continue };
+            let Some(managed) = self.managed.get_mut(&name) else {
+                continue;
+            };
             if managed.unsaved.is_empty() {
                 continue;
             }
@@ -523,12 +540,19 @@ impl Engine {
             );
         }
         self.broadcast(name, rows, ids);
-        let Some(managed) = self.managed.get(name) else { return };
+        let Some(managed) = self.managed.get(name) else {
+            return;
+        };
         if let Stage::Aborted(aborted) = &managed.saved.state.stage
             && !was_aborted
         {
             let labels = [name.as_str(), aborted.cause.as_str()];
-            self.services.metrics().control.aborts.with_label_values(&labels).inc();
+            self.services
+                .metrics()
+                .control
+                .aborts
+                .with_label_values(&labels)
+                .inc();
         }
         self.publish_status(name);
     }
@@ -564,7 +588,10 @@ impl Engine {
     }
 
     fn keep_alive(&mut self, now: Timestamp) {
-        let rolling = self.managed.values().any(|managed| managed.saved.state.rolling().is_some());
+        let rolling = self
+            .managed
+            .values()
+            .any(|managed| managed.saved.state.rolling().is_some());
         if !rolling || now.since(self.alive) < ALIVE || self.store_fails.is_some() {
             return;
         }

@@ -17,7 +17,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 impl Engine {
     /// Probes the version that waits, if it is time.
     pub(super) fn probe_if_waiting(&mut self, name: &ServiceName, now: Timestamp) {
-        let Some(managed) = self.managed.get_mut(name) else { return };
+        let Some(managed) = self.managed.get_mut(name) else {
+            return;
+        };
         let Some(version) = managed.waiting_version().cloned() else {
             managed.gate.last = None;
             return;
@@ -58,7 +60,9 @@ impl Engine {
         results: Vec<(EndpointUrl, Result<(), String>)>,
     ) {
         let now = self.now();
-        let Some(managed) = self.managed.get_mut(name) else { return };
+        let Some(managed) = self.managed.get_mut(name) else {
+            return;
+        };
         managed.gate.in_flight = false;
         managed.gate.next = now.plus(AGAIN);
         if managed.waiting_version() != Some(version) {

@@ -155,7 +155,10 @@ impl Shared {
     }
 
     pub(super) fn forget(&self, name: &ServiceName) {
-        self.board.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.board
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
     }
 
     pub(super) fn tell(&self, event: StoredEvent) {
@@ -184,7 +187,9 @@ impl Control {
         let failed = |error: StoreError| StartError::Store(error.to_string());
         let store: Arc<dyn Store> = match &options.store {
             StoreChoice::File(path) => Arc::new(SqliteStore::open(path).map_err(failed)?),
-            StoreChoice::Stateless | StoreChoice::Memory => Arc::new(SqliteStore::in_memory().map_err(failed)?),
+            StoreChoice::Stateless | StoreChoice::Memory => {
+                Arc::new(SqliteStore::in_memory().map_err(failed)?)
+            }
         };
         Control::start_with(options, store, Arc::new(Network::default()))
     }
@@ -282,13 +287,19 @@ impl Control {
         let probes = endpoints
             .iter()
             .map(|endpoint| self.outside.probe(endpoint, path.as_deref(), ready::PROBE));
-        let ready = join_all(probes).await.iter().filter(|result| result.is_ok()).count();
+        let ready = join_all(probes)
+            .await
+            .iter()
+            .filter(|result| result.is_ok())
+            .count();
         ready >= min_healthy
     }
 
     /// Where a service stands, with the numbers of the moment.
     pub fn status(&self, service: &str) -> Option<ServiceStatus> {
-        let status = self.shared.read(service, |entry| Arc::clone(&entry.status.borrow()))?;
+        let status = self
+            .shared
+            .read(service, |entry| Arc::clone(&entry.status.borrow()))?;
         Some(self.refreshed(&status))
     }
 
@@ -343,7 +354,8 @@ impl Control {
         limit: usize,
     ) -> Result<Vec<StoredEvent>, ReadError> {
         let service = service.map(str::to_owned);
-        self.read(move |store| store.events(service.as_deref(), after, limit)).await
+        self.read(move |store| store.events(service.as_deref(), after, limit))
+            .await
     }
 
     /// The past of a service, newest first, at most `limit` events and attempts.
@@ -371,7 +383,9 @@ impl Control {
         let rows = self.read(move |store| store.runs(&name, 50)).await?;
         let mut all = status.analyses;
         for row in rows {
-            let Ok(kept) = serde_json::from_str::<KeptRun>(&row.json) else { continue };
+            let Ok(kept) = serde_json::from_str::<KeptRun>(&row.json) else {
+                continue;
+            };
             if !all.iter().any(|known| known.run == kept.shown.run) {
                 all.push(kept.shown);
             }

@@ -45,7 +45,9 @@ impl Engine {
         let is_canary = managed.saved.state.canary() == Some(&report.version);
         // Seen under an earlier weight or in an earlier attempt: it counts if it still holds.
         let holds = report.generation == managed.live.cell.load_full().generation
-            || managed.pool(&report.version).is_down(managed.live.hard_failure_attempts());
+            || managed
+                .pool(&report.version)
+                .is_down(managed.live.hard_failure_attempts());
         if !is_canary || !holds {
             managed.live.cell.confirm_trip();
             return;
@@ -75,7 +77,9 @@ impl Engine {
 
     /// Whether stable fails as the canary did a moment ago.
     pub(super) fn watch_fate(&mut self, name: &ServiceName, now: Timestamp) {
-        let Some(managed) = self.managed.get_mut(name) else { return };
+        let Some(managed) = self.managed.get_mut(name) else {
+            return;
+        };
         let Some(fate) = &managed.fate else { return };
         if fate.until < now {
             managed.fate = None;

@@ -334,7 +334,9 @@ impl Saved {
             let serves = Some(&version.name) == stable.as_ref() || Some(&version.name) == canary.as_ref();
             let was_stable = || {
                 let formers = &self.state.formers;
-                formers.iter().any(|former| former.version == version.name && former.retired == now)
+                formers
+                    .iter()
+                    .any(|former| former.version == version.name && former.retired == now)
             };
             let (state, until) = match (serves, version.state) {
                 (true, _) => (VersionState::Serving, None),
@@ -355,7 +357,12 @@ impl Saved {
             }
         }
         let gone = |version: &VersionRecord| version.state == VersionState::Gone;
-        let mut surplus = self.versions.iter().filter(|v| gone(v)).count().saturating_sub(GONE_KEPT);
+        let mut surplus = self
+            .versions
+            .iter()
+            .filter(|v| gone(v))
+            .count()
+            .saturating_sub(GONE_KEPT);
         self.versions.retain(|version| {
             let drop = surplus > 0 && gone(version);
             surplus -= usize::from(drop);

@@ -13,7 +13,7 @@ use super::{
     store::RunRow,
 };
 use crate::{
-    analysis::{Args, ArgValue, Conditions, MetricSpec, Outcome, Provider, Run, SerinQuery, Template},
+    analysis::{ArgValue, Args, Conditions, MetricSpec, Outcome, Provider, Run, SerinQuery, Template},
     model::{ServiceName, Timestamp, VersionName},
     rollout::{AnalysisKind, Event, RunId},
 };
@@ -96,6 +96,14 @@ fn prepare(
                 let secret = std::fs::read_to_string(file)
                     .map_err(|error| format!("argument `{}`: {file}: {error}", arg.name))?;
                 args.set_default(arg.name.as_str(), ArgValue::secret(secret.trim()));
+            } else if let Some(variable) = &arg.secret_env {
+                let secret = std::env::var(variable).map_err(|_| {
+                    format!(
+                        "argument `{}`: the environment variable `{variable}` is not set",
+                        arg.name
+                    )
+                })?;
+                args.set_default(arg.name.as_str(), ArgValue::secret(secret.trim()));
             }
         }
         specs.extend(template.metrics.iter().cloned());
@@ -137,7 +145,9 @@ fn activate(spec: &mut MetricSpec, args: &Args) -> Result<ActiveMetric, String> 
 impl Engine {
     /// Starts and stops runs until those that go on are those that should.
     pub(super) fn reconcile_runs(&mut self, name: &ServiceName, now: Timestamp) {
-        let Some(managed) = self.managed.get_mut(name) else { return };
+        let Some(managed) = self.managed.get_mut(name) else {
+            return;
+        };
         let stop: Vec<u64> = managed
             .runs
             .keys()
@@ -152,7 +162,9 @@ impl Engine {
             .map(|(run, record)| (*run, record.clone()))
             .collect();
         for run in stop {
-            let Some(managed) = self.managed.get_mut(name) else { return };
+            let Some(managed) = self.managed.get_mut(name) else {
+                return;
+            };
             if let Some(mut active) = managed.runs.remove(&run) {
                 active.stop_tasks();
                 active.run.terminate(now);
@@ -167,9 +179,15 @@ impl Engine {
 
     fn start_run(&mut self, name: &ServiceName, id: RunId, record: &RunRecord, now: Timestamp) {
         let kept = self.kept_run(name, id);
-        let Some(managed) = self.managed.get_mut(name) else { return };
+        let Some(managed) = self.managed.get_mut(name) else {
+            return;
+        };
         let stable = managed.saved.state.stable.clone();
-        let rollout = managed.saved.rollout.as_ref().map_or(String::new(), |rollout| rollout.id.clone());
+        let rollout = managed
+            .saved
+            .rollout
+            .as_ref()
+            .map_or(String::new(), |rollout| rollout.id.clone());
         let prepared = prepare(record, &managed.saved.templates, name, stable.as_ref());
         let (run, metrics, args) = match prepared {
             Ok((specs, metrics, args)) => {
@@ -214,7 +232,9 @@ impl Engine {
             shown: report::analysis(active),
             run: active.run.clone(),
         };
-        let Ok(json) = serde_json::to_string(&kept) else { return };
+        let Ok(json) = serde_json::to_string(&kept) else {
+            return;
+        };
         let row = RunRow {
             run: active.id.0,
             rollout: active.rollout.clone(),
@@ -228,7 +248,9 @@ impl Engine {
 
     /// Measures what is due, and reports what has ended.
     pub(super) fn observe(&mut self, name: &ServiceName, now: Timestamp) {
-        let Some(managed) = self.managed.get(name) else { return };
+        let Some(managed) = self.managed.get(name) else {
+            return;
+        };
         let runs: Vec<u64> = managed.runs.keys().copied().collect();
         for run in runs {
             self.measure_due(name, run, now);
@@ -237,8 +259,12 @@ impl Engine {
     }
 
     fn measure_due(&mut self, name: &ServiceName, id: u64, now: Timestamp) {
-        let Some(managed) = self.managed.get_mut(name) else { return };
-        let Some(mut active) = managed.runs.remove(&id) else { return };
+        let Some(managed) = self.managed.get_mut(name) else {
+            return;
+        };
+        let Some(mut active) = managed.runs.remove(&id) else {
+            return;
+        };
         let mut measured = false;
         for index in 0..active.metrics.len() {
             if active.run.due(index).is_none_or(|due| due > now) || active.run.begin(index, now).is_err() {
@@ -255,7 +281,9 @@ impl Engine {
                     measured = true;
                 }
                 Source::External(external) => {
-                    let Some(inbox) = self.inbox.upgrade() else { continue };
+                    let Some(inbox) = self.inbox.upgrade() else {
+                        continue;
+                    };
                     let (service, outside) = (name.clone(), Arc::clone(&self.outside));
                     active.metrics[index].task = Some(tokio::spawn(async move {
                         let result = external.ask(outside).await;
@@ -282,10 +310,20 @@ impl Engine {
     }
 
     /// An external provider has answered.
-    pub(super) fn measured(&mut self, name: &ServiceName, id: u64, index: usize, result: Result<Reply, String>) {
+    pub(super) fn measured(
+        &mut self,
+        name: &ServiceName,
+        id: u64,
+        index: usize,
+        result: Result<Reply, String>,
+    ) {
         let now = self.now();
-        let Some(managed) = self.managed.get_mut(name) else { return };
-        let Some(mut active) = managed.runs.remove(&id) else { return };
+        let Some(managed) = self.managed.get_mut(name) else {
+            return;
+        };
+        let Some(mut active) = managed.runs.remove(&id) else {
+            return;
+        };
         if let Some(metric) = active.metrics.get_mut(index) {
             metric.task = None;
             judge(name, &mut active, index, result, now, &self.services);
@@ -299,8 +337,12 @@ impl Engine {
 
     /// Tells the rollout what it waits for.
     fn conclude(&mut self, name: &ServiceName, id: u64, now: Timestamp) {
-        let Some(managed) = self.managed.get(name) else { return };
-        let Some(active) = managed.runs.get(&id) else { return };
+        let Some(managed) = self.managed.get(name) else {
+            return;
+        };
+        let Some(active) = managed.runs.get(&id) else {
+            return;
+        };
         if managed.quiet_until > now {
             return;
         }
@@ -333,9 +375,13 @@ impl Engine {
                     }
                 }
             }
-        } else if active.kind == AnalysisKind::Background && !active.evidence_told && active.run.has_decided() {
+        } else if active.kind == AnalysisKind::Background && !active.evidence_told && active.run.has_decided()
+        {
             let told = self.happened(name, Event::EvidenceGathered { run }, None);
-            let active = self.managed.get_mut(name).and_then(|managed| managed.runs.get_mut(&id));
+            let active = self
+                .managed
+                .get_mut(name)
+                .and_then(|managed| managed.runs.get_mut(&id));
             if let Some(active) = active {
                 active.evidence_told = told;
             }
@@ -409,7 +455,12 @@ fn judge(
         message.as_deref().map_or(String::new(), |message| format!(": {message}"))
     );
     let labels = [name.as_str(), metric.as_str(), outcome.as_str()];
-    services.metrics().control.measurements.with_label_values(&labels).inc();
+    services
+        .metrics()
+        .control
+        .measurements
+        .with_label_values(&labels)
+        .inc();
     // An answer for a run that has ended changes nothing.
     let _ = active.run.finish(index, outcome, value, message, now);
 }

@@ -2,11 +2,7 @@
 //!
 //! It compares what is with what should be, so that a restart, a retry and a change take the same path.
 
-use super::{
-    engine::Engine,
-    ledger::Exposure,
-    managed::Managed,
-};
+use super::{engine::Engine, ledger::Exposure, managed::Managed};
 use crate::{
     model::{Role, ServiceName, Timestamp, Weight},
     rollout::{Hold, Phase, Pool},
@@ -31,32 +27,47 @@ impl Engine {
 
     /// The gauges of a rollout.
     pub(super) fn count(&self, name: &ServiceName) {
-        let Some(managed) = self.managed.get(name) else { return };
+        let Some(managed) = self.managed.get(name) else {
+            return;
+        };
         let metrics = &self.services.metrics().control;
         let state = &managed.saved.state;
         for phase in Phase::ALL {
             let is = i64::from(state.phase() == phase);
-            metrics.phase.with_label_values(&[name.as_str(), phase.as_str()]).set(is);
+            metrics
+                .phase
+                .with_label_values(&[name.as_str(), phase.as_str()])
+                .set(is);
         }
         let (step, _) = state.step(&managed.saved.plan);
         let step = i64::try_from(step).unwrap_or(i64::MAX);
         metrics.step.with_label_values(&[name.as_str()]).set(step);
         for cause in crate::rollout::AbortCause::ALL {
-            metrics.aborts.with_label_values(&[name.as_str(), cause.as_str()]).inc_by(0);
+            metrics
+                .aborts
+                .with_label_values(&[name.as_str(), cause.as_str()])
+                .inc_by(0);
         }
     }
 
     /// What changes with time alone.
     pub(super) fn show_time(&self, name: &ServiceName, now: Timestamp) {
-        let Some(managed) = self.managed.get(name) else { return };
-        let paused = managed.saved.paused.map_or(0.0, |since| now.since(since).as_secs_f64());
+        let Some(managed) = self.managed.get(name) else {
+            return;
+        };
+        let paused = managed
+            .saved
+            .paused
+            .map_or(0.0, |since| now.since(since).as_secs_f64());
         let gauge = &self.services.metrics().control.paused_seconds;
         gauge.with_label_values(&[name.as_str()]).set(paused);
     }
 
     /// A reading now and then, for windows.
     pub(super) fn sample(&self, name: &ServiceName, now: Timestamp) {
-        let Some(managed) = self.managed.get(name) else { return };
+        let Some(managed) = self.managed.get(name) else {
+            return;
+        };
         let split = managed.live.cell.load_full();
         if split.generation > 0 {
             managed.with_samples(|samples| samples.take(&split, now));
@@ -72,12 +83,16 @@ impl Managed {
             let pool = self.pool(&version.name);
             let known = pool.endpoints();
             let same = known.len() == version.endpoints.len()
-                && known.iter().zip(&version.endpoints).all(|(known, url)| known.url == *url);
+                && known
+                    .iter()
+                    .zip(&version.endpoints)
+                    .all(|(known, url)| known.url == *url);
             if !same {
                 pool.set_endpoints(&version.endpoints);
             }
         }
-        self.pools.retain(|name, _| versions.iter().any(|version| version.name == *name));
+        self.pools
+            .retain(|name, _| versions.iter().any(|version| version.name == *name));
     }
 
     /// What the proxy may see: a canary that waits, or that has failed hard, is not there at all, not even for those who
@@ -102,12 +117,23 @@ impl Managed {
     /// acted upon now.
     fn publish(&mut self, services: &Services, secret: &[u8], key: [u64; 2], now: Timestamp) {
         let exposure = self.visible();
-        let Some(stable) = exposure.stable.clone() else { return };
-        let secret = match self.config.sticky.as_ref().and_then(|sticky| sticky.secret.as_ref()) {
+        let Some(stable) = exposure.stable.clone() else {
+            return;
+        };
+        let secret = match self
+            .config
+            .sticky
+            .as_ref()
+            .and_then(|sticky| sticky.secret.as_ref())
+        {
             Some(shared) => shared.expose().as_bytes().to_vec(),
             None => secret.to_vec(),
         };
-        let rollout = self.saved.rollout.as_ref().map_or(String::new(), |rollout| rollout.id.clone());
+        let rollout = self
+            .saved
+            .rollout
+            .as_ref()
+            .map_or(String::new(), |rollout| rollout.id.clone());
         // Replicas that share a secret must agree without sharing rollout ids: the version is what they have in common.
         let salt = match (&self.config.sticky, &exposure.canary) {
             (Some(sticky), Some(canary)) if sticky.secret.is_some() => canary.to_string(),

@@ -66,7 +66,10 @@ fn judge(status: u16, path: &str) -> Result<(), String> {
 fn request(uri: String, endpoint: &EndpointUrl) -> Result<Request<Empty<Bytes>>, String> {
     Request::get(uri)
         .header(http::header::HOST, endpoint.authority())
-        .header(http::header::USER_AGENT, concat!("serin-probe/", env!("CARGO_PKG_VERSION")))
+        .header(
+            http::header::USER_AGENT,
+            concat!("serin-probe/", env!("CARGO_PKG_VERSION")),
+        )
         .body(Empty::new())
         .map_err(|error| format!("the probe cannot be made: {error}"))
 }
@@ -135,7 +138,11 @@ mod tests {
         let bad = server("503 Service Unavailable").await;
         let error = probe(&clients, &bad, Some("/healthz")).await.unwrap_err();
         assert_eq!(error, "/healthz answered 503");
-        assert_eq!(probe(&clients, &bad, None).await, Ok(()), "it does accept connections");
+        assert_eq!(
+            probe(&clients, &bad, None).await,
+            Ok(()),
+            "it does accept connections"
+        );
     }
 
     #[tokio::test]

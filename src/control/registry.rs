@@ -64,7 +64,9 @@ impl Engine {
     /// The series of a role that ended go when its last request is done; a scrape shows them for a while after that.
     fn retire_series(&mut self, name: &ServiceName, now: Timestamp) {
         let metrics = self.services.metrics().clone();
-        let Some(managed) = self.managed.get_mut(name) else { return };
+        let Some(managed) = self.managed.get_mut(name) else {
+            return;
+        };
         managed.past.retain(|target| {
             let busy = target.metrics.in_flight() > 0;
             if !busy {

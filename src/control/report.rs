@@ -2,11 +2,8 @@
 
 use super::{
     AbortStatus, AnalysisStatus, EndpointStatus, MetricStatus, Observed, PausedStatus, RolloutStatus,
-    ServiceStatus, StepStatus, VersionState, VersionStatus,
-    engine::Engine,
-    managed::Managed,
-    observe::ActiveRun,
-    samples,
+    ServiceStatus, StepStatus, VersionState, VersionStatus, engine::Engine, managed::Managed,
+    observe::ActiveRun, samples,
 };
 use crate::{
     metrics::Registry,
@@ -19,12 +16,18 @@ use std::{sync::Arc, time::Duration};
 /// A step in words.
 pub(crate) fn step_text(step: &Step) -> String {
     let names = |analysis: &crate::rollout::AnalysisRef| {
-        let names: Vec<&str> = analysis.templates.iter().map(|one| one.template_name.as_str()).collect();
+        let names: Vec<&str> = analysis
+            .templates
+            .iter()
+            .map(|one| one.template_name.as_str())
+            .collect();
         names.join(", ")
     };
     match step {
         Step::SetWeight(weight) => format!("setWeight {weight}"),
-        Step::Pause(Pause { duration: Some(duration) }) => format!("pause {duration}"),
+        Step::Pause(Pause {
+            duration: Some(duration),
+        }) => format!("pause {duration}"),
         Step::Pause(Pause { duration: None }) => "pause until promoted".to_owned(),
         Step::Analysis(analysis) => format!("analysis {}", names(analysis)),
         Step::Experiment(experiment) => format!("experiment {}", names(&experiment.analysis)),
@@ -76,7 +79,9 @@ pub(super) fn analysis(active: &ActiveRun) -> AnalysisStatus {
 impl Engine {
     /// Tells whoever watches.
     pub(super) fn publish_status(&self, name: &ServiceName) {
-        let Some(managed) = self.managed.get(name) else { return };
+        let Some(managed) = self.managed.get(name) else {
+            return;
+        };
         let status = self.status_of(managed);
         self.shared.publish(name, status, &managed.samples);
     }
@@ -111,9 +116,14 @@ impl Engine {
                 // The machine asks to be woken just after the pause ends.
                 until: state
                     .next_wakeup(&saved.plan)
-                    .filter(|_| saved.state.pause_reason() == Some(crate::rollout::PauseReason::CanaryPauseStep))
+                    .filter(|_| {
+                        saved.state.pause_reason() == Some(crate::rollout::PauseReason::CanaryPauseStep)
+                    })
                     .map(|until| until.minus(Duration::from_millis(1))),
-                reason: state.pause_reason().map(|reason| reason.as_str().to_owned()).unwrap_or_default(),
+                reason: state
+                    .pause_reason()
+                    .map(|reason| reason.as_str().to_owned())
+                    .unwrap_or_default(),
             }),
             aborted,
             versions: versions(managed),
@@ -122,7 +132,13 @@ impl Engine {
                 .values()
                 .rev()
                 .map(analysis)
-                .chain(managed.ended.iter().filter(|ended| is_current(ended, saved.rollout.as_ref())).cloned())
+                .chain(
+                    managed
+                        .ended
+                        .iter()
+                        .filter(|ended| is_current(ended, saved.rollout.as_ref()))
+                        .cloned(),
+                )
                 .collect(),
             legal: legal(state, managed),
             drift: managed.drift(),
@@ -140,10 +156,13 @@ impl Engine {
             warnings.push(format!("the state cannot be stored: {why}"));
         }
         if managed.saved.state.stable.is_none() {
-            warnings.push("there is no stable version: every request is answered 503 until one is deployed".to_owned());
+            warnings.push(
+                "there is no stable version: every request is answered 503 until one is deployed".to_owned(),
+            );
         }
         if self.stateless {
-            warnings.push("stateless: nothing can be deployed until Serin runs with its state file".to_owned());
+            warnings
+                .push("stateless: nothing can be deployed until Serin runs with its state file".to_owned());
         }
         warnings
     }
@@ -156,7 +175,11 @@ fn is_current(ended: &AnalysisStatus, rollout: Option<&RolloutStatus>) -> bool {
 fn legal(state: &State, managed: &Managed) -> Vec<Verb> {
     let mut legal = state.legal_verbs(&managed.saved.plan);
     // Out of the machine's sight: whether there is a warm version to go back to.
-    let warm = managed.saved.versions.iter().any(|version| version.state == VersionState::Warm);
+    let warm = managed
+        .saved
+        .versions
+        .iter()
+        .any(|version| version.state == VersionState::Warm);
     if matches!(state.stage, Stage::Healthy) && !warm {
         legal.retain(|verb| *verb != Verb::Undo);
     }
@@ -168,7 +191,9 @@ fn reason(managed: &Managed) -> Option<String> {
     match (&state.stage, state.pause_reason()) {
         (_, Some(reason)) => Some(reason.as_str().to_owned()),
         (Stage::Aborted(_), None) => Some("RolloutAborted".to_owned()),
-        (Stage::Rolling(_), None) if managed.waiting_version().is_some() => Some("WaitingForEndpoints".to_owned()),
+        (Stage::Rolling(_), None) if managed.waiting_version().is_some() => {
+            Some("WaitingForEndpoints".to_owned())
+        }
         (Stage::Empty | Stage::Healthy | Stage::Rolling(_), None) => None,
     }
 }
@@ -189,7 +214,12 @@ fn step(managed: &Managed) -> Option<StepStatus> {
     let (index, count) = saved.state.step(&saved.plan);
     let all: Vec<String> = saved.plan.steps().iter().map(step_text).collect();
     let text = all.get(index).cloned().unwrap_or_default();
-    Some(StepStatus { index, count, text, all })
+    Some(StepStatus {
+        index,
+        count,
+        text,
+        all,
+    })
 }
 
 fn versions(managed: &Managed) -> Vec<VersionStatus> {
@@ -216,7 +246,12 @@ fn versions(managed: &Managed) -> Vec<VersionStatus> {
                 until: version.until,
                 in_flight: 0,
                 endpoints: endpoints
-                    .map(|endpoints| endpoints.iter().map(|endpoint| endpoint_status(endpoint)).collect())
+                    .map(|endpoints| {
+                        endpoints
+                            .iter()
+                            .map(|endpoint| endpoint_status(endpoint))
+                            .collect()
+                    })
                     .unwrap_or_default(),
                 evidence: None,
             }
@@ -252,7 +287,11 @@ pub(crate) fn refresh(status: &mut ServiceStatus, live: &Arc<LiveService>, metri
     let ticket = split.ticket();
     let canary = ticket.canary_count(split.weight);
     #[allow(clippy::cast_precision_loss, reason = "a share for people")]
-    let share = if ticket.number == 0 { 0.0 } else { canary as f64 / ticket.number as f64 };
+    let share = if ticket.number == 0 {
+        0.0
+    } else {
+        canary as f64 / ticket.number as f64
+    };
     status.observed = Observed {
         requests: ticket.number,
         canary,
@@ -264,11 +303,19 @@ pub(crate) fn refresh(status: &mut ServiceStatus, live: &Arc<LiveService>, metri
         let target = if split.stable.version.name == version.version {
             Some(&split.stable)
         } else {
-            split.canary.as_ref().filter(|canary| canary.version.name == version.version)
+            split
+                .canary
+                .as_ref()
+                .filter(|canary| canary.version.name == version.version)
         };
         version.evidence = target.map(|target| samples::summary(&target.evidence.counts()));
         if let Some(target) = target {
-            version.endpoints = target.version.endpoints().iter().map(|one| endpoint_status(one)).collect();
+            version.endpoints = target
+                .version
+                .endpoints()
+                .iter()
+                .map(|one| endpoint_status(one))
+                .collect();
         }
     }
 }

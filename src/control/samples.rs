@@ -41,7 +41,11 @@ pub(crate) fn read(split: &Split<Arc<Target>>, at: Timestamp) -> Reading {
         generation: split.generation,
         at,
         stable: split.stable.evidence.counts(),
-        canary: split.canary.as_ref().map(|canary| canary.evidence.counts()).unwrap_or_default(),
+        canary: split
+            .canary
+            .as_ref()
+            .map(|canary| canary.evidence.counts())
+            .unwrap_or_default(),
     }
 }
 
@@ -77,7 +81,11 @@ impl Samples {
             stable: split.stable.version.name.clone(),
             canary: split.canary.as_ref().map(|canary| canary.version.name.clone()),
         });
-        while self.ring.front().is_some_and(|first| at.since(first.reading.at) > KEEP) {
+        while self
+            .ring
+            .front()
+            .is_some_and(|first| at.since(first.reading.at) > KEEP)
+        {
             self.ring.pop_front();
         }
     }
@@ -102,7 +110,11 @@ impl Samples {
             stable: split.stable.version.name.clone(),
             canary: split.canary.as_ref().map(|canary| canary.version.name.clone()),
         };
-        let first = self.ring.iter().rposition(|sample| sample.reading.at <= since).unwrap_or(0);
+        let first = self
+            .ring
+            .iter()
+            .rposition(|sample| sample.reading.at <= since)
+            .unwrap_or(0);
         let chain: Vec<&Sample> = self.ring.iter().skip(first).chain([&last]).collect();
         let mut sums: BTreeMap<(Role, VersionName), EvidenceCounts> = BTreeMap::new();
         for pair in chain.windows(2) {
@@ -115,12 +127,22 @@ impl Samples {
                 let sum = sums.entry((role, version.clone())).or_default();
                 *sum = sum.plus(&counts);
             };
-            add(Role::Stable, &to.stable, to.reading.stable.since(&from.reading.stable));
+            add(
+                Role::Stable,
+                &to.stable,
+                to.reading.stable.since(&from.reading.stable),
+            );
             if let Some(canary) = &to.canary {
-                add(Role::Canary, canary, to.reading.canary.since(&from.reading.canary));
+                add(
+                    Role::Canary,
+                    canary,
+                    to.reading.canary.since(&from.reading.canary),
+                );
             }
         }
-        let covered = chain.first().map_or(Duration::ZERO, |first| now.since(first.reading.at));
+        let covered = chain
+            .first()
+            .map_or(Duration::ZERO, |first| now.since(first.reading.at));
         let seconds = covered.as_secs_f64().max(0.001);
         #[allow(clippy::cast_precision_loss, reason = "counts below 2^53")]
         let versions = sums.into_iter().map(|((role, version), counts)| VersionWindow {

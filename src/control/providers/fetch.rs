@@ -52,7 +52,10 @@ impl Clients {
         let mut request = http::Request::builder()
             .method(question.method)
             .uri(&question.url)
-            .header(http::header::USER_AGENT, concat!("serin/", env!("CARGO_PKG_VERSION")));
+            .header(
+                http::header::USER_AGENT,
+                concat!("serin/", env!("CARGO_PKG_VERSION")),
+            );
         for (name, value) in &question.headers {
             request = request.header(name, value);
         }

@@ -70,7 +70,10 @@ pub(crate) fn parse(status: u16, body: &[u8]) -> Result<Reply, String> {
     })?;
     if envelope.status != "success" {
         let why = envelope.error.unwrap_or_else(|| "no reason given".to_owned());
-        return Err(format!("Prometheus refused the query (HTTP {status}): {}", shorten(&why, 300)));
+        return Err(format!(
+            "Prometheus refused the query (HTTP {status}): {}",
+            shorten(&why, 300)
+        ));
     }
     let answer = match envelope.data {
         Some(Data::Vector(series)) => Answer::Vector(
@@ -90,11 +93,14 @@ pub(crate) fn parse(status: u16, body: &[u8]) -> Result<Reply, String> {
         Some(Data::String(_)) => return Err("the query gives a string; it must give numbers".to_owned()),
         None => return Err("the answer holds no data".to_owned()),
     };
-    let note = (!envelope.warnings.is_empty())
-        .then(|| format!("Prometheus warns: {}", shorten(&envelope.warnings.join("; "), 300)));
+    let note = (!envelope.warnings.is_empty()).then(|| {
+        format!(
+            "Prometheus warns: {}",
+            shorten(&envelope.warnings.join("; "), 300)
+        )
+    });
     Ok(Reply { answer, note })
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -116,13 +122,18 @@ mod tests {
     fn a_refused_query_and_a_strange_answer_are_errors_that_say_why() {
         let refused = br#"{"status":"error","errorType":"bad_data","error":"parse error: unexpected end"}"#;
         assert!(parse(400, refused).unwrap_err().contains("unexpected end"));
-        assert!(parse(502, b"<html>Bad Gateway").unwrap_err().starts_with("HTTP 502"));
+        assert!(
+            parse(502, b"<html>Bad Gateway")
+                .unwrap_err()
+                .starts_with("HTTP 502")
+        );
         assert!(parse(200, b"hello").unwrap_err().contains("not an answer"));
     }
 
     #[test]
     fn warnings_are_passed_on() {
-        let body = br#"{"status":"success","warnings":["partial"],"data":{"resultType":"vector","result":[]}}"#;
+        let body =
+            br#"{"status":"success","warnings":["partial"],"data":{"resultType":"vector","result":[]}}"#;
         let reply = parse(200, body).unwrap();
         assert_eq!(reply.answer, Answer::Vector(Vec::new()));
         assert!(reply.note.unwrap().contains("partial"));

@@ -51,7 +51,10 @@ pub(crate) fn measure(query: &SerinQuery, from: &Reading, to: &Reading) -> Reply
     let too_few = |decided: u64| decided < query.min_samples.max(1);
     let few = |note: String| Reply {
         answer: Answer::TooFew,
-        note: Some(format!("{note}; at least {} are needed", query.min_samples.max(1))),
+        note: Some(format!(
+            "{note}; at least {} are needed",
+            query.min_samples.max(1)
+        )),
     };
     if too_few(decided) {
         return few(note);
@@ -69,7 +72,10 @@ pub(crate) fn measure(query: &SerinQuery, from: &Reading, to: &Reading) -> Reply
         SerinMetric::Latency => {
             let quantile = query.quantile.unwrap_or(0.99);
             match counts.latency_quantile(quantile) {
-                Some(seconds) => (seconds, format!("quantile {quantile} of {decided} {role} requests in {span}")),
+                Some(seconds) => (
+                    seconds,
+                    format!("quantile {quantile} of {decided} {role} requests in {span}"),
+                ),
                 None => return few(note),
             }
         }
@@ -126,7 +132,10 @@ mod tests {
         let to = reading(60, counts(0, 0), counts(195, 55));
         let reply = measure(&query, &from, &to);
         assert_eq!(reply.answer, Answer::Number(0.05));
-        assert_eq!(reply.note.as_deref(), Some("5 of 100 canary requests failed in 1m"));
+        assert_eq!(
+            reply.note.as_deref(),
+            Some("5 of 100 canary requests failed in 1m")
+        );
     }
 
     #[test]

@@ -14,9 +14,15 @@ pub(crate) fn question(query: &WebQuery, args: &Args) -> Result<Question, String
         "PUT" => http::Method::PUT,
         _ => return Err(format!("method `{method}` cannot be used: GET, POST or PUT")),
     };
-    let body = query.body.as_deref().map(|body| args.substitute(body)).transpose();
+    let body = query
+        .body
+        .as_deref()
+        .map(|body| args.substitute(body))
+        .transpose();
     let mut headers = headers(&query.headers, args).map_err(bad)?;
-    let named = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+    let named = headers
+        .iter()
+        .any(|(name, _)| name.eq_ignore_ascii_case("content-type"));
     let body = body.map_err(bad)?.unwrap_or_default();
     if !body.is_empty() && !named {
         headers.push(("content-type".to_owned(), "application/json".to_owned()));
@@ -45,7 +51,9 @@ enum Part {
 impl Path {
     /// Reads a path; the braces and the `$` may be left out.
     pub(crate) fn parse(text: &str) -> Result<Path, String> {
-        let bad = |why: &str| format!("jsonPath `{text}`: {why}; write for example {{$.data.ok}} or {{$.items[0]}}");
+        let bad = |why: &str| {
+            format!("jsonPath `{text}`: {why}; write for example {{$.data.ok}} or {{$.items[0]}}")
+        };
         let inner = text.trim();
         let inner = match inner.strip_prefix('{') {
             Some(rest) => rest
@@ -150,7 +158,8 @@ mod tests {
 
     #[test]
     fn a_path_finds_keys_and_indices() {
-        let value = json!({"data": {"ok": true, "list": [1, 2, 3], "a.b": "x"}, "items": [{"n": 1}, {"n": 2}]});
+        let value =
+            json!({"data": {"ok": true, "list": [1, 2, 3], "a.b": "x"}, "items": [{"n": 1}, {"n": 2}]});
         for (path, wanted) in [
             ("{$.data.ok}", json!(true)),
             ("$.data.list[0]", json!(1)),
@@ -168,7 +177,10 @@ mod tests {
     #[test]
     fn an_http_error_is_an_error_and_text_is_a_string() {
         assert!(parse(503, b"down", None).unwrap_err().contains("503"));
-        assert_eq!(parse(200, b"fine", None).unwrap().answer, Answer::Json(json!("fine")));
+        assert_eq!(
+            parse(200, b"fine", None).unwrap().answer,
+            Answer::Json(json!("fine"))
+        );
         let path = Path::parse("{$.ok}").unwrap();
         assert!(parse(200, b"fine", Some(&path)).is_err());
     }

@@ -178,7 +178,8 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     /// A sign of life: time from here to the next start counts as downtime.
     fn alive(&self, at: Timestamp) -> Result<(), StoreError>;
     /// Facts after a number, oldest first.
-    fn events(&self, service: Option<&str>, after: u64, limit: usize) -> Result<Vec<StoredEvent>, StoreError>;
+    fn events(&self, service: Option<&str>, after: u64, limit: usize)
+    -> Result<Vec<StoredEvent>, StoreError>;
     /// The last facts of a service, newest first.
     fn last_events(&self, service: &str, limit: usize) -> Result<Vec<StoredEvent>, StoreError>;
     /// The last rollouts of a service, newest first.

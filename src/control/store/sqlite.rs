@@ -124,7 +124,9 @@ impl SqliteStore {
         connection
             .query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0))
             .map_err(sql)?;
-        connection.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
+        connection
+            .pragma_update(None, "synchronous", "FULL")
+            .map_err(sql)?;
         if tables == 0 {
             let transaction = connection.unchecked_transaction().map_err(sql)?;
             transaction.execute_batch(schema::TABLES).map_err(sql)?;
@@ -176,7 +178,9 @@ impl SqliteStore {
     ) -> Result<Vec<(Fact, Timestamp)>, StoreError> {
         let failed = |error: rusqlite::Error| self.failed(&error);
         let mut statement = connection
-            .prepare_cached("SELECT fact, at FROM events WHERE service = ?1 AND id > ?2 AND id <= ?3 ORDER BY id")
+            .prepare_cached(
+                "SELECT fact, at FROM events WHERE service = ?1 AND id > ?2 AND id <= ?3 ORDER BY id",
+            )
             .map_err(failed)?;
         let rows = statement
             .query_map(params![service, after, upto], |row| {
@@ -320,7 +324,9 @@ impl Store for SqliteStore {
             )
             .map_err(|error| self.failed(&error))?;
         let secret: Vec<u8> = connection
-            .query_row("SELECT value FROM meta WHERE key = 'secret'", [], |row| row.get(0))
+            .query_row("SELECT value FROM meta WHERE key = 'secret'", [], |row| {
+                row.get(0)
+            })
             .map_err(|error| self.failed(&error))?;
         secret.try_into().map_err(|_| StoreError::Damaged {
             path: self.path.clone(),
@@ -416,11 +422,18 @@ impl Store for SqliteStore {
             .map_err(|error| self.failed(&error))
     }
 
-    fn events(&self, service: Option<&str>, after: u64, limit: usize) -> Result<Vec<StoredEvent>, StoreError> {
+    fn events(
+        &self,
+        service: Option<&str>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
         let after = i64::try_from(after).unwrap_or(i64::MAX);
         match service {
             Some(service) => self.shown_events(
-                &format!("SELECT {EVENT_COLUMNS} FROM events WHERE service = ?1 AND id > ?2 ORDER BY id LIMIT ?3"),
+                &format!(
+                    "SELECT {EVENT_COLUMNS} FROM events WHERE service = ?1 AND id > ?2 ORDER BY id LIMIT ?3"
+                ),
                 params![service, after, limited(limit)],
             ),
             None => self.shown_events(
@@ -517,7 +530,10 @@ impl Store for SqliteStore {
             .execute("DELETE FROM attempts WHERE at < ?1", params![horizon])
             .map_err(failed)?;
         transaction
-            .execute("DELETE FROM keys WHERE at < ?1", params![millis(now.minus(KEY_LIFE))])
+            .execute(
+                "DELETE FROM keys WHERE at < ?1",
+                params![millis(now.minus(KEY_LIFE))],
+            )
             .map_err(failed)?;
         transaction
             .execute(
@@ -577,7 +593,10 @@ impl SqliteStore {
                 )
                 .map_err(failed)?;
             connection
-                .execute("DELETE FROM events WHERE service = ?1 AND id <= ?2", params![name, upto])
+                .execute(
+                    "DELETE FROM events WHERE service = ?1 AND id <= ?2",
+                    params![name, upto],
+                )
                 .map_err(failed)?;
         }
         Ok(())
@@ -606,7 +625,10 @@ mod tests {
         let (_directory, path) = file();
         let first = SqliteStore::open(&path).unwrap();
         let error = SqliteStore::open(&path).unwrap_err().to_string();
-        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        assert!(
+            error.contains(&format!("process {}", std::process::id())),
+            "{error}"
+        );
         drop(first);
         SqliteStore::open(&path).unwrap();
     }
@@ -616,7 +638,10 @@ mod tests {
         let (_directory, path) = file();
         std::fs::write(&path, vec![b'x'; 4096]).unwrap();
         let error = SqliteStore::open(&path).unwrap_err().to_string();
-        assert!(error.contains("not a state file") && error.contains("state.path"), "{error}");
+        assert!(
+            error.contains("not a state file") && error.contains("state.path"),
+            "{error}"
+        );
         std::fs::remove_file(&path).unwrap();
 
         let other = Connection::open(&path).unwrap();
@@ -670,7 +695,9 @@ mod tests {
             rollouts: 100,
             events: crate::model::Span::secs(90 * 86_400),
         };
-        store.sweep(retention, at.plus(KEY_LIFE + Duration::from_secs(1))).unwrap();
+        store
+            .sweep(retention, at.plus(KEY_LIFE + Duration::from_secs(1)))
+            .unwrap();
         assert_eq!(store.recall("shop", "k", at).unwrap(), None);
     }
 
