@@ -6,6 +6,7 @@
 
 mod args;
 mod condition;
+mod judge;
 mod outcome;
 mod run;
 mod spec;
@@ -13,6 +14,7 @@ mod validate;
 
 pub use args::{ArgSpec, ArgValue, Args, BadArgs};
 pub use condition::{BadCondition, Conditions};
+pub use judge::{Advice, Judge, JudgeConfig};
 pub use outcome::{Measurement, Outcome, RunPhase};
 pub use run::{Ignored, MetricState, Run};
 pub use spec::{

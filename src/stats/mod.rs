@@ -1,7 +1,11 @@
-//! Numbers about numbers: histograms, proportions. Pure.
+//! Numbers about numbers: histograms, proportions, sequential tests. Pure.
 
+mod baseline;
+mod eprocess;
 mod latency;
 mod proportion;
 
+pub use baseline::{Baseline, shift_for};
+pub use eprocess::{Counts, EProcess, Side, log_sum_exp};
 pub use latency::{BUCKETS, bucket, edge, quantile, quantile_bucket};
 pub use proportion::{Interval, binomial_tail, false_alarm, wilson};

@@ -1,9 +1,11 @@
 //! `serin rehearse`: runs the pure machines in virtual time over scenario files, and says which expectations hold.
 //!
-//! The kind of a file is told by its top-level keys: `cases` (analysis), `canary` / `blueGreen` (rollout), or `events`
-//! together with a configuration (a user's own plan). Each event prints one line; the last line is `N/M hold`.
+//! The kind of a file is told by its top-level keys: `cases` (analysis), `canary` / `blueGreen` (rollout), `eprocess` /
+//! `latency` / `judge` (the sequential judge), or `events` together with a configuration (a user's own plan). Each event
+//! prints one line; the last line is `N/M hold`.
 
 mod analysis;
+mod judge;
 mod player;
 mod rollout;
 mod script;
@@ -109,19 +111,27 @@ fn replay(
         tally.all += 1;
         tally.hold += usize::from(held);
     }
+    for kind in ["eprocess", "latency", "judge"] {
+        if let Some(cases) = root.get(kind) {
+            known = true;
+            let tolerance = judge::tolerance(&root)?;
+            each(cases, kind, tally, |case| {
+                judge::replay(case, kind, tolerance, printer)
+            })?;
+        }
+    }
+    if let Some(pairs) = root.get("buckets") {
+        known = true;
+        tally.all += 1;
+        tally.hold += usize::from(judge::buckets(pairs, printer)?);
+    }
     if known {
         return Ok(());
-    }
-    if ["eprocess", "latency", "judge"]
-        .iter()
-        .any(|key| root.contains_key(*key))
-    {
-        return bad("scenarios of the sequential judge cannot be rehearsed yet");
     }
     let keys: Vec<&str> = root.keys().map(String::as_str).collect();
     bad(format_args!(
         "none of its top-level keys ({}) says what to rehearse: write `cases` (analysis), `canary` or `blueGreen` \
-         (rollout), or `events`",
+         (rollout), `eprocess`, `latency` or `judge` (the sequential judge), or `events`",
         keys.join(", ")
     ))
 }
@@ -154,7 +164,9 @@ fn each(
         let Value::Object(case) = case else {
             return bad(format_args!("{key}[{index}] must be an object"));
         };
-        let id = text(case, "id").unwrap_or_default();
+        let id = text(case, "id")
+            .or_else(|| text(case, "name"))
+            .unwrap_or_default();
         let id = if id.is_empty() {
             format!("{key}[{index}]")
         } else {

@@ -40,6 +40,13 @@ fn every_given_rollout_case_holds() {
 }
 
 #[test]
+fn every_given_judge_case_holds() {
+    let (code, out) = rehearse(&[given("judge.json")], None);
+    assert_eq!(code, HELD, "{out}");
+    assert!(out.ends_with("13/13 hold\n"), "{out}");
+}
+
+#[test]
 fn an_expectation_that_does_not_hold_is_shown_and_counted() {
     let (code, out) = rehearse_text(
         "canary: [{id: X1, spec: {steps: [{setWeight: 20}, {pause: {}}]}, timeline: [
@@ -80,7 +87,7 @@ fn unknown_words_are_named_with_the_case_and_what_is_allowed() {
             "cases: [{id: X1, level: run, metrics: [{nam: x}], sequence: [], expect: {}}]",
             vec!["`nam`"],
         ),
-        ("judge: []", vec!["yet"]),
+        ("judge: [{name: X1}]", vec!["case X1", "dt"]),
         ("events: []", vec!["--config"]),
         ("other: []", vec!["`cases`"]),
         ("[1]", vec!["object"]),
