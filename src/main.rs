@@ -1,3 +1,8 @@
 //! Arguments -> command -> exit code.
 
-fn main() {}
+use serin::cli::{self, Out};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(cli::run(std::env::args_os(), &mut Out::standard()))
+}

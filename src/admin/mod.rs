@@ -23,6 +23,8 @@ mod wire;
 mod write;
 
 pub use auth::{Identity, Peer, Tokens, hash_of};
+#[cfg(test)]
+pub(crate) use goal::tests as fixtures;
 pub use goal::{BadGoal, Goal, Standing, Wait};
 pub use listen::{BindError, Listeners, Socket};
 pub use openapi::document;

@@ -31,6 +31,7 @@ pub(super) enum Access {
 /// One row.
 #[derive(Clone)]
 pub(super) struct Route {
+    #[cfg(test)]
     pub(super) method: Method,
     pub(super) path: &'static str,
     pub(super) access: Access,
@@ -48,6 +49,7 @@ fn row<H: Handler<T, Admin>, T: 'static>(
     // Every method of the table is one that axum knows.
     let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
     Route {
+        #[cfg(test)]
         method,
         path,
         access,

@@ -1,4 +1,199 @@
 //! Words for humans: the verbs of the command line.
+//!
+//! `args` says what can be typed and `exit` how a command ends. `verbs` and `show` talk to a running Serin through
+//! `client`; `render`, `explain` and `github` make text of what it answers, and nothing else.
 
+pub mod args;
 pub mod check;
+mod client;
+mod exit;
+mod explain;
+mod github;
+mod out;
 pub mod rehearse;
+mod render;
+mod show;
+mod verbs;
+mod wait;
+
+pub use exit::{EXIT_CODES, Exit, Failure};
+pub use out::Out;
+
+use crate::model::Timestamp;
+use args::{Cli, Command, RehearseArgs};
+use clap::{CommandFactory, Parser};
+use std::{ffi::OsString, time::UNIX_EPOCH};
+use verbs::Plain;
+
+/// Runs a command line to its end.
+pub fn run(arguments: impl IntoIterator<Item = OsString>, out: &mut Out) -> u8 {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let text = error.render().to_string();
+            return if error.use_stderr() {
+                out.note(text.trim_end());
+                Exit::Usage.code()
+            } else {
+                out.print(text);
+                Exit::Reached.code()
+            };
+        }
+    };
+    match dispatch(&cli.command, out) {
+        Ok(code) => code,
+        Err(failure) => {
+            out.note(format!("error: {failure}"));
+            if format_of(&cli.command) == args::Format::Github {
+                github::annotation(failure.exit, &failure.to_string())
+                    .iter()
+                    .for_each(|line| out.line(line));
+            }
+            failure.exit.code()
+        }
+    }
+}
+
+fn dispatch(command: &Command, out: &mut Out) -> Result<u8, Failure> {
+    match command {
+        Command::Serve(args) => serve(args),
+        Command::Demo(args) => demo(args),
+        Command::Check { file } => Ok(u8::try_from(check::run(file, out)).unwrap_or(Exit::Internal.code())),
+        Command::Rehearse(args) => rehearse_files(args, out),
+        Command::Completion { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "serin", out);
+            Ok(Exit::Reached.code())
+        }
+        Command::Version => {
+            out.line(concat!("serin ", env!("CARGO_PKG_VERSION")));
+            Ok(Exit::Reached.code())
+        }
+        Command::Deploy(_)
+        | Command::Endpoints(_)
+        | Command::Get(_)
+        | Command::Wait(_)
+        | Command::Promote(_)
+        | Command::Abort(_)
+        | Command::Retry(_)
+        | Command::Undo(_)
+        | Command::Pause(_)
+        | Command::Resume(_)
+        | Command::SetWeight(_)
+        | Command::History(_)
+        | Command::Events(_)
+        | Command::Explain(_) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime =
+                runtime.map_err(|error| Failure::new(Exit::Internal, format!("cannot start: {error}")))?;
+            runtime.block_on(ask(command, out)).map(Exit::code)
+        }
+    }
+}
+
+/// The verbs that talk to a running Serin.
+async fn ask(command: &Command, out: &mut Out) -> Result<Exit, Failure> {
+    match command {
+        Command::Deploy(args) => verbs::deploy(args, out).await,
+        Command::Endpoints(args) => verbs::endpoints(args, out).await,
+        Command::Get(args) => show::get(args, out).await,
+        Command::Wait(args) => verbs::wait(args, out).await,
+        Command::Promote(args) => verbs::promote(args, out).await,
+        Command::Abort(args) => verbs::plain(Plain::Abort, args, out).await,
+        Command::Retry(args) => verbs::plain(Plain::Retry, args, out).await,
+        Command::Undo(args) => verbs::undo(args, out).await,
+        Command::Pause(args) => verbs::plain(Plain::Pause, args, out).await,
+        Command::Resume(args) => verbs::plain(Plain::Resume, args, out).await,
+        Command::SetWeight(args) => verbs::set_weight(args, out).await,
+        Command::History(args) => show::history(args, out).await,
+        Command::Events(args) => show::events(args, out).await,
+        Command::Explain(args) => show::explain_service(args, out).await,
+        Command::Serve(_)
+        | Command::Demo(_)
+        | Command::Check { .. }
+        | Command::Rehearse(_)
+        | Command::Completion { .. }
+        | Command::Version => Ok(Exit::Reached),
+    }
+}
+
+/// How the command answers, for errors that GitHub should show.
+fn format_of(command: &Command) -> args::Format {
+    match command {
+        Command::Deploy(args) => args.changing.output,
+        Command::Endpoints(args) => args.changing.output,
+        Command::Get(args) => args.output,
+        Command::Wait(args) => args.output,
+        Command::Promote(args) => args.verb.changing.output,
+        Command::Abort(args) | Command::Retry(args) | Command::Pause(args) | Command::Resume(args) => {
+            args.changing.output
+        }
+        Command::Undo(args) => args.verb.changing.output,
+        Command::SetWeight(args) => args.changing.output,
+        Command::History(args) => args.output,
+        Command::Events(args) => args.output,
+        Command::Serve(_)
+        | Command::Demo(_)
+        | Command::Check { .. }
+        | Command::Explain(_)
+        | Command::Rehearse(_)
+        | Command::Completion { .. }
+        | Command::Version => args::Format::Text,
+    }
+}
+
+fn serve(_: &args::ServeArgs) -> Result<u8, Failure> {
+    Err(Failure::new(Exit::Internal, "`serve` is not part of this build"))
+}
+
+fn demo(_: &args::DemoArgs) -> Result<u8, Failure> {
+    Err(Failure::new(Exit::Internal, "`demo` is not part of this build"))
+}
+
+fn rehearse_files(args: &RehearseArgs, out: &mut Out) -> Result<u8, Failure> {
+    let planned = match (&args.config, &args.service) {
+        (Some(file), Some(service)) => Some(planned(file, service)?),
+        (Some(_) | None, _) => None,
+    };
+    rehearse::run(&args.files, planned.as_ref(), out)
+        .map_err(|error| Failure::new(Exit::Internal, format!("cannot write: {error}")))
+}
+
+fn planned(file: &std::path::Path, service: &str) -> Result<rehearse::script::Planned, Failure> {
+    let loaded = crate::config::load(file).map_err(|problems| {
+        let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        Failure::new(Exit::Usage, all.join("\n"))
+    })?;
+    let services = &loaded.config.services;
+    let found = services.iter().find(|one| one.name.as_str() == service);
+    let Some(found) = found else {
+        let names: Vec<&str> = services.iter().map(|one| one.name.as_str()).collect();
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("{} has no service `{service}`", file.display()),
+        )
+        .hint(format!("it has {}", names.join(", "))));
+    };
+    let Some(stable) = &found.stable else {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("the service `{service}` names no stable version"),
+        )
+        .hint("a scenario begins with a stable version: write `stable:` in the configuration"));
+    };
+    Ok(rehearse::script::Planned {
+        plan: found.plan.clone(),
+        stable: stable.version.clone(),
+    })
+}
+
+/// The time as people read it.
+fn now() -> Timestamp {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "ages are shown to people who look at the same clock; nothing is decided by it"
+    )]
+    let since = std::time::SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

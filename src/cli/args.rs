@@ -1,0 +1,519 @@
+//! What can be typed. Only shapes are checked here; each command checks what it means.
+
+use super::exit::EXIT_CODES;
+use crate::{
+    admin::{EndpointsVerb, Goal},
+    control::OnConflict,
+    model::{EndpointUrl, Span, VersionName, Weight},
+};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Splits traffic between a stable and a canary version exactly, measures both, promotes or rolls back by itself.
+#[derive(Debug, Parser)]
+#[command(name = "serin", version, after_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve: proxy, measure, decide
+    #[command(after_help = EXIT_CODES)]
+    Serve(ServeArgs),
+    /// Check a configuration, warn of what is likely not meant, and show the plan's timeline
+    #[command(after_help = EXIT_CODES)]
+    Check {
+        /// The configuration
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Watch a healthy canary being promoted and a bad one being rolled back, on this machine
+    #[command(after_help = EXIT_CODES)]
+    Demo(DemoArgs),
+    /// Bring in a version
+    #[command(after_help = EXIT_CODES)]
+    Deploy(DeployArgs),
+    /// Change where a version listens; no new rollout
+    #[command(after_help = EXIT_CODES)]
+    Endpoints(EndpointsArgs),
+    /// Show where services stand
+    #[command(after_help = EXIT_CODES)]
+    Get(GetArgs),
+    /// Wait until a service has come to a goal
+    #[command(after_help = EXIT_CODES)]
+    Wait(WaitArgs),
+    /// Release the current pause
+    #[command(after_help = EXIT_CODES)]
+    Promote(PromoteArgs),
+    /// Give stable all traffic back
+    #[command(after_help = EXIT_CODES)]
+    Abort(VerbArgs),
+    /// Start the version that was pulled back again
+    #[command(after_help = EXIT_CODES)]
+    Retry(VerbArgs),
+    /// Go back to a former version while it is warm
+    #[command(after_help = EXIT_CODES)]
+    Undo(UndoArgs),
+    /// Stop the steps; traffic and analyses go on
+    #[command(after_help = EXIT_CODES)]
+    Pause(VerbArgs),
+    /// Let the steps go on
+    #[command(after_help = EXIT_CODES)]
+    Resume(VerbArgs),
+    /// Give the canary a share by hand, and pause there
+    #[command(after_help = EXIT_CODES)]
+    SetWeight(SetWeightArgs),
+    /// Show rollouts, decisions and attempts, newest first
+    #[command(after_help = EXIT_CODES)]
+    History(HistoryArgs),
+    /// Follow what happens
+    #[command(after_help = EXIT_CODES)]
+    Events(EventsArgs),
+    /// Say why a service stands where it stands, and what would move it
+    #[command(after_help = EXIT_CODES)]
+    Explain(OneArgs),
+    /// Run plans and analyses of scenario files in virtual time
+    #[command(after_help = EXIT_CODES)]
+    Rehearse(RehearseArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = EXIT_CODES)]
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version,
+}
+
+/// `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// The configuration
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Serve stable only and remember nothing: for when the state file cannot be opened
+    #[arg(long)]
+    pub stateless: bool,
+    /// Data-plane threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+}
+
+/// `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Keep everything running afterwards, and print addresses and a token
+    #[arg(long)]
+    pub hold: bool,
+}
+
+/// Which Serin.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Target {
+    /// Where Serin's REST API is [default: the local socket]
+    #[arg(long, value_name = "URL", env = "SERIN_SERVER", help_heading = "Connection")]
+    pub server: Option<String>,
+    /// A file that holds the token for --server
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "SERIN_TOKEN_FILE",
+        help_heading = "Connection"
+    )]
+    pub token_file: Option<PathBuf>,
+    /// Use the socket of the Serin that serves this configuration [otherwise: SERIN_SOCKET, or ./serin.sock]
+    #[arg(short, long, value_name = "FILE", help_heading = "Connection")]
+    pub config: Option<PathBuf>,
+}
+
+/// How answers are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// The REST API's answer.
+    Json,
+    /// For GitHub Actions: outputs, a step summary and annotations.
+    Github,
+}
+
+/// What every changing verb takes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Changing {
+    /// Then wait for healthy, paused, step=N, weight=P or released=V
+    #[arg(long, value_name = "GOAL")]
+    pub until: Option<Goal>,
+    /// Wait this long at most, then exit 4 [default: as long as it takes]
+    #[arg(long, value_name = "TIME", requires = "until")]
+    pub timeout: Option<Span>,
+    /// Go on waiting at pauses that only somebody can end, instead of exit 5
+    #[arg(long, requires = "until")]
+    pub through_pauses: bool,
+    /// Why, for the history
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Within 24 hours the same key does nothing and gets the same answer [default: a new one]
+    #[arg(long, value_name = "KEY")]
+    pub idempotency_key: Option<String>,
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    /// Which Serin.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// A service, and what every changing verb takes.
+#[derive(Debug, Clone, Args)]
+pub struct VerbArgs {
+    /// The service
+    #[arg(value_name = "SVC")]
+    pub service: String,
+    /// Refuse (exit 6) unless this is the version on trial
+    #[arg(long = "version", value_name = "V")]
+    pub version: Option<VersionName>,
+    /// What every changing verb takes.
+    #[command(flatten)]
+    pub changing: Changing,
+}
+
+/// `deploy`.
+#[derive(Debug, Clone, Args)]
+pub struct DeployArgs {
+    /// The service
+    #[arg(value_name = "SVC")]
+    pub service: String,
+    /// The release's name: a tag, a git sha
+    #[arg(long = "version", value_name = "V")]
+    pub version: VersionName,
+    /// Where it listens; may be repeated [default: the endpoints known for this version]
+    #[arg(long = "endpoint", value_name = "URL")]
+    pub endpoints: Vec<EndpointUrl>,
+    /// What happens to another rollout that is going on [default: supersede; with -o github: refuse]
+    #[arg(long, value_enum)]
+    pub on_conflict: Option<Conflicting>,
+    /// Counts up with a pipeline's releases: a lower one is refused
+    #[arg(long, value_name = "N")]
+    pub sequence: Option<u64>,
+    /// Start again at step 0 with the plan as it is now, even if this version is on trial
+    #[arg(long)]
+    pub replace: bool,
+    /// What every changing verb takes.
+    #[command(flatten)]
+    pub changing: Changing,
+}
+
+/// `--on-conflict`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Conflicting {
+    /// It ends; this one takes its place.
+    Supersede,
+    /// It goes on; this one is refused.
+    Refuse,
+}
+
+impl From<Conflicting> for OnConflict {
+    fn from(said: Conflicting) -> OnConflict {
+        match said {
+            Conflicting::Supersede => OnConflict::Supersede,
+            Conflicting::Refuse => OnConflict::Refuse,
+        }
+    }
+}
+
+/// `endpoints`.
+#[derive(Debug, Clone, Args)]
+pub struct EndpointsArgs {
+    /// The service
+    #[arg(value_name = "SVC")]
+    pub service: String,
+    /// Which version listens there
+    #[arg(long = "version", value_name = "V")]
+    pub version: VersionName,
+    /// How the set changes
+    #[arg(value_enum)]
+    pub change: HowToChange,
+    /// Which addresses
+    #[arg(value_name = "URL", required = true)]
+    pub endpoints: Vec<EndpointUrl>,
+    /// What every changing verb takes.
+    #[command(flatten)]
+    pub changing: Changing,
+}
+
+/// `set`, `add` or `drain`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HowToChange {
+    /// These are the whole set.
+    Set,
+    /// These too.
+    Add,
+    /// These no longer: they finish what they have.
+    Drain,
+}
+
+impl From<HowToChange> for EndpointsVerb {
+    fn from(said: HowToChange) -> EndpointsVerb {
+        match said {
+            HowToChange::Set => EndpointsVerb::Set,
+            HowToChange::Add => EndpointsVerb::Add,
+            HowToChange::Drain => EndpointsVerb::Drain,
+        }
+    }
+}
+
+/// `promote`.
+#[derive(Debug, Clone, Args)]
+pub struct PromoteArgs {
+    /// Skip everything that is left
+    #[arg(long)]
+    pub full: bool,
+    /// Also pass a running analysis
+    #[arg(long)]
+    pub skip_analysis: bool,
+    /// The verb.
+    #[command(flatten)]
+    pub verb: VerbArgs,
+}
+
+/// `undo`.
+#[derive(Debug, Clone, Args)]
+pub struct UndoArgs {
+    /// To which version [default: stable during a rollout, otherwise the one before it]
+    #[arg(long, value_name = "V")]
+    pub to: Option<VersionName>,
+    /// The verb.
+    #[command(flatten)]
+    pub verb: VerbArgs,
+}
+
+/// `set-weight`.
+#[derive(Debug, Clone, Args)]
+pub struct SetWeightArgs {
+    /// The service
+    #[arg(value_name = "SVC")]
+    pub service: String,
+    /// The canary's share: a percentage (5, 0.01), or an exact fraction of the whole (1/3)
+    #[arg(value_name = "P")]
+    pub weight: Weight,
+    /// Refuse (exit 6) unless this is the version on trial
+    #[arg(long = "version", value_name = "V")]
+    pub version: Option<VersionName>,
+    /// What every changing verb takes.
+    #[command(flatten)]
+    pub changing: Changing,
+}
+
+/// `get`.
+#[derive(Debug, Clone, Args)]
+pub struct GetArgs {
+    /// The service [default: all, one line each]
+    #[arg(value_name = "SVC")]
+    pub service: Option<String>,
+    /// Show it again with every change
+    #[arg(short, long)]
+    pub watch: bool,
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    /// Which Serin.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// `wait`.
+#[derive(Debug, Clone, Args)]
+pub struct WaitArgs {
+    /// The service
+    #[arg(value_name = "SVC")]
+    pub service: String,
+    /// Wait for healthy, paused, step=N, weight=P or released=V
+    #[arg(long, value_name = "GOAL")]
+    pub until: Goal,
+    /// The version that is waited for [default: the one asked for last]
+    #[arg(long = "version", value_name = "V")]
+    pub version: Option<VersionName>,
+    /// Wait this long at most, then exit 4 [default: as long as it takes]
+    #[arg(long, value_name = "TIME")]
+    pub timeout: Option<Span>,
+    /// Go on waiting at pauses that only somebody can end, instead of exit 5
+    #[arg(long)]
+    pub through_pauses: bool,
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    /// Which Serin.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// `history`.
+#[derive(Debug, Clone, Args)]
+pub struct HistoryArgs {
+    /// The service
+    #[arg(value_name = "SVC")]
+    pub service: String,
+    /// At most so many events and attempts
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub limit: u16,
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    /// Which Serin.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// `events`.
+#[derive(Debug, Clone, Args)]
+pub struct EventsArgs {
+    /// Only this service's [default: all]
+    #[arg(value_name = "SVC")]
+    pub service: Option<String>,
+    /// Those after this number first [default: from now on]
+    #[arg(long, value_name = "ID")]
+    pub after: Option<u64>,
+    /// How events are written: a line for people, or JSON
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    /// Which Serin.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// `explain`.
+#[derive(Debug, Clone, Args)]
+pub struct OneArgs {
+    /// The service
+    #[arg(value_name = "SVC")]
+    pub service: String,
+    /// Which Serin.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// `rehearse`.
+#[derive(Debug, Clone, Args)]
+pub struct RehearseArgs {
+    /// Scenario files (JSON)
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Run the events on a plan of this configuration
+    #[arg(short, long, value_name = "FILE", requires = "service")]
+    pub config: Option<PathBuf>,
+    /// Whose plan
+    #[arg(long, value_name = "SVC", requires = "config")]
+    pub service: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace()).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn verbs_that_do_not_exist_yet_are_not_shown() {
+        let help = Cli::command().render_long_help().to_string();
+        for absent in ["import", "replay", "what-if", "calibrate"] {
+            assert!(!help.contains(&format!("\n  {absent}")), "{absent}");
+            assert!(parse(&format!("serin {absent}")).is_err());
+        }
+        for verb in [
+            "serve",
+            "check",
+            "demo",
+            "deploy",
+            "endpoints",
+            "get",
+            "wait",
+            "promote",
+            "abort",
+            "retry",
+            "undo",
+            "pause",
+            "resume",
+            "set-weight",
+            "history",
+            "events",
+            "explain",
+            "rehearse",
+            "completion",
+            "version",
+        ] {
+            assert!(help.contains(&format!("\n  {verb}")), "{verb}: {help}");
+        }
+    }
+
+    #[test]
+    fn every_command_explains_the_exit_codes() {
+        let command = Cli::command();
+        for verb in command
+            .get_subcommands()
+            .filter(|verb| verb.get_name() != "version")
+        {
+            let help = verb.clone().render_help().to_string();
+            assert!(help.contains("8  superseded"), "{}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn lines_of_the_manual_are_understood() {
+        for line in [
+            "serin serve -c serin.yaml",
+            "serin deploy shop --version 4f2c1a --endpoint http://10.0.0.7:8080 --endpoint h2c://10.0.0.8:8080 \
+             --until paused --timeout 20m -o github",
+            "serin endpoints shop --version v2 add http://127.0.0.1:9002 unix:/run/b.sock",
+            "serin get",
+            "serin get shop --watch",
+            "serin wait shop --until released=v41 --timeout 90s --through-pauses",
+            "serin promote shop --version v2 --full --until healthy",
+            "serin abort shop --version v2 --reason bad",
+            "serin undo shop --to v1",
+            "serin set-weight shop 1/3",
+            "serin set-weight shop 0.01 --version v2",
+            "serin history shop --limit 5 -o json",
+            "serin events --after 17",
+            "serin explain shop --server http://127.0.0.1:9900 --token-file t",
+            "serin rehearse a.json b.json",
+            "serin rehearse a.json --config serin.yaml --service shop",
+            "serin completion bash",
+            "serin version",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_a_usage_error() {
+        for line in [
+            "serin deploy shop",
+            "serin wait shop",
+            "serin wait shop --until done",
+            "serin promote shop --timeout 5m",
+            "serin set-weight shop 101",
+            "serin endpoints shop --version v2 replace http://127.0.0.1:1",
+            "serin endpoints shop --version v2 set",
+            "serin deploy shop --version v2 --endpoint ftp://x",
+            "serin rehearse a.json --config serin.yaml",
+            "serin abort shop --timeout soon --until healthy",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}
