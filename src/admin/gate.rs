@@ -15,7 +15,7 @@ use axum::{
 use http::StatusCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Refused attempts that are stored in one second; the others are logged only, so that nobody can fill the disk.
+/// Refused attempts that are stored and written in one second: nobody who has no token may fill the disk.
 const STORED_PER_SECOND: u64 = 10;
 
 /// What stands before one route.
@@ -126,7 +126,7 @@ impl Recorder {
 }
 
 impl Admin {
-    /// Writes and stores an attempt that never came to `control`.
+    /// An attempt that never came to `control`, which stores it and writes its line.
     pub(super) async fn audit_refused(
         &self,
         service: Option<&str>,
@@ -135,11 +135,6 @@ impl Admin {
         problem: &Problem,
     ) {
         let service = service.unwrap_or_default();
-        tracing::warn!(
-            service.name = service, actor = %caller.actor, role = %caller.role, source = %caller.source, verb,
-            key = caller.idempotency_key.as_deref(), refused = %problem.code,
-            "`{verb}` was refused: {}", problem.detail
-        );
         self.store_attempt(service, verb, caller, Some(problem.code.clone()))
             .await;
     }
@@ -154,6 +149,7 @@ impl Admin {
     ) {
         let at = self.parts.clock.wall();
         if refused.is_some() && !self.recorded.may_store(at) {
+            tracing::debug!(verb, source = %caller.source, "`{verb}` was refused, one of too many to store");
             return;
         }
         let attempt = Attempt {

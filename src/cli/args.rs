@@ -404,9 +404,9 @@ pub struct RehearseArgs {
     #[arg(value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
     /// Run the events on a plan of this configuration
-    #[arg(short, long, value_name = "FILE", requires = "service")]
+    #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Whose plan
+    /// Whose plan [default: the only one]
     #[arg(long, value_name = "SVC", requires = "config")]
     pub service: Option<String>,
 }
@@ -510,7 +510,7 @@ mod tests {
             "serin endpoints shop --version v2 replace http://127.0.0.1:1",
             "serin endpoints shop --version v2 set",
             "serin deploy shop --version v2 --endpoint ftp://x",
-            "serin rehearse a.json --config serin.yaml",
+            "serin rehearse a.json --service shop",
             "serin abort shop --timeout soon --until healthy",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

@@ -293,7 +293,7 @@ impl Client {
 }
 
 /// An error and what it came from, in one line.
-fn reasons(error: &(dyn std::error::Error + 'static)) -> String {
+pub(super) fn reasons(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -19,10 +19,13 @@ mod wait;
 pub use exit::{EXIT_CODES, Exit, Failure};
 pub use out::Out;
 
-use crate::model::Timestamp;
+use crate::{
+    app::{self, AppError},
+    model::Timestamp,
+};
 use args::{Cli, Command, RehearseArgs};
 use clap::{CommandFactory, Parser};
-use std::{ffi::OsString, time::UNIX_EPOCH};
+use std::{ffi::OsString, num::NonZeroUsize, time::UNIX_EPOCH};
 use verbs::Plain;
 
 /// Runs a command line to its end.
@@ -141,8 +144,31 @@ fn format_of(command: &Command) -> args::Format {
     }
 }
 
-fn serve(_: &args::ServeArgs) -> Result<u8, Failure> {
-    Err(Failure::new(Exit::Internal, "`serve` is not part of this build"))
+fn serve(args: &args::ServeArgs) -> Result<u8, Failure> {
+    let workers = args
+        .workers
+        .and_then(|workers| NonZeroUsize::new(usize::from(workers)));
+    let serving = app::ServeArgs {
+        config: args.config.clone(),
+        stateless: args.stateless,
+        workers,
+    };
+    match app::serve(&serving) {
+        Ok(()) => Ok(Exit::Reached.code()),
+        Err(error) => {
+            let exit = match error {
+                AppError::Config(_) => Exit::Usage,
+                AppError::Bind(_)
+                | AppError::Admin(_)
+                | AppError::Control(_)
+                | AppError::Metrics(_)
+                | AppError::Thread(_)
+                | AppError::Process(_)
+                | AppError::Log(_) => Exit::Internal,
+            };
+            Err(Failure::new(exit, client::reasons(&error)))
+        }
+    }
 }
 
 fn demo(_: &args::DemoArgs) -> Result<u8, Failure> {
@@ -150,40 +176,15 @@ fn demo(_: &args::DemoArgs) -> Result<u8, Failure> {
 }
 
 fn rehearse_files(args: &RehearseArgs, out: &mut Out) -> Result<u8, Failure> {
-    let planned = match (&args.config, &args.service) {
-        (Some(file), Some(service)) => Some(planned(file, service)?),
-        (Some(_) | None, _) => None,
+    let planned = match &args.config {
+        Some(file) => Some(
+            rehearse::Planned::of(file, args.service.as_deref())
+                .map_err(|error| Failure::new(Exit::Usage, error.to_string()))?,
+        ),
+        None => None,
     };
     rehearse::run(&args.files, planned.as_ref(), out)
         .map_err(|error| Failure::new(Exit::Internal, format!("cannot write: {error}")))
-}
-
-fn planned(file: &std::path::Path, service: &str) -> Result<rehearse::script::Planned, Failure> {
-    let loaded = crate::config::load(file).map_err(|problems| {
-        let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        Failure::new(Exit::Usage, all.join("\n"))
-    })?;
-    let services = &loaded.config.services;
-    let found = services.iter().find(|one| one.name.as_str() == service);
-    let Some(found) = found else {
-        let names: Vec<&str> = services.iter().map(|one| one.name.as_str()).collect();
-        return Err(Failure::new(
-            Exit::Usage,
-            format!("{} has no service `{service}`", file.display()),
-        )
-        .hint(format!("it has {}", names.join(", "))));
-    };
-    let Some(stable) = &found.stable else {
-        return Err(Failure::new(
-            Exit::Usage,
-            format!("the service `{service}` names no stable version"),
-        )
-        .hint("a scenario begins with a stable version: write `stable:` in the configuration"));
-    };
-    Ok(rehearse::script::Planned {
-        plan: found.plan.clone(),
-        stable: stable.version.clone(),
-    })
 }
 
 /// The time as people read it.
