@@ -22,6 +22,8 @@ mod report;
 mod samples;
 mod status;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use command::{
     Accepted, Caller, Command, Deploy, EndpointChange, Expect, OnConflict, Refusal, RefusalKind,

@@ -81,13 +81,10 @@ where
     let broke = |error: hyper::Error| format!("{path}: {error}");
     let (mut sender, connection) = http1::handshake(io).await.map_err(broke)?;
     let request = request(path.to_owned(), endpoint)?;
-    tokio::select! {
-        response = sender.send_request(request) => judge(response.map_err(broke)?.status().as_u16(), path),
-        ended = connection => match ended {
-            Ok(()) => Err(format!("{path}: the connection was closed before an answer")),
-            Err(error) => Err(broke(error)),
-        },
-    }
+    let driver = Driver(tokio::spawn(async move { drop(connection.await) }));
+    let response = sender.send_request(request).await;
+    drop(driver);
+    judge(response.map_err(broke)?.status().as_u16(), path)
 }
 
 async fn over_http2<I>(io: I, endpoint: &EndpointUrl, path: &str) -> Result<(), String>
@@ -99,12 +96,21 @@ where
     let mut request = request(format!("http://{}{path}", endpoint.authority()), endpoint)?;
     // The authority says it; a Host field beside it is what some servers stumble over.
     request.headers_mut().remove(http::header::HOST);
-    tokio::select! {
-        response = sender.send_request(request) => judge(response.map_err(broke)?.status().as_u16(), path),
-        ended = connection => match ended {
-            Ok(()) => Err(format!("{path}: the connection was closed before an answer")),
-            Err(error) => Err(broke(error)),
-        },
+    let driver = Driver(tokio::spawn(async move { drop(connection.await) }));
+    let response = sender.send_request(request).await;
+    drop(driver);
+    judge(response.map_err(broke)?.status().as_u16(), path)
+}
+
+/// What moves a connection's bytes; ended with the probe, also when that is given up.
+///
+/// A task of its own: a server that closes at once after its answer ends the connection in the same moment in which the
+/// answer arrives, and the answer counts.
+struct Driver(tokio::task::JoinHandle<()>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

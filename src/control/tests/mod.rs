@@ -1,0 +1,310 @@
+//! The whole control plane in paused time: real engine, real store, pretended network and traffic.
+
+mod failure;
+mod operate;
+mod rollout;
+mod simulation;
+mod store;
+
+use super::{
+    Accepted, Caller, Command, Control, Deploy, Expect, Refusal, ServiceStatus, StartOptions, StoreChoice,
+    providers::{Outside, Question},
+    store::{
+        KeyRow, Retention, Row, RunRow, SqliteStore, Store, StoreError, StoredService,
+    },
+};
+use crate::{
+    config::{Config, load_text},
+    control::{Attempt, RolloutStatus, StoredEvent, ledger::Saved},
+    metrics::{Outcome, Registry},
+    model::{Clock, EndpointUrl, Role, ServiceName, Timestamp, VersionName, Weight},
+    upstream::{LiveService, Services},
+};
+use futures_util::future::BoxFuture;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Tokio's paused time as a clock; the wall goes on over restarts.
+#[derive(Debug)]
+pub(super) struct PausedClock {
+    began: Instant,
+}
+
+impl Clock for PausedClock {
+    fn wall(&self) -> Timestamp {
+        Timestamp::from_secs(1_800_000_000).plus(self.began.elapsed())
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.began.elapsed()
+    }
+}
+
+/// A network on which everything is ready unless it is said to be down.
+#[derive(Debug, Default)]
+pub(super) struct Pretend {
+    pub(super) down: Mutex<BTreeSet<String>>,
+    pub(super) answers: Mutex<VecDeque<Result<(u16, Vec<u8>), String>>>,
+}
+
+impl Outside for Pretend {
+    fn probe(
+        &self,
+        endpoint: &EndpointUrl,
+        _path: Option<&str>,
+        _timeout: Duration,
+    ) -> BoxFuture<'static, Result<(), String>> {
+        let down = self.down.lock().unwrap().contains(&endpoint.to_string());
+        Box::pin(async move { if down { Err("refused".to_owned()) } else { Ok(()) } })
+    }
+
+    fn fetch(&self, _question: Question) -> BoxFuture<'static, Result<(u16, Vec<u8>), String>> {
+        let answer = self.answers.lock().unwrap().pop_front();
+        let answer = answer.unwrap_or_else(|| Err("unreachable".to_owned()));
+        Box::pin(async move { answer })
+    }
+}
+
+/// A store that fails when it is told to, or for good after some writes, as a full disk or a power cut would.
+#[derive(Debug)]
+pub(super) struct Faulty {
+    pub(super) inner: Arc<dyn Store>,
+    pub(super) fails: AtomicBool,
+    /// Facts may be appended so many times; negative: for ever.
+    pub(super) appends: AtomicI64,
+}
+
+impl Faulty {
+    pub(super) fn new(inner: Arc<dyn Store>) -> Arc<Faulty> {
+        Arc::new(Faulty {
+            inner,
+            fails: AtomicBool::new(false),
+            appends: AtomicI64::new(-1),
+        })
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        if self.fails.load(Ordering::SeqCst) || self.appends.load(Ordering::SeqCst) == 0 {
+            return Err(StoreError::Io {
+                path: PathBuf::from("serin.db"),
+                why: "the disk is full".into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Store for Faulty {
+    fn load(&self) -> Result<Vec<StoredService>, StoreError> {
+        self.inner.load()
+    }
+    fn secret(&self, fresh: [u8; 16]) -> Result<[u8; 16], StoreError> {
+        self.inner.secret(fresh)
+    }
+    fn append(
+        &self,
+        service: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+    ) -> Result<Vec<u64>, StoreError> {
+        self.check()?;
+        let left = self.appends.load(Ordering::SeqCst);
+        self.appends.store(left - i64::from(left > 0), Ordering::SeqCst);
+        self.inner.append(service, rows, saved, key)
+    }
+    fn alive(&self, at: Timestamp) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.alive(at)
+    }
+    fn events(&self, service: Option<&str>, after: u64, limit: usize) -> Result<Vec<StoredEvent>, StoreError> {
+        self.inner.events(service, after, limit)
+    }
+    fn last_events(&self, service: &str, limit: usize) -> Result<Vec<StoredEvent>, StoreError> {
+        self.inner.last_events(service, limit)
+    }
+    fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError> {
+        self.inner.rollouts(service)
+    }
+    fn audit(&self, attempt: &Attempt) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.audit(attempt)
+    }
+    fn attempts(&self, service: &str, limit: usize) -> Result<Vec<Attempt>, StoreError> {
+        self.inner.attempts(service, limit)
+    }
+    fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError> {
+        self.inner.recall(service, key, since)
+    }
+    fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.save_run(service, row)
+    }
+    fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError> {
+        self.inner.runs(service, limit)
+    }
+    fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.sweep(retention, now)
+    }
+}
+
+/// A service `shop` with `v1` stable, and whatever the test adds under it (indented by four) and beside it.
+pub(super) fn config(service: &str, beside: &str) -> Arc<Config> {
+    let text = format!(
+        "listeners: [{{name: web, address: \"127.0.0.1:8080\"}}]\n\
+         services:\n  - name: shop\n    stable: {{version: v1, endpoints: [\"http://127.0.0.1:9001\"]}}\n{service}\n{beside}\n"
+    );
+    let loaded = load_text(&text, "test.yaml", Path::new("."), &|_| None);
+    loaded.unwrap_or_else(|problems| panic!("{problems:#?}\n{text}")).config
+}
+
+/// 5 % for a minute, an error-rate gate of two measurements, 50 % for a minute.
+pub(super) const STEPS: &str = "    strategy:
+      canary:
+        steps:
+          - setWeight: 5
+          - pause: {duration: 60s}
+          - analysis: {templates: [{templateName: errors}]}
+          - setWeight: 50
+          - pause: {duration: 60s}";
+pub(super) const ERRORS: &str = "analysisTemplates:
+  - name: errors
+    metrics:
+      - name: error-rate
+        interval: 10s
+        count: 2
+        successCondition: result < 0.02
+        provider: {serin: {metric: errorRate, minSamples: 20, noDataTimeout: 2m}}";
+
+/// One Serin and the world around it.
+pub(super) struct Lab {
+    pub(super) control: Control,
+    pub(super) services: Services,
+    pub(super) outside: Arc<Pretend>,
+    pub(super) store: Arc<Faulty>,
+    clock: Arc<PausedClock>,
+}
+
+impl Lab {
+    pub(super) fn new(config: Arc<Config>) -> Lab {
+        let inner = Arc::new(SqliteStore::in_memory().unwrap());
+        let clock = Arc::new(PausedClock { began: Instant::now() });
+        Lab::begin(config, Faulty::new(inner), clock, Arc::default()).unwrap()
+    }
+
+    fn begin(
+        config: Arc<Config>,
+        store: Arc<Faulty>,
+        clock: Arc<PausedClock>,
+        outside: Arc<Pretend>,
+    ) -> Result<Lab, super::StartError> {
+        let services = Services::new(Registry::new(1).unwrap());
+        let options = StartOptions {
+            config,
+            services: services.clone(),
+            clock: clock.clone(),
+            store: StoreChoice::Memory,
+            seed: [7; 32],
+        };
+        let control = Control::start_with(options, store.clone(), outside.clone())?;
+        Ok(Lab {
+            control,
+            services,
+            outside,
+            store,
+            clock,
+        })
+    }
+
+    /// The process is killed, and starts again after `down`; what was not stored is lost.
+    pub(super) async fn kill_and_restart(self, config: Arc<Config>, down: Duration) -> Lab {
+        let Lab {
+            control,
+            outside,
+            store,
+            clock,
+            ..
+        } = self;
+        // Nothing that the dying engine does after this reaches the store.
+        let fresh = Faulty::new(store.inner.clone());
+        store.fails.store(true, Ordering::SeqCst);
+        drop(control);
+        tokio::time::sleep(down).await;
+        Lab::begin(config, fresh, clock, outside).unwrap()
+    }
+
+    pub(super) fn live(&self) -> Arc<LiveService> {
+        self.services.get("shop").unwrap()
+    }
+
+    pub(super) fn status(&self) -> ServiceStatus {
+        self.control.status("shop").unwrap()
+    }
+
+    /// The share that is really published.
+    pub(super) fn weight(&self) -> Weight {
+        self.live().cell.load_full().weight
+    }
+
+    /// Requests that a role of the split in force served.
+    pub(super) fn serve(&self, role: Role, ok: u32, failed: u32) {
+        let split = self.live().cell.load_full();
+        let evidence = &split.target(role).evidence;
+        for _ in 0..ok {
+            evidence.record(0, Outcome::Ok, Duration::from_millis(5));
+        }
+        for _ in 0..failed {
+            evidence.record(0, Outcome::Failed, Duration::from_millis(5));
+        }
+    }
+
+    pub(super) async fn command(&self, command: Command) -> Result<Accepted, Refusal> {
+        self.control.command("shop", command, Expect::default(), caller()).await
+    }
+
+    pub(super) async fn deploy(&self, version: &str, port: u16) -> Result<Accepted, Refusal> {
+        self.command(Command::Deploy(Deploy::of(v(version), vec![url(port)]))).await
+    }
+
+    /// Waits, at most twenty minutes of paused time, until it holds.
+    pub(super) async fn until(&self, what: &str, holds: impl Fn(&ServiceStatus) -> bool) -> ServiceStatus {
+        for _ in 0..12_000 {
+            let status = self.status();
+            if holds(&status) {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("never {what}: {:#?}", self.status());
+    }
+}
+
+pub(super) fn caller() -> Caller {
+    Caller {
+        actor: "ci".into(),
+        role: "admin".into(),
+        source: "test".into(),
+        ..Caller::default()
+    }
+}
+
+pub(super) fn v(name: &str) -> VersionName {
+    VersionName::new(name).unwrap()
+}
+
+pub(super) fn url(port: u16) -> EndpointUrl {
+    format!("http://127.0.0.1:{port}").parse().unwrap()
+}
+
+pub(super) async fn seconds(seconds: u64) {
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+}
