@@ -260,6 +260,7 @@ impl Gate {
 }
 
 #[cfg(test)]
+#[allow(clippy::format_collect, reason = "short in tests")]
 mod tests {
     use crate::config::load_text;
     use std::path::Path;

@@ -120,7 +120,7 @@ impl Cx {
     }
 
     /// What was written at a key whose value comes from the environment.
-    pub(super) fn from_environment(&self, path: &str) -> Option<&str> {
+    pub(super) fn environment_at(&self, path: &str) -> Option<&str> {
         self.written.get(path).map(String::as_str)
     }
 

@@ -340,7 +340,7 @@ fn compile_arg(arg: &Located<ArgConfig>, cx: &mut Cx) -> ArgSpec {
         cx.resolve(file).display().to_string()
     });
     let key = format!("{path}.value");
-    let written = cx.from_environment(&key).map(str::to_owned);
+    let written = cx.environment_at(&key).map(str::to_owned);
     let name = |text: &str| Some(text.strip_prefix("${")?.strip_suffix('}')?.to_owned());
     let variable = written
         .as_deref()
@@ -472,7 +472,7 @@ fn check_headers(headers: &Headers, path: &str, cx: &mut Cx) {
         {
             cx.error(&path, "this is not a header", "");
         }
-        if cx.from_environment(&path).is_some() {
+        if cx.environment_at(&path).is_some() {
             cx.warn(
                 &path,
                 NOT_KEPT,

@@ -291,6 +291,10 @@ struct Open {
 }
 
 impl Builder<'_> {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the parser's enum is its own and may grow"
+    )]
     fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Problem> {
         let pos = pos_of(&span.start);
         match event {
@@ -353,7 +357,6 @@ impl Builder<'_> {
                 self.child(node)
             }
             // Where streams and documents begin, names of anchors, comments: nothing to build.
-            #[allow(clippy::wildcard_enum_match_arm, reason = "the parser's own enum may grow")]
             _ => Ok(()),
         }
     }
@@ -551,6 +554,7 @@ fn expand(text: &str, env: Env<'_>) -> Result<String, String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::format_push_string, reason = "short in tests")]
 mod tests {
     use super::*;
 
@@ -575,7 +579,7 @@ mod tests {
             seen.push(format!(
                 "{}@{}:{}",
                 node.path, node.report.line, node.report.column
-            ))
+            ));
         });
         assert_eq!(
             seen,
