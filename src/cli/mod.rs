@@ -10,6 +10,7 @@ mod exit;
 mod explain;
 mod github;
 mod out;
+pub mod demo;
 pub mod rehearse;
 mod render;
 mod show;
