@@ -6,11 +6,11 @@
 pub mod args;
 pub mod check;
 mod client;
+pub mod demo;
 mod exit;
 mod explain;
 mod github;
 mod out;
-pub mod demo;
 pub mod rehearse;
 mod render;
 mod show;
@@ -61,7 +61,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, out: &mut Out) -> u8 {
 fn dispatch(command: &Command, out: &mut Out) -> Result<u8, Failure> {
     match command {
         Command::Serve(args) => serve(args),
-        Command::Demo(args) => demo(args),
+        Command::Demo(args) => demo(args, out),
         Command::Check { file } => Ok(u8::try_from(check::run(file, out)).unwrap_or(Exit::Internal.code())),
         Command::Rehearse(args) => rehearse_files(args, out),
         Command::Completion { shell } => {
@@ -172,8 +172,12 @@ fn serve(args: &args::ServeArgs) -> Result<u8, Failure> {
     }
 }
 
-fn demo(_: &args::DemoArgs) -> Result<u8, Failure> {
-    Err(Failure::new(Exit::Internal, "`demo` is not part of this build"))
+fn demo(args: &args::DemoArgs, out: &mut Out) -> Result<u8, Failure> {
+    match demo::run(&demo::DemoArgs { hold: args.hold }, out) {
+        Ok(true) => Ok(Exit::Reached.code()),
+        Ok(false) => Ok(Exit::Internal.code()),
+        Err(error) => Err(Failure::new(Exit::Internal, format!("{error:#}"))),
+    }
 }
 
 fn rehearse_files(args: &RehearseArgs, out: &mut Out) -> Result<u8, Failure> {

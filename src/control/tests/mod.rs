@@ -9,9 +9,7 @@ mod store;
 use super::{
     Accepted, Caller, Command, Control, Deploy, Expect, Refusal, ServiceStatus, StartOptions, StoreChoice,
     providers::{Outside, Question},
-    store::{
-        KeyRow, Retention, Row, RunRow, SqliteStore, Store, StoreError, StoredService,
-    },
+    store::{KeyRow, Retention, Row, RunRow, SqliteStore, Store, StoreError, StoredService},
 };
 use crate::{
     config::{Config, load_text},
@@ -125,7 +123,12 @@ impl Store for Faulty {
         self.check()?;
         self.inner.alive(at)
     }
-    fn events(&self, service: Option<&str>, after: u64, limit: usize) -> Result<Vec<StoredEvent>, StoreError> {
+    fn events(
+        &self,
+        service: Option<&str>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
         self.inner.events(service, after, limit)
     }
     fn last_events(&self, service: &str, limit: usize) -> Result<Vec<StoredEvent>, StoreError> {
@@ -164,7 +167,9 @@ pub(super) fn config(service: &str, beside: &str) -> Arc<Config> {
          services:\n  - name: shop\n    stable: {{version: v1, endpoints: [\"http://127.0.0.1:9001\"]}}\n{service}\n{beside}\n"
     );
     let loaded = load_text(&text, "test.yaml", Path::new("."), &|_| None);
-    loaded.unwrap_or_else(|problems| panic!("{problems:#?}\n{text}")).config
+    loaded
+        .unwrap_or_else(|problems| panic!("{problems:#?}\n{text}"))
+        .config
 }
 
 /// 5 % for a minute, an error-rate gate of two measurements, 50 % for a minute.
@@ -197,7 +202,9 @@ pub(super) struct Lab {
 impl Lab {
     pub(super) fn new(config: Arc<Config>) -> Lab {
         let inner = Arc::new(SqliteStore::in_memory().unwrap());
-        let clock = Arc::new(PausedClock { began: Instant::now() });
+        let clock = Arc::new(PausedClock {
+            began: Instant::now(),
+        });
         Lab::begin(config, Faulty::new(inner), clock, Arc::default()).unwrap()
     }
 
@@ -268,11 +275,14 @@ impl Lab {
     }
 
     pub(super) async fn command(&self, command: Command) -> Result<Accepted, Refusal> {
-        self.control.command("shop", command, Expect::default(), caller()).await
+        self.control
+            .command("shop", command, Expect::default(), caller())
+            .await
     }
 
     pub(super) async fn deploy(&self, version: &str, port: u16) -> Result<Accepted, Refusal> {
-        self.command(Command::Deploy(Deploy::of(v(version), vec![url(port)]))).await
+        self.command(Command::Deploy(Deploy::of(v(version), vec![url(port)])))
+            .await
     }
 
     /// Waits, at most twenty minutes of paused time, until it holds.

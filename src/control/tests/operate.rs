@@ -7,7 +7,8 @@ use crate::{
     rollout::Phase,
 };
 
-const MANUAL: &str = "    strategy: {canary: {steps: [{setWeight: 5}, {pause: {}}, {setWeight: 50}, {pause: {}}]}}";
+const MANUAL: &str =
+    "    strategy: {canary: {steps: [{setWeight: 5}, {pause: {}}, {setWeight: 50}, {pause: {}}]}}";
 const PROMOTE: Command = Command::Promote {
     full: false,
     skip_analysis: false,
@@ -31,7 +32,10 @@ async fn a_repeated_promote_with_its_expectation_cannot_release_the_next_gate() 
     let promote = || lab.control.command("shop", PROMOTE, expect.clone(), caller());
     promote().await.unwrap();
     let refusal = promote().await.unwrap_err();
-    assert_eq!((refusal.kind, lab.weight()), (RefusalKind::Precondition, Weight::percent(50)));
+    assert_eq!(
+        (refusal.kind, lab.weight()),
+        (RefusalKind::Precondition, Weight::percent(50))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -41,11 +45,17 @@ async fn an_idempotency_key_makes_a_second_promote_do_nothing() {
         idempotency_key: Some("run-17".into()),
         ..caller()
     };
-    let promote = || lab.control.command("shop", PROMOTE, Expect::default(), caller.clone());
+    let promote = || {
+        lab.control
+            .command("shop", PROMOTE, Expect::default(), caller.clone())
+    };
     assert!(!promote().await.unwrap().repeated);
     assert!(promote().await.unwrap().repeated);
     assert_eq!(lab.weight(), Weight::percent(50));
-    let abort = lab.control.command("shop", Command::Abort, Expect::default(), caller.clone()).await;
+    let abort = lab
+        .control
+        .command("shop", Command::Abort, Expect::default(), caller.clone())
+        .await;
     assert_eq!(abort.unwrap_err().code, "idempotencyKeyReused");
 }
 
@@ -69,7 +79,8 @@ async fn another_version_supersedes_unless_it_is_told_to_refuse() {
     deploy.sequence = Some(5);
     lab.command(Command::Deploy(deploy.clone())).await.unwrap();
     assert_eq!(lab.weight(), Weight::ZERO, "v2 lost its share at once");
-    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5)).await;
+    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
+        .await;
     assert_eq!(lab.status().canary, Some(v("v3")));
     deploy.version = v("v2");
     deploy.sequence = Some(4);
@@ -82,7 +93,10 @@ async fn deploying_stable_again_ends_the_rollout_healthy() {
     let lab = paused_at_5().await;
     lab.deploy("v1", 9001).await.unwrap();
     let status = lab.status();
-    assert_eq!((status.phase, status.canary, lab.weight()), (Phase::Healthy, None, Weight::ZERO));
+    assert_eq!(
+        (status.phase, status.canary, lab.weight()),
+        (Phase::Healthy, None, Weight::ZERO)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -106,17 +120,38 @@ async fn undo_is_instant_while_the_old_version_is_warm_and_healthy_and_refused_a
 async fn endpoints_change_without_a_new_rollout() {
     let lab = paused_at_5().await;
     let before = lab.live().cell.load_full();
-    let change = |change| Command::SetEndpoints { version: v("v2"), change };
-    lab.command(change(EndpointChange::Add(vec![url(9012)]))).await.unwrap();
+    let change = |change| Command::SetEndpoints {
+        version: v("v2"),
+        change,
+    };
+    lab.command(change(EndpointChange::Add(vec![url(9012)])))
+        .await
+        .unwrap();
     let urls = |lab: &Lab| -> Vec<u16> {
         let split = lab.live().cell.load_full();
-        split.canary.as_ref().unwrap().version.endpoints().iter().map(|one| one.url.port()).collect()
+        split
+            .canary
+            .as_ref()
+            .unwrap()
+            .version
+            .endpoints()
+            .iter()
+            .map(|one| one.url.port())
+            .collect()
     };
     assert_eq!(urls(&lab), [9002, 9012]);
-    lab.command(change(EndpointChange::Drain(vec![url(9002)]))).await.unwrap();
+    lab.command(change(EndpointChange::Drain(vec![url(9002)])))
+        .await
+        .unwrap();
     assert_eq!(urls(&lab), [9012]);
-    assert_eq!(lab.live().cell.load_full().generation, before.generation, "the tickets go on");
-    let forbidden = lab.command(change(EndpointChange::Add(vec!["http://169.254.169.254".parse().unwrap()])));
+    assert_eq!(
+        lab.live().cell.load_full().generation,
+        before.generation,
+        "the tickets go on"
+    );
+    let forbidden = lab.command(change(EndpointChange::Add(vec![
+        "http://169.254.169.254".parse().unwrap(),
+    ])));
     assert_eq!(forbidden.await.unwrap_err().kind, RefusalKind::Forbidden);
     let last = Command::SetEndpoints {
         version: v("v1"),
@@ -135,8 +170,15 @@ async fn every_attempt_is_kept_allowed_or_refused() {
         .iter()
         .map(|attempt| (attempt.verb.as_str(), attempt.refused.as_deref()))
         .collect();
-    assert_eq!(said, [("abort", None), ("retry", Some("wrongState")), ("deploy", None)]);
-    assert!(attempts[0].before.contains("Paused step 1/4 at 5%"), "{}", attempts[0].before);
+    assert_eq!(
+        said,
+        [("abort", None), ("retry", Some("wrongState")), ("deploy", None)]
+    );
+    assert!(
+        attempts[0].before.contains("Paused step 1/4 at 5%"),
+        "{}",
+        attempts[0].before
+    );
     assert!(attempts[0].after.contains("Degraded"), "{}", attempts[0].after);
 }
 
@@ -166,7 +208,11 @@ async fn a_changed_file_acts_once_and_an_unchanged_one_never() {
     assert_eq!(lab.live().cell.load_full().generation, generation);
     let changes = lab.control.apply_config(with_canary(9022)).await.unwrap();
     assert!(changes[0].text.contains("new endpoints"), "{changes:?}");
-    assert_eq!(lab.live().cell.load_full().generation, generation, "endpoints are no new weight");
+    assert_eq!(
+        lab.live().cell.load_full().generation,
+        generation,
+        "endpoints are no new weight"
+    );
     lab.command(Command::Abort).await.unwrap();
     lab.control.apply_config(with_canary(9022)).await.unwrap();
     assert_eq!(lab.status().phase, Phase::Degraded, "a reload does not retry");
@@ -178,7 +224,9 @@ async fn removing_what_is_in_use_refuses_the_reload_with_the_reason() {
     let lab = Lab::new(config(STEPS, ERRORS));
     lab.deploy("v2", 9002).await.unwrap();
     let other = "listeners: [{name: web, address: \"127.0.0.1:8080\"}]\nservices:\n  - name: other\n    stable: {version: v1, endpoints: [\"http://127.0.0.1:9001\"]}\n";
-    let other = load_text(other, "test.yaml", Path::new("."), &|_| None).unwrap().config;
+    let other = load_text(other, "test.yaml", Path::new("."), &|_| None)
+        .unwrap()
+        .config;
     let refused = lab.control.apply_config(other.clone()).await.unwrap_err();
     assert!(refused.reasons[0].contains("`shop` is in use"), "{refused}");
     let refused = lab.control.apply_config(config(MANUAL, "")).await.unwrap_err();
@@ -192,17 +240,30 @@ async fn removing_what_is_in_use_refuses_the_reload_with_the_reason() {
 async fn a_deploy_may_bring_steps_but_only_with_known_templates() {
     let lab = Lab::new(config(STEPS, ERRORS));
     let mut deploy = Deploy::of(v("v2"), vec![url(9002)]);
-    deploy.steps = Some(serde_json::from_str(r#"[{"setWeight": 10}, {"analysis": {"templates": [{"templateName": "nope"}]}}]"#).unwrap());
+    deploy.steps = Some(
+        serde_json::from_str(
+            r#"[{"setWeight": 10}, {"analysis": {"templates": [{"templateName": "nope"}]}}]"#,
+        )
+        .unwrap(),
+    );
     let refusal = lab.command(Command::Deploy(deploy.clone())).await.unwrap_err();
     assert_eq!(refusal.code, "noTemplate");
     deploy.steps = Some(serde_json::from_str(r#"[{"setWeight": 10}, {"pause": {}}]"#).unwrap());
     lab.command(Command::Deploy(deploy.clone())).await.unwrap();
-    lab.until("at 10 %", |status| status.set_weight == Weight::percent(10)).await;
+    lab.until("at 10 %", |status| status.set_weight == Weight::percent(10))
+        .await;
     deploy.steps = Some(serde_json::from_str(r#"[{"setWeight": 20}, {"pause": {}}]"#).unwrap());
-    assert_eq!(lab.command(Command::Deploy(deploy.clone())).await.unwrap_err().code, "planChanged");
+    assert_eq!(
+        lab.command(Command::Deploy(deploy.clone()))
+            .await
+            .unwrap_err()
+            .code,
+        "planChanged"
+    );
     deploy.replace = true;
     lab.command(Command::Deploy(deploy)).await.unwrap();
-    lab.until("at 20 %", |status| status.set_weight == Weight::percent(20)).await;
+    lab.until("at 20 %", |status| status.set_weight == Weight::percent(20))
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -215,6 +276,12 @@ async fn a_window_sums_over_weights_and_shows_each_role() {
     seconds(20).await;
     let window = lab.control.metrics_window("shop", Span::secs(300)).unwrap();
     let of = |role| window.versions.iter().find(|one| one.role == role).unwrap();
-    assert_eq!((of(Role::Canary).evidence.requests, of(Role::Canary).evidence.errors), (30, 1));
+    assert_eq!(
+        (
+            of(Role::Canary).evidence.requests,
+            of(Role::Canary).evidence.errors
+        ),
+        (30, 1)
+    );
     assert_eq!(of(Role::Stable).evidence.requests, 100);
 }

@@ -54,7 +54,11 @@ async fn act(lab: &Lab, rng: &mut StdRng) {
             return;
         }
         _ => {
-            lab.serve(Role::Canary, 40, if rng.random_range(0..5u32) == 0 { 20 } else { 0 });
+            lab.serve(
+                Role::Canary,
+                40,
+                if rng.random_range(0..5u32) == 0 { 20 } else { 0 },
+            );
             return;
         }
     };
@@ -73,14 +77,24 @@ fn check(lab: &Lab, seed: u64, turn: usize) {
     assert!(canary.is_none() || canary == status.canary, "{at}");
     let stored = lab.store.inner.last_events("shop", 1).unwrap();
     let (stored_weight, stored_message) = (stored[0].weight, &stored[0].message);
-    assert!(split.weight <= stored_weight, "stored {stored_weight} ({stored_message}), {at}");
+    assert!(
+        split.weight <= stored_weight,
+        "stored {stored_weight} ({stored_message}), {at}"
+    );
     let loaded = lab.store.inner.load().unwrap();
-    assert_eq!(loaded[0].replayed.as_ref(), Some(&loaded[0].saved), "replay, {at}");
+    assert_eq!(
+        loaded[0].replayed.as_ref(),
+        Some(&loaded[0].saved),
+        "replay, {at}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn whatever_happens_exposure_is_never_more_than_was_stored() {
-    let seeds = std::env::var("SERIN_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(12u64);
+    let seeds = std::env::var("SERIN_SEEDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(12u64);
     for seed in 0..seeds {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut lab = Lab::new(config(STRATEGY, TEMPLATES));

@@ -7,16 +7,29 @@ use crate::rollout::Phase;
 async fn a_restart_goes_on_at_the_same_step_and_weight_and_downtime_does_not_count() {
     let lab = Lab::new(config(STEPS, ERRORS));
     lab.deploy("v2", 9002).await.unwrap();
-    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5)).await;
+    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
+        .await;
     seconds(30).await;
     let before = lab.status();
-    let lab = lab.kill_and_restart(config(STEPS, ERRORS), Duration::from_secs(3600)).await;
+    let lab = lab
+        .kill_and_restart(config(STEPS, ERRORS), Duration::from_secs(3600))
+        .await;
     let after = lab.status();
-    assert_eq!((after.phase, &after.step, after.set_weight), (before.phase, &before.step, before.set_weight));
-    assert_eq!(after.rollout.as_ref().map(|one| &one.id), before.rollout.as_ref().map(|one| &one.id));
+    assert_eq!(
+        (after.phase, &after.step, after.set_weight),
+        (before.phase, &before.step, before.set_weight)
+    );
+    assert_eq!(
+        after.rollout.as_ref().map(|one| &one.id),
+        before.rollout.as_ref().map(|one| &one.id)
+    );
     assert_eq!(lab.weight(), Weight::percent(5));
     seconds(25).await;
-    assert_eq!(lab.status().step.unwrap().index, 1, "55 of 60 seconds were served");
+    assert_eq!(
+        lab.status().step.unwrap().index,
+        1,
+        "55 of 60 seconds were served"
+    );
     seconds(10).await;
     assert_eq!(lab.status().step.unwrap().index, 2, "65 of 60");
 }
@@ -25,32 +38,45 @@ async fn a_restart_goes_on_at_the_same_step_and_weight_and_downtime_does_not_cou
 async fn an_analysis_in_flight_keeps_its_count_and_starts_a_new_window() {
     let lab = Lab::new(config(STEPS, ERRORS));
     lab.deploy("v2", 9002).await.unwrap();
-    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5)).await;
+    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
+        .await;
     lab.serve(Role::Canary, 50, 0);
-    let measured = |status: &ServiceStatus| status.analyses.first().is_some_and(|run| run.metrics[0].count == 1);
+    let measured = |status: &ServiceStatus| {
+        status
+            .analyses
+            .first()
+            .is_some_and(|run| run.metrics[0].count == 1)
+    };
     let before = lab.until("measured once", measured).await.analyses[0].clone();
-    let lab = lab.kill_and_restart(config(STEPS, ERRORS), Duration::from_secs(60)).await;
+    let lab = lab
+        .kill_and_restart(config(STEPS, ERRORS), Duration::from_secs(60))
+        .await;
     let after = lab.status().analyses[0].clone();
     assert_eq!((after.run, after.metrics[0].count), (before.run, 1));
     // Nothing of before the restart is in this window.
     seconds(15).await;
     assert_eq!(lab.status().analyses[0].metrics[0].count, 1);
     lab.serve(Role::Canary, 30, 0);
-    lab.until("at 50 %", |status| status.set_weight == Weight::percent(50)).await;
+    lab.until("at 50 %", |status| status.set_weight == Weight::percent(50))
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_raise_is_refused_while_the_store_fails_and_an_abort_is_not() {
     let lab = Lab::new(config(STEPS, ERRORS));
     lab.deploy("v2", 9002).await.unwrap();
-    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5)).await;
+    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
+        .await;
     lab.store.fails.store(true, Ordering::SeqCst);
     let promote = Command::Promote {
         full: true,
         skip_analysis: true,
     };
     let refusal = lab.command(promote).await.unwrap_err();
-    assert_eq!((refusal.code.as_str(), lab.weight()), ("storeUnhealthy", Weight::percent(5)));
+    assert_eq!(
+        (refusal.code.as_str(), lab.weight()),
+        ("storeUnhealthy", Weight::percent(5))
+    );
     lab.serve(Role::Canary, 100, 0);
     seconds(300).await;
     assert_eq!(lab.weight(), Weight::percent(5), "the steps wait for the store");
@@ -70,10 +96,22 @@ async fn from_every_stored_prefix_a_restart_exposes_no_more_than_was_stored_last
             lab.serve(Role::Canary, 100, 0);
         }
         let stored = lab.store.inner.last_events("shop", 1).unwrap();
-        let (phase, weight) = stored.first().map_or((Phase::Healthy, Weight::ZERO), |last| (last.phase, last.weight));
-        assert!(lab.weight() <= weight, "after {writes} writes: {} published, {weight} stored", lab.weight());
-        let lab = lab.kill_and_restart(config(STEPS, ERRORS), Duration::from_secs(10)).await;
-        assert!(lab.weight() <= weight, "after {writes} writes and a restart: {} > {weight}", lab.weight());
+        let (phase, weight) = stored
+            .first()
+            .map_or((Phase::Healthy, Weight::ZERO), |last| (last.phase, last.weight));
+        assert!(
+            lab.weight() <= weight,
+            "after {writes} writes: {} published, {weight} stored",
+            lab.weight()
+        );
+        let lab = lab
+            .kill_and_restart(config(STEPS, ERRORS), Duration::from_secs(10))
+            .await;
+        assert!(
+            lab.weight() <= weight,
+            "after {writes} writes and a restart: {} > {weight}",
+            lab.weight()
+        );
         assert_eq!(lab.status().phase, phase, "after {writes} writes");
     }
 }
@@ -83,7 +121,9 @@ async fn the_state_file_holds_it_all_over_a_clean_stop() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("serin.db");
     let manual = "    strategy: {canary: {steps: [{setWeight: 5}, {pause: {}}]}}";
-    let clock = Arc::new(PausedClock { began: Instant::now() });
+    let clock = Arc::new(PausedClock {
+        began: Instant::now(),
+    });
     let open = || {
         let store = Faulty::new(Arc::new(SqliteStore::open(&path).unwrap()));
         Lab::begin(config(manual, ""), store, clock.clone(), Arc::default()).unwrap()
@@ -97,7 +137,10 @@ async fn the_state_file_holds_it_all_over_a_clean_stop() {
     seconds(1).await;
     let lab = open();
     let after = lab.status();
-    assert_eq!((after.canary, after.step, after.set_weight), (before.canary, before.step, before.set_weight));
+    assert_eq!(
+        (after.canary, after.step, after.set_weight),
+        (before.canary, before.step, before.set_weight)
+    );
     assert_eq!(lab.control.history("shop", 50).await.unwrap().rollouts.len(), 2);
 }
 
@@ -105,9 +148,14 @@ async fn the_state_file_holds_it_all_over_a_clean_stop() {
 async fn stateless_serves_stable_only() {
     let services = Services::new(Registry::new(1).unwrap());
     let control = Control::start(StartOptions {
-        config: config("    canary: {version: v2, endpoints: [\"http://127.0.0.1:9002\"]}", ""),
+        config: config(
+            "    canary: {version: v2, endpoints: [\"http://127.0.0.1:9002\"]}",
+            "",
+        ),
         services: services.clone(),
-        clock: Arc::new(PausedClock { began: Instant::now() }),
+        clock: Arc::new(PausedClock {
+            began: Instant::now(),
+        }),
         store: StoreChoice::Stateless,
         seed: [1; 32],
     })
@@ -116,6 +164,9 @@ async fn stateless_serves_stable_only() {
     let status = control.status("shop").unwrap();
     assert_eq!((status.stable, status.canary), (Some(v("v1")), None));
     let deploy = Command::Deploy(Deploy::of(v("v3"), vec![url(9001)]));
-    let refusal = control.command("shop", deploy, Expect::default(), caller()).await.unwrap_err();
+    let refusal = control
+        .command("shop", deploy, Expect::default(), caller())
+        .await
+        .unwrap_err();
     assert_eq!(refusal.code, "stateless");
 }
