@@ -244,7 +244,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<Problem> {
             format!("`{key}` cannot change while Serin runs"),
             "undo that change, or restart Serin to apply it (rollouts continue where they stand)",
         );
-        problem.key = key.to_owned();
+        key.clone_into(&mut problem.key);
         problem
     };
     changed.into_iter().map(problem).collect()

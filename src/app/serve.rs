@@ -84,7 +84,7 @@ fn announce(serin: &Serin) {
     for (name, address) in &addresses.listeners {
         match address {
             Some(address) => {
-                tracing::info!(listener = %name, %address, "listener `{name}` at http://{address}")
+                tracing::info!(listener = %name, %address, "listener `{name}` at http://{address}");
             }
             None => tracing::info!(listener = %name, "listener `{name}` at its Unix socket"),
         }

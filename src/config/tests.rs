@@ -149,7 +149,12 @@ fn a_service_without_a_strategy_gets_5_25_50_and_the_built_in_gate() {
 
 #[test]
 fn every_sample_loads_without_a_warning() {
-    for name in ["minimal.yaml", "order-gateway.yaml", "prometheus.yaml", "container.yaml"] {
+    for name in [
+        "minimal.yaml",
+        "order-gateway.yaml",
+        "prometheus.yaml",
+        "container.yaml",
+    ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name);
         match load_with(&path, &|_| None) {
             Ok(loaded) => {

@@ -273,9 +273,12 @@ fn histogram(labels: &[&str], values: &[&str], snapshot: &HistogramSnapshot) -> 
     metric
 }
 
+/// Adds one version's metrics to a family.
+type Fill<'a> = dyn Fn(&[&str], &VersionSnapshot, &mut Vec<Metric>) + 'a;
+
 /// Builds all per-version families from one reading, so that they agree with each other.
 fn version_families(read: &[(VersionKey, VersionSnapshot)]) -> Vec<MetricFamily> {
-    let make = |of: &Family, fill: &dyn Fn(&[&str], &VersionSnapshot, &mut Vec<Metric>)| {
+    let make = |of: &Family, fill: &Fill<'_>| {
         let mut metrics = Vec::new();
         for (key, snapshot) in read {
             fill(
@@ -344,13 +347,13 @@ fn version_families(read: &[(VersionKey, VersionSnapshot)]) -> Vec<MetricFamily>
             |s| &s.attempts,
         ),
         make(&names::DURATION, &|key, s, metrics| {
-            metrics.push(histogram(names::DURATION.labels, key, &s.duration))
+            metrics.push(histogram(names::DURATION.labels, key, &s.duration));
         }),
         make(&names::FIRST_BYTE, &|key, s, metrics| {
-            metrics.push(histogram(names::FIRST_BYTE.labels, key, &s.first_byte))
+            metrics.push(histogram(names::FIRST_BYTE.labels, key, &s.first_byte));
         }),
         make(&names::RESCUED, &|key, s, metrics| {
-            metrics.push(counter(names::RESCUED.labels, key, s.rescued))
+            metrics.push(counter(names::RESCUED.labels, key, s.rescued));
         }),
         make(&names::IN_FLIGHT, &|key, s, metrics| {
             #[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]

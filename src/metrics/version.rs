@@ -264,7 +264,7 @@ impl VersionMetrics {
             in_flight: self.in_flight(),
             ..VersionSnapshot::default()
         };
-        let mut table = [[0u64; 500]; 10];
+        let mut table = vec![[0u64; 500]; METHODS.len()];
         for shard in &self.shards {
             for (row, cells) in table.iter_mut().zip(&shard.requests) {
                 if let Some(cells) = cells.get() {

@@ -168,7 +168,7 @@ impl fmt::Display for Weight {
     /// A percentage where it is exact within seven decimals (`5%`, `33.33%`), otherwise the fraction (`1/3`).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scaled = u64::from(self.p) * MAX_Q;
-        if scaled % u64::from(self.q) != 0 {
+        if !scaled.is_multiple_of(u64::from(self.q)) {
             return write!(f, "{}/{}", self.p, self.q);
         }
         let value = scaled / u64::from(self.q);

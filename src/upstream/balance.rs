@@ -42,7 +42,7 @@ pub fn pick<'a>(
 /// A uniform index below `len` from the high half of 64 random bits.
 fn index(dice: u64, len: usize) -> usize {
     let len = u64::try_from(len).unwrap_or(u64::MAX);
-    usize::try_from((dice >> 32) * len >> 32).unwrap_or(0)
+    usize::try_from(((dice >> 32) * len) >> 32).unwrap_or(0)
 }
 
 /// Two different indexes below `len` (at least 2).
