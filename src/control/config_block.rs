@@ -35,7 +35,8 @@ fn block_of(service: &Service) -> Block {
 
 impl Engine {
     /// The start: every service of the file, with what is known of it.
-    pub(super) fn begin(&mut self, config: &Arc<Config>, downtime: Span) -> Result<(), Refusal> {
+    pub(super) fn begin(&mut self, config: &Arc<Config>) -> Result<(), Refusal> {
+        let downtime = Span::from(self.downtime);
         for service in &config.services {
             let name = service.name.clone();
             let known = self.resting.contains_key(&name);
@@ -62,6 +63,7 @@ impl Engine {
             self.act_on_block(service)?;
             self.publish_status(&name);
         }
+        self.downtime = std::time::Duration::ZERO;
         self.shared.set_ready(true);
         Ok(())
     }

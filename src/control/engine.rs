@@ -15,12 +15,16 @@ use super::{
 };
 use crate::{
     config::Config,
-    model::{Clock, EndpointUrl, ServiceName, Span, Timestamp, VersionName},
+    model::{Clock, EndpointUrl, ServiceName, Timestamp, VersionName},
     rollout::{Event, Refused, Stage},
     upstream::{Services, TripReport},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
@@ -33,6 +37,8 @@ const SWEEP: Duration = Duration::from_secs(3600);
 /// How long the first retry of a failed write waits; doubles up to [`SLOWEST`].
 const RETRY: Duration = Duration::from_millis(200);
 const SLOWEST: Duration = Duration::from_secs(5);
+/// Attempts that wait for the store at most; they are logged in any case.
+const UNKEPT: usize = 1000;
 
 /// What the engine can be told.
 #[derive(Debug)]
@@ -113,6 +119,10 @@ pub(crate) struct Engine {
     /// Wall and monotonic clock at the start: between them time never jumps.
     epoch: (Timestamp, Duration),
     store_fails: Option<StoreFails>,
+    /// Attempts that could not be kept yet.
+    unkept: VecDeque<Attempt>,
+    /// For how long nobody served before this start.
+    pub(super) downtime: Duration,
     alive: Timestamp,
     swept: Option<Timestamp>,
 }
@@ -165,6 +175,8 @@ impl Engine {
             shared: parts.shared,
             inbox: parts.inbox,
             store_fails: None,
+            unkept: VecDeque::new(),
+            downtime: last.map_or(Duration::ZERO, |last| wall.since(last)),
             alive: wall,
             swept: None,
         };
@@ -183,9 +195,8 @@ impl Engine {
             };
             engine.resting.insert(service.name, saved);
         }
-        let downtime = last.map_or(Duration::ZERO, |last| wall.since(last));
         engine
-            .begin(&parts.config, Span::from(downtime))
+            .begin(&parts.config)
             .map_err(|refusal| StartError::Store(refusal.message))?;
         Ok(engine)
     }
@@ -505,10 +516,12 @@ impl Engine {
         }
         if tried {
             self.store_works();
+            self.keep_attempts();
         } else if let Err(error) = self.store.alive(now) {
             self.store_failed(&error);
         } else {
             self.store_works();
+            self.keep_attempts();
         }
     }
 
@@ -582,8 +595,18 @@ impl Engine {
             attempt.service,
             attempt.refused.as_deref().map_or(String::new(), |code| format!(": refused, {code}"))
         );
-        if let Err(error) = self.store.audit(attempt) {
-            self.store_failed(&error);
+        self.unkept.push_back(attempt.clone());
+        self.unkept.truncate(UNKEPT);
+        self.keep_attempts();
+    }
+
+    fn keep_attempts(&mut self) {
+        while let Some(attempt) = self.unkept.front() {
+            if let Err(error) = self.store.audit(attempt) {
+                self.store_failed(&error);
+                return;
+            }
+            self.unkept.pop_front();
         }
     }
 

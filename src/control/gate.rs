@@ -2,6 +2,7 @@
 
 use super::{
     engine::{Ask, Engine},
+    managed::Managed,
     ready,
 };
 use crate::{
@@ -15,24 +16,20 @@ use std::{sync::Arc, time::Duration};
 const AGAIN: Duration = Duration::from_secs(1);
 
 impl Engine {
-    /// Probes the version that waits, if it is time.
+    /// Probes what waits to be ready, if it is time.
     pub(super) fn probe_if_waiting(&mut self, name: &ServiceName, now: Timestamp) {
         let Some(managed) = self.managed.get_mut(name) else {
             return;
         };
-        let Some(version) = managed.waiting_version().cloned() else {
+        if managed.waiting_version().is_none() {
             managed.gate.last = None;
-            return;
-        };
+        }
         if managed.gate.in_flight || managed.gate.next > now {
             return;
         }
-        let Some(inbox) = self.inbox.upgrade() else { return };
-        let endpoints = managed
-            .saved
-            .version(&version)
-            .map(|version| version.endpoints.clone())
-            .unwrap_or_default();
+        let (Some((version, endpoints)), Some(inbox)) = (managed.unready(), self.inbox.upgrade()) else {
+            return;
+        };
         managed.gate.in_flight = true;
         let path = managed.config.ready.http.clone();
         let outside = Arc::clone(&self.outside);
@@ -65,12 +62,9 @@ impl Engine {
         };
         managed.gate.in_flight = false;
         managed.gate.next = now.plus(AGAIN);
-        if managed.waiting_version() != Some(version) {
-            // Another version waits by now: it is probed at once.
-            managed.gate.next = now;
+        let Some(pool) = managed.pools.get(version).cloned() else {
             return;
-        }
-        let pool = managed.pool(version);
+        };
         let mut ready = 0;
         let mut trouble = None;
         for (url, result) in results {
@@ -88,6 +82,15 @@ impl Engine {
                 Err(why) => trouble = trouble.or(Some(why)),
             }
         }
+        match managed.waiting_version() {
+            Some(waiting) if waiting == version => {}
+            // Another version waits by now: it is probed at once.
+            Some(_) => {
+                managed.gate.next = now;
+                return;
+            }
+            None => return,
+        }
         let needed = usize::try_from(managed.config.ready.min_healthy.max(1)).unwrap_or(usize::MAX);
         let said = trouble.map_or(String::new(), |why| format!(": {why}"));
         let said = format!("{ready} of {needed} endpoints are ready{said}");
@@ -98,5 +101,26 @@ impl Engine {
         } else if changed {
             self.publish_status(name);
         }
+    }
+}
+
+impl Managed {
+    /// What is to be probed: all of a version that waits, otherwise those endpoints of a serving version that were not
+    /// ready when enough others were.
+    fn unready(&self) -> Option<(VersionName, Vec<EndpointUrl>)> {
+        if let Some(waiting) = self.waiting_version() {
+            let endpoints = self.saved.version(waiting)?.endpoints.clone();
+            return Some((waiting.clone(), endpoints));
+        }
+        let state = &self.saved.state;
+        [state.canary(), state.stable.as_ref()]
+            .into_iter()
+            .flatten()
+            .find_map(|version| {
+                let endpoints = self.pools.get(version)?.endpoints();
+                let late = endpoints.iter().filter(|endpoint| !endpoint.is_ready());
+                let late: Vec<EndpointUrl> = late.map(|endpoint| endpoint.url.clone()).collect();
+                (!late.is_empty()).then(|| (version.clone(), late))
+            })
     }
 }

@@ -178,7 +178,7 @@ impl Engine {
     }
 
     fn start_run(&mut self, name: &ServiceName, id: RunId, record: &RunRecord, now: Timestamp) {
-        let kept = self.kept_run(name, id);
+        let (kept, downtime) = (self.kept_run(name, id), self.downtime);
         let Some(managed) = self.managed.get_mut(name) else {
             return;
         };
@@ -195,6 +195,8 @@ impl Engine {
                 let run = match again {
                     Some(mut kept) if !kept.run.phase.is_completed() => {
                         kept.run.restarted(now);
+                        // Delays and durations count served time only.
+                        kept.run.started = kept.run.started.plus(downtime);
                         kept.run
                     }
                     Some(_) | None => Run::start(specs, now),

@@ -34,11 +34,25 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(super) struct PausedClock {
     began: Instant,
+    /// Milliseconds by which somebody has set the wall clock.
+    set: AtomicI64,
+}
+
+impl PausedClock {
+    fn new() -> Arc<PausedClock> {
+        Arc::new(PausedClock {
+            began: Instant::now(),
+            set: AtomicI64::new(0),
+        })
+    }
 }
 
 impl Clock for PausedClock {
     fn wall(&self) -> Timestamp {
-        Timestamp::from_secs(1_800_000_000).plus(self.began.elapsed())
+        let set = self.set.load(Ordering::SeqCst);
+        let by = Duration::from_millis(set.unsigned_abs());
+        let wall = Timestamp::from_secs(1_800_000_000).plus(self.began.elapsed());
+        if set < 0 { wall.minus(by) } else { wall.plus(by) }
     }
 
     fn monotonic(&self) -> Duration {
@@ -196,15 +210,13 @@ pub(super) struct Lab {
     pub(super) services: Services,
     pub(super) outside: Arc<Pretend>,
     pub(super) store: Arc<Faulty>,
-    clock: Arc<PausedClock>,
+    pub(super) clock: Arc<PausedClock>,
 }
 
 impl Lab {
     pub(super) fn new(config: Arc<Config>) -> Lab {
         let inner = Arc::new(SqliteStore::in_memory().unwrap());
-        let clock = Arc::new(PausedClock {
-            began: Instant::now(),
-        });
+        let clock = PausedClock::new();
         Lab::begin(config, Faulty::new(inner), clock, Arc::default()).unwrap()
     }
 
@@ -255,6 +267,11 @@ impl Lab {
 
     pub(super) fn status(&self) -> ServiceStatus {
         self.control.status("shop").unwrap()
+    }
+
+    /// Somebody sets the wall clock.
+    pub(super) fn set_wall(&self, seconds: i64) {
+        self.clock.set.store(seconds * 1000, Ordering::SeqCst);
     }
 
     /// The share that is really published.

@@ -191,3 +191,29 @@ async fn a_prometheus_that_is_down_pauses_and_does_not_roll_back() {
     lab.until("at 50 %", |status| status.set_weight == Weight::percent(50))
         .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_late_gets_requests_as_soon_as_it_is_ready() {
+    let lab = Lab::new(config(STEPS, ERRORS));
+    lab.outside.down.lock().unwrap().insert(url(9003).to_string());
+    let deploy = Deploy::of(v("v2"), vec![url(9002), url(9003)]);
+    lab.command(Command::Deploy(deploy)).await.unwrap();
+    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
+        .await;
+    let ready = |lab: &Lab| -> Vec<bool> {
+        let split = lab.live().cell.load_full();
+        split
+            .canary
+            .as_ref()
+            .unwrap()
+            .version
+            .endpoints()
+            .iter()
+            .map(|one| one.is_ready())
+            .collect()
+    };
+    assert_eq!(ready(&lab), [true, false]);
+    lab.outside.down.lock().unwrap().clear();
+    seconds(3).await;
+    assert_eq!(ready(&lab), [true, true]);
+}

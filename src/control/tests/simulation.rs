@@ -17,7 +17,7 @@ const TEMPLATES: &str = "analysisTemplates:
       - {name: b, interval: 5s, count: 2, successCondition: result < 0.05, provider: {serin: {metric: errorRate, noDataTimeout: 30s}}}";
 
 async fn act(lab: &Lab, rng: &mut StdRng) {
-    let command = match rng.random_range(0..16u32) {
+    let command = match rng.random_range(0..17u32) {
         0 | 1 => {
             let version = format!("v{}", rng.random_range(1..6u32));
             Command::Deploy(Deploy::of(v(&version), vec![url(rng.random_range(9001..9006))]))
@@ -41,6 +41,10 @@ async fn act(lab: &Lab, rng: &mut StdRng) {
         11 => {
             let fails = lab.store.fails.load(Ordering::SeqCst);
             lab.store.fails.store(!fails, Ordering::SeqCst);
+            return;
+        }
+        13 => {
+            lab.set_wall(rng.random_range(-5000..5000));
             return;
         }
         12 => {

@@ -121,9 +121,7 @@ async fn the_state_file_holds_it_all_over_a_clean_stop() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("serin.db");
     let manual = "    strategy: {canary: {steps: [{setWeight: 5}, {pause: {}}]}}";
-    let clock = Arc::new(PausedClock {
-        began: Instant::now(),
-    });
+    let clock = PausedClock::new();
     let open = || {
         let store = Faulty::new(Arc::new(SqliteStore::open(&path).unwrap()));
         Lab::begin(config(manual, ""), store, clock.clone(), Arc::default()).unwrap()
@@ -153,9 +151,7 @@ async fn stateless_serves_stable_only() {
             "",
         ),
         services: services.clone(),
-        clock: Arc::new(PausedClock {
-            began: Instant::now(),
-        }),
+        clock: PausedClock::new(),
         store: StoreChoice::Stateless,
         seed: [1; 32],
     })
@@ -169,4 +165,73 @@ async fn stateless_serves_stable_only() {
         .await
         .unwrap_err();
     assert_eq!(refusal.code, "stateless");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_is_set_neither_ends_nor_stretches_a_pause() {
+    for set in [-7200, 7200] {
+        let lab = Lab::new(config(STEPS, ERRORS));
+        lab.deploy("v2", 9002).await.unwrap();
+        lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
+            .await;
+        seconds(20).await;
+        lab.set_wall(set);
+        seconds(20).await;
+        assert_eq!(
+            lab.status().step.unwrap().index,
+            1,
+            "40 of 60 seconds, clock set by {set} s"
+        );
+        let lab = lab
+            .kill_and_restart(config(STEPS, ERRORS), Duration::from_secs(30))
+            .await;
+        seconds(15).await;
+        assert_eq!(
+            lab.status().step.unwrap().index,
+            1,
+            "55 of 60 seconds, clock set by {set} s"
+        );
+        seconds(10).await;
+        assert_eq!(
+            lab.status().step.unwrap().index,
+            2,
+            "65 of 60 seconds, clock set by {set} s"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_after_a_sweep_still_replays_to_the_same_state() {
+    let lab = Lab::new(config("    strategy: {immediate: {}}", ""));
+    for (version, port) in [("v2", 9002), ("v3", 9003), ("v4", 9004)] {
+        lab.deploy(version, port).await.unwrap();
+        lab.until("stable", |status| status.stable == Some(v(version)))
+            .await;
+        seconds(60).await;
+    }
+    let retention = Retention {
+        rollouts: 2,
+        events: crate::model::Span::secs(90),
+    };
+    let before = lab.store.inner.events(None, 0, 1000).unwrap().len();
+    let now = lab.status().updated.plus(Duration::from_secs(60));
+    lab.store.inner.sweep(retention, now).unwrap();
+    let after = lab.store.inner.events(None, 0, 1000).unwrap().len();
+    assert!(0 < after && after < before, "{after} of {before}");
+    assert_eq!(lab.store.inner.rollouts("shop").unwrap().len(), 2);
+    let loaded = lab.store.inner.load().unwrap();
+    assert_eq!(loaded[0].replayed.as_ref(), Some(&loaded[0].saved));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_could_not_be_kept_is_kept_when_the_store_works_again() {
+    let lab = Lab::new(config(STEPS, ERRORS));
+    lab.store.fails.store(true, Ordering::SeqCst);
+    lab.deploy("v2", 9002).await.unwrap_err();
+    assert_eq!(lab.control.history("shop", 5).await.unwrap().attempts.len(), 0);
+    lab.store.fails.store(false, Ordering::SeqCst);
+    lab.until("healthy store", |_| lab.control.is_store_healthy())
+        .await;
+    let attempts = lab.control.history("shop", 5).await.unwrap().attempts;
+    assert_eq!(attempts[0].refused.as_deref(), Some("storeUnhealthy"));
 }
