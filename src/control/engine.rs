@@ -181,17 +181,15 @@ impl Engine {
             swept: None,
         };
         for service in stored {
-            let saved = match service.replayed {
-                Some(replayed) => {
-                    if replayed != service.saved {
-                        error!(service = %service.name, "the kept state of `{}` differs from its events; the events count", service.name);
-                    }
-                    replayed
+            let name = &service.name;
+            let saved = if let Some(replayed) = service.replayed {
+                if replayed != service.saved {
+                    error!(service = %name, "the kept state of `{name}` differs from its events; the events count");
                 }
-                None => {
-                    error!(service = %service.name, "the events of `{}` cannot be replayed; the kept state counts", service.name);
-                    service.saved
-                }
+                replayed
+            } else {
+                error!(service = %name, "the events of `{name}` cannot be replayed; the kept state counts");
+                service.saved
             };
             engine.resting.insert(service.name, saved);
         }

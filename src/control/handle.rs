@@ -140,17 +140,14 @@ impl Shared {
     pub(super) fn publish(&self, name: &ServiceName, status: ServiceStatus, samples: &Arc<Mutex<Samples>>) {
         let status = Arc::new(status);
         let mut board = self.board.write().unwrap_or_else(PoisonError::into_inner);
-        match board.get(name) {
-            Some(entry) => {
-                entry.status.send_replace(status);
-            }
-            None => {
-                let entry = Entry {
-                    status: watch::channel(status).0,
-                    samples: Arc::clone(samples),
-                };
-                board.insert(name.clone(), entry);
-            }
+        if let Some(entry) = board.get(name) {
+            entry.status.send_replace(status);
+        } else {
+            let entry = Entry {
+                status: watch::channel(status).0,
+                samples: Arc::clone(samples),
+            };
+            board.insert(name.clone(), entry);
         }
     }
 
@@ -183,6 +180,7 @@ impl Shared {
 impl Control {
     /// Opens the store, restores every rollout and starts the engine on the current runtime. When it returns, every
     /// service's split is published.
+    #[allow(clippy::unused_async, reason = "it spawns: only a runtime may call it")]
     pub async fn start(options: StartOptions) -> Result<Control, StartError> {
         let failed = |error: StoreError| StartError::Store(error.to_string());
         let store: Arc<dyn Store> = match &options.store {
@@ -403,6 +401,7 @@ impl Control {
     }
 
     /// Stores an attempt that was refused before it came here (no token, wrong role).
+    #[allow(clippy::unused_async, reason = "a store shared over a network will make it wait")]
     pub async fn record_attempt(&self, attempt: Attempt) {
         // The engine is gone only when the process is stopping.
         let _ = self.inbox.send(Ask::Attempted(Box::new(attempt)));

@@ -60,11 +60,14 @@ impl Clock for PausedClock {
     }
 }
 
+/// A status and a body, or why there are none.
+type Fetched = Result<(u16, Vec<u8>), String>;
+
 /// A network on which everything is ready unless it is said to be down.
 #[derive(Debug, Default)]
 pub(super) struct Pretend {
     pub(super) down: Mutex<BTreeSet<String>>,
-    pub(super) answers: Mutex<VecDeque<Result<(u16, Vec<u8>), String>>>,
+    pub(super) answers: Mutex<VecDeque<Fetched>>,
 }
 
 impl Outside for Pretend {

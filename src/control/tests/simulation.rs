@@ -51,7 +51,9 @@ async fn act(lab: &Lab, rng: &mut StdRng) {
             let (live, split) = (lab.live(), lab.live().cell.load_full());
             if let Some(canary) = &split.canary {
                 for endpoint in canary.version.endpoints().iter() {
-                    (0..3).for_each(|_| drop(endpoint.failed(Duration::ZERO)));
+                    for _ in 0..3 {
+                        endpoint.failed(Duration::ZERO);
+                    }
                 }
                 live.canary_failed(&split, Duration::ZERO, &"refused");
             }
