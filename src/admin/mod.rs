@@ -19,6 +19,8 @@ mod problem;
 mod read;
 mod routes;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod wire;
 mod write;
 
