@@ -401,7 +401,10 @@ impl Control {
     }
 
     /// Stores an attempt that was refused before it came here (no token, wrong role).
-    #[allow(clippy::unused_async, reason = "a store shared over a network will make it wait")]
+    #[allow(
+        clippy::unused_async,
+        reason = "a store shared over a network will make it wait"
+    )]
     pub async fn record_attempt(&self, attempt: Attempt) {
         // The engine is gone only when the process is stopping.
         let _ = self.inbox.send(Ask::Attempted(Box::new(attempt)));

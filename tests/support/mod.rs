@@ -1,0 +1,276 @@
+//! What every end-to-end test needs: a running Serin of its own, services to put it in front of, a client that counts.
+//!
+//! Everything listens on free loopback ports in a folder of its own and ends with the value that started it, also when a
+//! test panics. Nothing sleeps: waiting is for a condition, bounded, and says what it waited for.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub,
+    reason = "each test binary uses its own part of this, and a helper that fails shall fail the test"
+)]
+
+pub mod upstream;
+
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+/// One instance of the built binary.
+pub struct Serin {
+    pub folder: tempfile::TempDir,
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    pub web: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+/// What stands before the services in every test's configuration: free ports, a token for TCP.
+pub const HEAD: &str = "
+listeners: [{name: web, address: \"127.0.0.1:0\"}]
+admin: {address: \"127.0.0.1:0\", tokens: [{name: test, role: admin, secretFile: token}]}
+";
+
+#[allow(clippy::disallowed_methods, reason = "bounds a wait in a test")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Polls until `holds` gives a value; panics with `what` after `limit`.
+pub fn wait_for<T>(what: &str, limit: Duration, mut holds: impl FnMut() -> Option<T>) -> T {
+    let end = now() + limit;
+    loop {
+        if let Some(value) = holds() {
+            return value;
+        }
+        assert!(now() < end, "waited {limit:?} for: {what}");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+impl Serin {
+    /// Starts with [`HEAD`] and these services.
+    pub fn start(services: &str) -> Serin {
+        Serin::start_with(&format!("{HEAD}{services}"))
+    }
+
+    /// Starts with this configuration.
+    pub fn start_with(configuration: &str) -> Serin {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("serin.yaml"), configuration).unwrap();
+        std::fs::write(folder.path().join("token"), "secret-token\n").unwrap();
+        Serin::run_in(folder, &[])
+    }
+
+    /// Starts in a folder that has a configuration.
+    pub fn run_in(folder: tempfile::TempDir, arguments: &[&str]) -> Serin {
+        let (child, log) = spawn(folder.path(), arguments);
+        let mut serin = Serin {
+            folder,
+            child,
+            log,
+            web: unset(),
+            admin: unset(),
+        };
+        serin.find_addresses();
+        serin
+    }
+
+    fn find_addresses(&mut self) {
+        let child = &mut self.child;
+        let log = &self.log;
+        wait_for("`ready` in the log", Duration::from_secs(20), || {
+            let lines = log.lock().unwrap();
+            if lines
+                .iter()
+                .any(|line| line.ends_with(" ready") || line.contains(" ready "))
+            {
+                return Some(());
+            }
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("serve ended with {status}:\n{}", lines.join("\n"));
+            }
+            None
+        });
+        let lines = self.log.lock().unwrap();
+        let address = |mark: &str| -> SocketAddr {
+            let line = lines.iter().find(|line| line.contains(mark)).unwrap();
+            let rest = &line[line.find("http://").unwrap() + 7..];
+            rest.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        let (web, admin) = (address("listener `web` at "), address("admin at "));
+        drop(lines);
+        (self.web, self.admin) = (web, admin);
+    }
+
+    /// Kills it without warning and starts it again on the same files.
+    pub fn crash_and_restart(self) -> Serin {
+        let mut this = self;
+        this.child.kill().unwrap();
+        this.child.wait().unwrap();
+        // Listening ports are chosen anew.
+        let (child, log) = spawn(this.folder.path(), &[]);
+        (this.child, this.log) = (child, log);
+        this.find_addresses();
+        this
+    }
+
+    /// Sends a signal by its name: TERM, HUP, INT.
+    pub fn signal(&self, name: &str) {
+        let done = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status()
+            .unwrap();
+        assert!(done.success());
+    }
+
+    /// Waits for the process to end by itself; its exit code.
+    pub fn wait_end(&mut self, limit: Duration) -> i32 {
+        let child = &mut self.child;
+        wait_for("the process to end", limit, || child.try_wait().unwrap())
+            .code()
+            .unwrap_or(-1)
+    }
+
+    /// Runs a verb of the command line against it.
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_serin"))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs a verb; its exit code, standard output and standard error.
+    pub fn run(&self, line: &str) -> (i32, String, String) {
+        let arguments: Vec<&str> = line.split_whitespace().collect();
+        let output = self.cli(&arguments);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.code().unwrap_or(-1),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    }
+
+    /// The status of a service as the API gives it.
+    pub fn status(&self, service: &str) -> serde_json::Value {
+        let (status, body) = get(self.admin, &format!("/v1/services/{service}"));
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// Everything logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// The value of the metric line that starts with all of these parts; 0 when there is none.
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let (_, text) = get(self.admin, "/metrics");
+        let matches = |line: &&str| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && labels
+                    .iter()
+                    .all(|(label, value)| line.contains(&format!("{label}=\"{value}\"")))
+        };
+        text.lines()
+            .filter(matches)
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+            .sum()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+impl Drop for Serin {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of serin ---\n{}\n---", self.log());
+        }
+    }
+}
+
+fn unset() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+fn spawn(folder: &Path, arguments: &[&str]) -> (Child, Arc<Mutex<Vec<String>>>) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_serin"))
+        .args(["serve", "-c", "serin.yaml", "--workers", "2"])
+        .args(arguments)
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let (lines, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            lines.lock().unwrap().push(line);
+        }
+    });
+    (child, log)
+}
+
+/// A GET over a connection of its own: status and body.
+pub fn get(to: SocketAddr, path: &str) -> (u16, String) {
+    let (status, _, body) = exchange(
+        to,
+        &format!("GET {path} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n\r\n"),
+    );
+    (status, body)
+}
+
+/// Sends raw bytes and reads to the end: status, head, body (chunks joined).
+pub fn exchange(to: SocketAddr, request: &str) -> (u16, String, String) {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(to).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut bytes = Vec::new();
+    let _ = stream.read_to_end(&mut bytes);
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .unwrap_or(0);
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    (
+        status,
+        head.to_owned(),
+        if chunked { dechunk(body) } else { body.to_owned() },
+    )
+}
+
+fn dechunk(body: &str) -> String {
+    let (mut whole, mut rest) = (String::new(), body);
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
+        if size == 0 || after.len() < size {
+            break;
+        }
+        whole.push_str(&after[..size]);
+        rest = after[size..].trim_start_matches("\r\n");
+    }
+    whole
+}
