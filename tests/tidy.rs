@@ -7,7 +7,11 @@
 //! Sources are read as Rust tokens, so comments, strings and line breaks cannot fool a check. Every check is also
 //! shown to catch what it is there for. There are no limits on length.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot read the tree has to fail")]
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    clippy::unwrap_used,
+    reason = "a test that cannot read the tree has to fail"
+)]
 
 use proc_macro2::{Delimiter, Group, Spacing, Span, TokenStream, TokenTree};
 use std::collections::BTreeSet;
@@ -80,7 +84,11 @@ fn pure_floors_name_no_clock_socket_file_task_or_dice() {
 
 #[test]
 fn every_file_opens_with_a_header() {
-    none(rust_sources(&["src", "tests", "benches"]).iter().flat_map(header));
+    none(
+        rust_sources(&["src", "tests", "benches"])
+            .iter()
+            .filter_map(header),
+    );
 }
 
 #[test]

@@ -199,7 +199,7 @@ fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     })
 }
 
-/// The generation in an ETag.
+/// The generation in an `ETag`.
 pub(super) fn generation_of(etag: &str) -> Option<u64> {
     let etag = etag.strip_prefix("W/").unwrap_or(etag);
     etag.strip_prefix('"')?.strip_suffix('"')?.parse().ok()

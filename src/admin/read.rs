@@ -111,7 +111,7 @@ pub(super) async fn status(
             return Ok(response);
         }
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() {
+            seen = changes.changed() => if seen.is_err() {
                 return Err(Problem::no_service(&service));
             },
             () = tokio::time::sleep_until(deadline) => {}

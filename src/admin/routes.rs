@@ -40,6 +40,10 @@ pub(super) struct Route {
     handler: MethodRouter<Admin>,
 }
 
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "the row keeps it where tests compare it with the document"
+)]
 fn row<H: Handler<T, Admin>, T: 'static>(
     method: Method,
     path: &'static str,

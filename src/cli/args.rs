@@ -125,7 +125,7 @@ pub struct Target {
         help_heading = "Connection"
     )]
     pub token_file: Option<PathBuf>,
-    /// Use the socket of the Serin that serves this configuration [otherwise: SERIN_SOCKET, or ./serin.sock]
+    /// Use the socket of the Serin that serves this configuration [otherwise: `SERIN_SOCKET`, or `./serin.sock`]
     #[arg(short, long, value_name = "FILE", help_heading = "Connection")]
     pub config: Option<PathBuf>,
 }

@@ -367,6 +367,10 @@ fn server(target: &Target, socket: Option<PathBuf>) -> Result<Server, Failure> {
     ))
 }
 
+#[allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "the other kinds have no advice of their own"
+)]
 fn no_socket(path: &Path, error: &io::Error) -> Failure {
     let place = path.display();
     match error.kind() {

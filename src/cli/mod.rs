@@ -49,9 +49,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, out: &mut Out) -> u8 {
         Err(failure) => {
             out.note(format!("error: {failure}"));
             if format_of(&cli.command) == args::Format::Github {
-                github::annotation(failure.exit, &failure.to_string())
-                    .iter()
-                    .for_each(|line| out.line(line));
+                if let Some(line) = github::annotation(failure.exit, &failure.to_string()) {
+                    out.line(line);
+                }
             }
             failure.exit.code()
         }

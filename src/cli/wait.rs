@@ -138,6 +138,7 @@ mod tests {
         }
     }
 
+    #[allow(clippy::wildcard_enum_match_arm, reason = "everything else ends the wait")]
     fn exit_now(wait: &Wait, status: &ServiceStatus) -> Exit {
         match wait.judge(status) {
             Standing::Waiting => Exit::TimedOut,

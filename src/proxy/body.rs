@@ -247,6 +247,10 @@ pub(super) struct OutBody {
 }
 
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly every body is the large one; a box would be an allocation for each"
+)]
 enum Kind {
     Own(Option<Bytes>),
     Upstream(Upstream),

@@ -182,7 +182,7 @@ pub(super) async fn run<S>(
         guarded(
             &worker,
             drained(&progress, builder.serve_connection(io, serve), |c| {
-                c.graceful_shutdown()
+                c.graceful_shutdown();
             }),
         )
         .await
@@ -200,7 +200,7 @@ pub(super) async fn run<S>(
         guarded(
             &worker,
             drained(&progress, builder.serve_connection(io, serve), |c| {
-                c.graceful_shutdown()
+                c.graceful_shutdown();
             }),
         )
         .await

@@ -45,6 +45,10 @@ pub(super) struct Outbound<'a> {
 }
 
 /// How an attempt failed, and what may be done about it.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "lives on the stack of one failed attempt; a box would be an allocation more"
+)]
 enum Missed {
     /// Not a byte of the request reached the application: trying elsewhere is always safe.
     NeverReached(Parts, Failure),
@@ -132,6 +136,10 @@ impl Outbound<'_> {
 
     /// One attempt on one endpoint. A kept connection that turns out to be closed is replaced by a new one to the same
     /// endpoint, which is still the same attempt as far as the version is concerned.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what one attempt differs in; bundling it would only rename the list"
+    )]
     async fn attempt(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -146,17 +154,22 @@ impl Outbound<'_> {
         if connections.connecting() > self.entry.service.limits.pending {
             return Err(Missed::Final(Failure::OVERLOAD, Outcome::Canceled));
         }
-        // At most the connections that were kept, then a fresh one.
-        for _ in 0..4 {
+        // A kept connection, perhaps another one, then a new one: the last cannot have been closed while idle.
+        for round in 0..3 {
             let now = if late { Instant::now() } else { self.started };
             late = true;
-            let mut lease = match connections.lease(now, self.limits.connect).await {
+            let leased = if round < 2 {
+                connections.lease(now, self.limits.connect).await
+            } else {
+                connections.lease_new(self.limits.connect).await
+            };
+            let mut lease = match leased {
                 Ok(lease) => lease,
                 Err(error) => return Err(self.unconnected(endpoint, head, &error, exchange, role)),
             };
             let reused = lease.reused;
-            let request = self.request(head, body, lease.is_http2());
-            match self.within_deadline(lease.send(request)).await {
+            let outgoing = outgoing(head, body, lease.is_http2());
+            match self.within_deadline(lease.send(outgoing)).await {
                 None => {
                     exchange.attempted(Attempt::TimedOut);
                     exchange.judge(Outcome::Failed);
@@ -170,8 +183,8 @@ impl Outbound<'_> {
                 Some(Ok(response)) => {
                     endpoint.succeeded();
                     exchange.attempted(Attempt::Answered);
-                    let rule = &self.entry.service.failure;
-                    let failed = rule.is_failure_head(response.status().as_u16(), response.headers());
+                    let failure = &self.entry.service.failure;
+                    let failed = failure.is_failure_head(response.status().as_u16(), response.headers());
                     exchange.responded(response.status(), response.headers(), failed, lease);
                     return Ok(response);
                 }
@@ -203,22 +216,6 @@ impl Outbound<'_> {
             }
         }
         Err(Missed::NeverReached(head, Failure::UNREACHABLE))
-    }
-
-    fn request(&self, mut head: Parts, body: Option<&BodyHandle>, http2: bool) -> Request<RequestBody> {
-        let unknown_length = body.is_some_and(BodyHandle::is_unknown_length);
-        headers::frame_for(&mut head.headers, http2, unknown_length);
-        if http2 {
-            head.version = Version::HTTP_2;
-            head.uri = headers::absolute_form(&head.uri, &head.headers);
-            head.headers.remove(http::header::HOST);
-        } else {
-            head.version = Version::HTTP_11;
-            if head.uri.scheme().is_some() {
-                head.uri = headers::origin_form(&head.uri);
-            }
-        }
-        Request::from_parts(head, body.map_or_else(RequestBody::none, BodyHandle::body))
     }
 
     /// Waits for a response head until the deadline. HTTP/1.1 connections share one timer over all their requests.
@@ -299,6 +296,23 @@ impl Outbound<'_> {
             self.entry.live.canary_failed(self.split, now, reason);
         }
     }
+}
+
+/// The request as this connection speaks it.
+fn outgoing(mut head: Parts, body: Option<&BodyHandle>, http2: bool) -> Request<RequestBody> {
+    let unknown_length = body.is_some_and(BodyHandle::is_unknown_length);
+    headers::frame_for(&mut head.headers, http2, unknown_length);
+    if http2 {
+        head.version = Version::HTTP_2;
+        head.uri = headers::absolute_form(&head.uri, &head.headers);
+        head.headers.remove(http::header::HOST);
+    } else {
+        head.version = Version::HTTP_11;
+        if head.uri.scheme().is_some() {
+            head.uri = headers::origin_form(&head.uri);
+        }
+    }
+    Request::from_parts(head, body.map_or_else(RequestBody::none, BodyHandle::body))
 }
 
 /// The head of a request that came back unsent.

@@ -210,9 +210,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Read for ClientIo<S> {
         }
         match Pin::new(&mut self.inner).poll_read(cx, buf) {
             Poll::Pending => self.waits(cx),
-            ready => {
+            Poll::Ready(result) => {
                 self.progress.bytes_arrived();
-                ready
+                Poll::Ready(result)
             }
         }
     }

@@ -39,14 +39,13 @@ pub enum BindError {
 
 /// Binds one socket per worker. An address with port 0 gets a free port, the same for all.
 pub fn bind(address: &BindAddress, workers: usize) -> Result<Vec<Socket>, BindError> {
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::AddrInUse => BindError::InUse {
-            address: address.clone(),
-        },
-        _ => BindError::Other {
-            address: address.clone(),
-            source,
-        },
+    let failed = |source: io::Error| {
+        let address = address.clone();
+        if source.kind() == io::ErrorKind::AddrInUse {
+            BindError::InUse { address }
+        } else {
+            BindError::Other { address, source }
+        }
     };
     match address {
         BindAddress::Tcp(tcp) => bind_tcp(*tcp, workers).map_err(failed),
@@ -164,7 +163,7 @@ async fn backed_off(listener: &ListenerState, error: &io::Error) {
         }
         // The client was gone before we looked.
         _ => {
-            tracing::debug!(listener = %listener.config.name, %error, "a connection ended before it was accepted")
+            tracing::debug!(listener = %listener.config.name, %error, "a connection ended before it was accepted");
         }
     }
 }

@@ -6,6 +6,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// What the fields of a request contain. Counts stop at 255.
 #[derive(Debug, Default)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a field that is there or not"
+)]
 pub(super) struct Seen {
     pub(super) hosts: u8,
     pub(super) lengths: u8,

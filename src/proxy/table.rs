@@ -2,6 +2,7 @@
 
 use crate::{
     config::{Config, Service, Timeouts},
+    model::Span,
     route::{Router, Rule},
     upstream::{LiveService, Services},
 };
@@ -43,7 +44,7 @@ impl Table {
             live.set_hard_failure_attempts(service.hard_failure.attempts);
             let per_listener = config.listeners.iter().map(|listener| {
                 let timeouts: Timeouts = service.timeouts.over(&listener.timeouts);
-                let per_try = service.retries.per_try.map(|span| span.as_duration());
+                let per_try = service.retries.per_try.map(Span::as_duration);
                 let response_headers = timeouts.response_headers.as_duration();
                 Limits {
                     connect: timeouts.connect.as_duration(),
@@ -51,7 +52,7 @@ impl Table {
                     response_headers: per_try
                         .map_or(response_headers, |per_try| per_try.min(response_headers)),
                     stream_idle: timeouts.stream_idle.as_duration(),
-                    request: timeouts.request.map(|span| span.as_duration()),
+                    request: timeouts.request.map(Span::as_duration),
                     body: service
                         .limits
                         .body

@@ -176,6 +176,11 @@ where
         if let Some(sender) = self.kept(now).await {
             return Ok(self.lent(sender, true));
         }
+        self.lease_new(timeout).await
+    }
+
+    /// A new connection within `timeout`, whatever is kept.
+    pub async fn lease_new(self: &Rc<Self>, timeout: Duration) -> Result<Lease<B>, ConnectError> {
         let sender = {
             let _connecting = Counted::up(&self.connecting);
             connect(&self.endpoint, timeout).await?

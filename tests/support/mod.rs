@@ -5,6 +5,7 @@
 #![allow(
     dead_code,
     clippy::unwrap_used,
+    clippy::print_stderr,
     missing_docs,
     unreachable_pub,
     reason = "each test binary uses its own part of this, and a helper that fails shall fail the test"

@@ -118,7 +118,7 @@ async fn answer(
         .into_body()
         .collect()
         .await
-        .map(|body| body.to_bytes())
+        .map(http_body_util::Collected::to_bytes)
         .unwrap_or_default();
     let response = Response::builder()
         .status(if fails { 500 } else { 200 })
