@@ -48,10 +48,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, out: &mut Out) -> u8 {
         Ok(code) => code,
         Err(failure) => {
             out.note(format!("error: {failure}"));
-            if format_of(&cli.command) == args::Format::Github {
-                if let Some(line) = github::annotation(failure.exit, &failure.to_string()) {
-                    out.line(line);
-                }
+            if format_of(&cli.command) == args::Format::Github
+                && let Some(line) = github::annotation(failure.exit, &failure.to_string())
+            {
+                out.line(line);
             }
             failure.exit.code()
         }
