@@ -1,6 +1,7 @@
 //! The six milestones of a canary lab, driven from outside as a user would.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on shall fail")]
 
+#[path = "../support/mod.rs"]
 mod support;
 
 use support::{Serin, get, upstream::Upstream};

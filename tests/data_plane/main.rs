@@ -1,0 +1,7 @@
+//! The data plane, driven from outside: the built binary, real sockets, a client that counts.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall fail")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod split;
