@@ -11,6 +11,8 @@
     reason = "each test binary uses its own part of this, and a helper that fails shall fail the test"
 )]
 
+pub mod load;
+pub mod prometheus;
 pub mod upstream;
 
 use std::{
@@ -165,6 +167,51 @@ impl Serin {
         let (status, body) = get(self.admin, &format!("/v1/services/{service}"));
         assert_eq!(status, 200, "{body}");
         serde_json::from_str(&body).unwrap()
+    }
+
+    /// Puts another configuration in the place of the one it serves, at once as an editor or `mv` does.
+    pub fn rewrite(&self, configuration: &str) {
+        std::fs::write(self.file("serin.yaml.new"), configuration).unwrap();
+        std::fs::rename(self.file("serin.yaml.new"), self.file("serin.yaml")).unwrap();
+    }
+
+    /// A call of the REST API over TCP with the content of a token file: status, head, body.
+    pub fn api(&self, method: &str, path: &str, token: &str, body: &str) -> (u16, String, serde_json::Value) {
+        self.api_with(method, path, &format!("authorization: Bearer {token}\r\n"), body)
+    }
+
+    /// The same with these header lines.
+    pub fn api_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+    ) -> (u16, String, serde_json::Value) {
+        let length = body.len();
+        let (status, head, text) = exchange(
+            self.admin,
+            &format!(
+                "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n{headers}content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}",
+                self.admin
+            ),
+        );
+        let value = serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
+        (status, head, value)
+    }
+
+    /// Waits until the status of a service is as wanted; the status.
+    pub fn wait_status(
+        &self,
+        service: &str,
+        what: &str,
+        holds: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
+        let mut last = serde_json::Value::Null;
+        wait_for(what, Duration::from_secs(30), || {
+            last = self.status(service);
+            holds(&last).then(|| last.clone())
+        })
     }
 
     /// Everything logged so far.
