@@ -73,7 +73,7 @@ async fn bench() -> Bench {
         config,
         services: Services::new(metrics.clone()),
         clock: Arc::clone(&clock),
-        store: StoreChoice::Memory,
+        store: StoreChoice::Memory.open().unwrap(),
         seed: [7; 32],
     })
     .await

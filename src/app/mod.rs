@@ -110,7 +110,7 @@ pub struct Serin {
 }
 
 impl Serin {
-    /// Builds everything in floor order. Whatever is most likely to fail (addresses, the state file) comes first; when it
+    /// Builds everything in floor order. Whatever is most likely to fail (the state file, addresses) comes first; when it
     /// returns, requests are being served.
     pub async fn start(config: Arc<Config>, options: Options) -> Result<Serin, AppError> {
         if !config.not_yet().is_empty() {
@@ -120,6 +120,10 @@ impl Serin {
             .workers
             .or_else(|| std::thread::available_parallelism().ok())
             .map_or(1, NonZeroUsize::get);
+        let choice = options.store;
+        let choice = choice.unwrap_or_else(|| StoreChoice::File(config.state.path.clone()));
+        // Before the addresses: of two instances of one file, the second should hear of the first, not of its ports.
+        let store = choice.open()?;
         let bound = Bound::bind(&config, count)?;
         let listeners = admin::Listeners::bind(&config.admin, config.telemetry).await?;
         let clock = SystemClock::start();
@@ -129,9 +133,6 @@ impl Serin {
 
         let mut seed = [0u8; 32];
         rand::rng().fill_bytes(&mut seed);
-        let store = options
-            .store
-            .unwrap_or_else(|| StoreChoice::File(config.state.path.clone()));
         let control = Control::start(StartOptions {
             config: Arc::clone(&config),
             services: services.clone(),

@@ -43,7 +43,7 @@ pub struct StartOptions {
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Where rollouts are remembered.
-    pub store: StoreChoice,
+    pub store: OpenStore,
     /// Where random keys and ids begin; taken from the system's generator outside tests.
     pub seed: [u8; 32],
 }
@@ -57,6 +57,31 @@ pub enum StoreChoice {
     Stateless,
     /// Nowhere but in memory: for the demo and for tests; a restart forgets everything.
     Memory,
+}
+
+impl StoreChoice {
+    /// Opens it. Apart from [`Control::start`], because the file's lock is what tells two instances apart: whoever starts
+    /// twice should hear of the other process, not of its ports.
+    pub fn open(&self) -> Result<OpenStore, StartError> {
+        let failed = |error: StoreError| StartError::Store(error.to_string());
+        let store: Arc<dyn Store> = match self {
+            StoreChoice::File(path) => Arc::new(SqliteStore::open(path).map_err(failed)?),
+            StoreChoice::Stateless | StoreChoice::Memory => {
+                Arc::new(SqliteStore::in_memory().map_err(failed)?)
+            }
+        };
+        Ok(OpenStore {
+            store,
+            stateless: *self == StoreChoice::Stateless,
+        })
+    }
+}
+
+/// A store that is ours until it is dropped.
+#[derive(Debug)]
+pub struct OpenStore {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) stateless: bool,
 }
 
 /// Why control cannot start; says how to mend it.
@@ -178,26 +203,19 @@ impl Shared {
 }
 
 impl Control {
-    /// Opens the store, restores every rollout and starts the engine on the current runtime. When it returns, every
-    /// service's split is published.
+    /// Restores every rollout and starts the engine on the current runtime. When it returns, every service's split is
+    /// published.
     #[allow(clippy::unused_async, reason = "it spawns: only a runtime may call it")]
     pub async fn start(options: StartOptions) -> Result<Control, StartError> {
-        let failed = |error: StoreError| StartError::Store(error.to_string());
-        let store: Arc<dyn Store> = match &options.store {
-            StoreChoice::File(path) => Arc::new(SqliteStore::open(path).map_err(failed)?),
-            StoreChoice::Stateless | StoreChoice::Memory => {
-                Arc::new(SqliteStore::in_memory().map_err(failed)?)
-            }
-        };
-        Control::start_with(options, store, Arc::new(Network::default()))
+        Control::start_with(options, Arc::new(Network::default()))
     }
 
-    /// [`Control::start`] with the store and the network given: what tests use.
+    /// [`Control::start`] with the network given: what tests use.
     pub(crate) fn start_with(
         options: StartOptions,
-        store: Arc<dyn Store>,
         outside: Arc<dyn Outside>,
     ) -> Result<Control, StartError> {
+        let OpenStore { store, stateless } = options.store;
         let trips = options.services.take_trips().ok_or(StartError::Twice)?;
         let shared = Arc::new(Shared::new());
         let (sender, inbox) = mpsc::unbounded_channel();
@@ -206,7 +224,7 @@ impl Control {
             services: options.services.clone(),
             clock: Arc::clone(&options.clock),
             store: Arc::clone(&store),
-            stateless: options.store == StoreChoice::Stateless,
+            stateless,
             outside: Arc::clone(&outside),
             seed: options.seed,
             shared: Arc::clone(&shared),

@@ -28,7 +28,9 @@ mod tests;
 pub use command::{
     Accepted, Caller, Command, Deploy, EndpointChange, Expect, OnConflict, Refusal, RefusalKind,
 };
-pub use handle::{Change, Control, ReadError, ReloadRefused, StartError, StartOptions, StoreChoice};
+pub use handle::{
+    Change, Control, OpenStore, ReadError, ReloadRefused, StartError, StartOptions, StoreChoice,
+};
 pub use status::{
     AbortStatus, AnalysisStatus, Attempt, EndpointStatus, EvidenceStatus, History, MetricStatus,
     MetricsWindow, Observed, PausedStatus, RolloutStatus, ServiceStatus, StepStatus, StoredEvent,

@@ -5,4 +5,6 @@
 mod support;
 
 mod argo;
+mod crash;
 mod milestones;
+mod store;

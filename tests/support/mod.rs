@@ -113,14 +113,27 @@ impl Serin {
 
     /// Kills it without warning and starts it again on the same files.
     pub fn crash_and_restart(self) -> Serin {
+        self.crash_then(|_| {})
+    }
+
+    /// Kills it without warning, does something to its folder, and starts it again.
+    pub fn crash_then(self, meanwhile: impl FnOnce(&Path)) -> Serin {
         let mut this = self;
         this.child.kill().unwrap();
         this.child.wait().unwrap();
+        meanwhile(this.folder.path());
         // Listening ports are chosen anew.
         let (child, log) = spawn(this.folder.path(), &[]);
         (this.child, this.log) = (child, log);
         this.find_addresses();
         this
+    }
+
+    /// Stops it as an operator does, and gives its folder back.
+    pub fn stop(mut self) -> tempfile::TempDir {
+        self.signal("TERM");
+        assert_eq!(self.wait_end(Duration::from_secs(30)), 0, "{}", self.log());
+        std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap())
     }
 
     /// Sends a signal by its name: TERM, HUP, INT.
@@ -251,6 +264,31 @@ impl Drop for Serin {
         if std::thread::panicking() {
             eprintln!("--- log of serin ---\n{}\n---", self.log());
         }
+    }
+}
+
+/// Starts it in a folder where it must not start: its exit code and what it said.
+pub fn refused_start(folder: &Path, arguments: &[&str]) -> (i32, String) {
+    let (child, log) = spawn(folder, arguments);
+    let mut serin = Bounded(child);
+    let status = wait_for("the start to be refused", Duration::from_secs(20), || {
+        serin.0.try_wait().unwrap()
+    });
+    // The pipe's reader may be a moment behind.
+    let said = wait_for("a reason", Duration::from_secs(20), || {
+        let said = log.lock().unwrap().join("\n");
+        (!said.is_empty()).then_some(said)
+    });
+    (status.code().unwrap_or(-1), said)
+}
+
+/// A process that does not outlive its test.
+struct Bounded(Child);
+
+impl Drop for Bounded {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

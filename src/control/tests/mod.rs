@@ -7,7 +7,7 @@ mod simulation;
 mod store;
 
 use super::{
-    Accepted, Caller, Command, Control, Deploy, Expect, Refusal, ServiceStatus, StartOptions, StoreChoice,
+    Accepted, Caller, Command, Control, Deploy, Expect, OpenStore, Refusal, ServiceStatus, StartOptions,
     providers::{Outside, Question},
     store::{KeyRow, Retention, Row, RunRow, SqliteStore, Store, StoreError, StoredService},
 };
@@ -234,10 +234,13 @@ impl Lab {
             config,
             services: services.clone(),
             clock: clock.clone(),
-            store: StoreChoice::Memory,
+            store: OpenStore {
+                store: store.clone(),
+                stateless: false,
+            },
             seed: [7; 32],
         };
-        let control = Control::start_with(options, store.clone(), outside.clone())?;
+        let control = Control::start_with(options, outside.clone())?;
         Ok(Lab {
             control,
             services,

@@ -152,7 +152,7 @@ async fn stateless_serves_stable_only() {
         ),
         services: services.clone(),
         clock: PausedClock::new(),
-        store: StoreChoice::Stateless,
+        store: crate::control::StoreChoice::Stateless.open().unwrap(),
         seed: [1; 32],
     })
     .await
