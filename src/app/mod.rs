@@ -5,6 +5,7 @@
 
 mod clock;
 mod limits;
+mod observers;
 mod reload;
 mod serve;
 mod workers;
@@ -105,6 +106,7 @@ pub struct Serin {
     stop_admin: watch::Sender<bool>,
     workers: Workers,
     reload: Reload,
+    observers: Arc<observers::Observers>,
     grace: Duration,
     addresses: Addresses,
 }
@@ -148,7 +150,14 @@ impl Serin {
             epoch: clock.epoch,
             connections: AtomicU64::new(0),
             most_connections: limits::most_connections(),
+            observers: proxy::Observers::default(),
         });
+        let observers = observers::Observers::new(Arc::clone(&shared), metrics.clone(), clock);
+        let prepared = observers
+            .prepare(&config)
+            .map_err(|problem| AppError::Config(vec![problem]))?;
+        observers.replace(prepared);
+        let observers = Arc::new(observers);
         let grace = config
             .listeners
             .iter()
@@ -165,6 +174,7 @@ impl Serin {
             shared,
             metrics: metrics.clone(),
             tokens: tokens.clone(),
+            observers: Arc::clone(&observers),
         };
         let reload = Reload::new(options.file, Arc::clone(&config), parts);
         let addresses = Addresses {
@@ -194,6 +204,7 @@ impl Serin {
             stop_admin,
             workers,
             reload,
+            observers,
             grace,
             addresses,
         })
@@ -217,6 +228,11 @@ impl Serin {
     /// The way to take a new configuration.
     pub fn reloader(&self) -> &Reload {
         &self.reload
+    }
+
+    /// Opens log files anew: they have been renamed.
+    pub fn reopen_logs(&self) {
+        self.observers.reopen();
     }
 
     /// Not ready for new traffic from here on; what comes is still served.
@@ -249,6 +265,7 @@ impl Serin {
                 let _ = joined.await;
             }
         }
+        self.observers.stop().await;
         self.control.shutdown().await;
         self.stop_admin.send_replace(true);
         // It bounds its own end; a panic in it has been logged.

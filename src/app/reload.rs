@@ -1,5 +1,6 @@
 //! Taking a new configuration: parse, check, swap; a bad one changes nothing and says why.
 
+use super::observers::Observers;
 use crate::{
     admin::{Answer, ConfigCheck, Operator, Tokens},
     config::{self, Config, Loaded, Problem},
@@ -23,6 +24,7 @@ pub(super) struct Parts {
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: Registry,
     pub(super) tokens: Tokens,
+    pub(super) observers: Arc<Observers>,
 }
 
 /// Reloads one instance. Cheap to clone.
@@ -87,6 +89,10 @@ impl Reload {
         if !problems.is_empty() {
             return Err(self.refused(problems));
         }
+        let observers = match self.parts.observers.prepare(&config) {
+            Ok(observers) => observers,
+            Err(problem) => return Err(self.refused(vec![problem])),
+        };
         // The routes first: a service that goes must stop being routed to before its versions go.
         let before = self
             .parts
@@ -96,6 +102,7 @@ impl Reload {
         match self.parts.control.apply_config(Arc::clone(&config)).await {
             Ok(changes) => {
                 self.parts.tokens.replace(config.admin.tokens.clone());
+                self.parts.observers.replace(observers);
                 self.current.store(config);
                 self.parts
                     .metrics

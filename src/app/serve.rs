@@ -67,7 +67,11 @@ async fn run(args: &ServeArgs) -> Result<(), AppError> {
         tokio::select! {
             _ = term.recv() => break,
             _ = int.recv() => break,
-            _ = hup.recv() => reload(serin.reloader(), watch.as_mut(), "SIGHUP").await,
+            _ = hup.recv() => {
+                // Also when the file is bad: rotating logs must not depend on it.
+                serin.reopen_logs();
+                reload(serin.reloader(), watch.as_mut(), "SIGHUP").await;
+            }
             () = changed(&mut watch) => reload(serin.reloader(), watch.as_mut(), "the file changed").await,
         }
     }

@@ -3,6 +3,7 @@
 //! `proxy`, `control`, `upstream` and `admin` build on these; what an operator may write is next door, one file per
 //! concern. Nothing here is optional because it was not written, only because absence means something.
 
+use super::observe::{AccessLog, Otlp};
 use super::problem::Problem;
 use super::secret::Redacted;
 use crate::analysis::Template;
@@ -30,6 +31,10 @@ pub struct Config {
     pub telemetry: Option<SocketAddr>,
     /// Where rollouts are remembered.
     pub state: StateStore,
+    /// One line for each request; none: no access log.
+    pub access_log: Option<AccessLog>,
+    /// Where spans go; none: nothing is traced.
+    pub tracing: Option<Otlp>,
     /// What is served, in the order of the files; names are unique.
     pub services: Vec<Arc<Service>>,
     /// Every template, by name; the built-in gate is among them.

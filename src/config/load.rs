@@ -11,7 +11,7 @@ use super::service::{self, ServiceConfig};
 use super::strategy::{self, StrategyConfig, Templates, Uses};
 use super::template::{self, TemplateConfig};
 use super::yaml::{self, Entry, Env, Kind, MAX_BYTES, Node};
-use super::{admin, advice, argo, listener, shown};
+use super::{admin, advice, argo, listener, observe, shown};
 use crate::analysis::{Context, Template};
 use crate::model::ServiceName;
 use serde::Deserialize;
@@ -56,6 +56,10 @@ struct FileConfig {
     telemetry: Option<admin::TelemetryConfig>,
     /// Absent: serin.db beside this file.
     state: Option<admin::StateConfig>,
+    /// Absent: no access log.
+    access_log: Option<observe::AccessLogConfig>,
+    /// Absent: `traceparent` is passed on, nothing is traced.
+    tracing: Option<observe::TracingConfig>,
     /// At least one, here or in an included file.
     #[serde(default)]
     services: Vec<Located<ServiceConfig>>,
@@ -164,6 +168,11 @@ pub fn load_text(
     let admin = admin::compile(main.admin.as_ref(), &names, cx);
     let telemetry = admin::telemetry(main.telemetry.as_ref(), cx);
     let state = admin::state(main.state.as_ref(), cx);
+    let access_log = main
+        .access_log
+        .as_ref()
+        .map(|config| observe::access_log(config, cx));
+    let tracing = main.tracing.as_ref().map(|config| observe::tracing(config, cx));
     if names.is_empty() {
         cx.error(
             "services",
@@ -190,6 +199,8 @@ pub fn load_text(
         admin,
         telemetry,
         state,
+        access_log,
+        tracing,
         services: services.into_iter().map(Arc::new).collect(),
         templates: shared,
         shown: shown::show(files.iter().map(|file| &file.root)),

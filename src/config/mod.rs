@@ -13,6 +13,7 @@ mod diff;
 mod listener;
 mod load;
 mod matching;
+mod observe;
 mod problem;
 mod secret;
 mod service;
@@ -34,6 +35,7 @@ pub use compiled::{
 };
 pub use diff::{Diff, ServiceDiff, diff};
 pub use load::{Loaded, load, load_text, load_with};
+pub use observe::{AccessLog, LogFormat, LogPath, Otlp};
 pub use problem::Problem;
 pub use secret::Redacted;
 pub use strategy::{BUILT_IN_GATE, built_in_gate, default_steps};

@@ -336,7 +336,7 @@ fn version(config: &VersionConfig, path: &str, cx: &mut Cx) -> VersionBlock {
     }
 }
 
-fn header_name(text: &str, path: &str, cx: &mut Cx) -> Option<HeaderName> {
+pub(super) fn header_name(text: &str, path: &str, cx: &mut Cx) -> Option<HeaderName> {
     let name = HeaderName::from_bytes(text.as_bytes()).ok();
     if name.is_none() {
         cx.error(

@@ -940,3 +940,37 @@ fn a_service_that_never_gets_a_request_is_named() {
         "{warnings}"
     );
 }
+
+#[test]
+fn an_access_log_and_a_collector_are_off_until_written_and_their_faults_named() {
+    let config = good(MINIMAL);
+    assert!(config.access_log.is_none() && config.tracing.is_none());
+    let text = format!(
+        "{MINIMAL}accessLog: {{format: clf, path: a.log, sample: 10%, headers: [User-Agent]}}\n\
+         tracing: {{otlp: {{endpoint: 'http://127.0.0.1:4318/', headers: {{api-key: '${{TOKEN}}'}}}}}}\n"
+    );
+    let config = good(&text);
+    let log = config.access_log.as_ref().unwrap();
+    assert_eq!((log.format, log.query), (LogFormat::Clf, false));
+    assert_eq!(log.path, LogPath::File("config/a.log".into()));
+    assert_eq!(
+        (log.sample.as_percent(), log.headers[0].as_str()),
+        (10.0, "user-agent")
+    );
+    let otlp = config.tracing.as_ref().unwrap();
+    assert_eq!(otlp.endpoint, "http://127.0.0.1:4318/v1/traces");
+    assert!(!config.redacted_json().to_string().contains("0123456789abcdef"));
+    for (line, fault) in [
+        ("accessLog: {format: xml}", "accessLog.format"),
+        ("accessLog: {fields: []}", "accessLog.fields"),
+        ("accessLog: {headers: ['a b']}", "accessLog.headers[0]"),
+        ("tracing: {}", "otlp"),
+        (
+            "tracing: {otlp: {endpoint: 'localhost:4318'}}",
+            "is not a collector's address",
+        ),
+    ] {
+        let faults = faults(&format!("{MINIMAL}{line}\n"));
+        assert!(faults.contains(fault), "{line}: {faults}");
+    }
+}

@@ -1,7 +1,7 @@
 //! What the control plane counts. Rare events, so ordinary labelled collectors serve.
 
 use super::names::{self, Family};
-use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 /// Handles to the control plane's families. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -22,6 +22,10 @@ pub struct ControlMetrics {
     pub store_errors: IntCounterVec,
     /// `serin_panics_total`, no labels
     pub panics: IntCounterVec,
+    /// `serin_access_log_dropped_total`
+    pub access_log_dropped: IntCounter,
+    /// `serin_trace_spans_dropped_total`
+    pub spans_dropped: IntCounter,
 }
 
 fn opts(family: &Family) -> Opts {
@@ -42,6 +46,8 @@ impl ControlMetrics {
             reload_success: gauge(names::RELOAD_SUCCESS)?,
             store_errors: counter(names::STORE_ERRORS)?,
             panics: counter(names::PANICS)?,
+            access_log_dropped: IntCounter::with_opts(opts(&names::ACCESS_LOG_DROPPED))?,
+            spans_dropped: IntCounter::with_opts(opts(&names::SPANS_DROPPED))?,
         };
         let build = gauge(names::BUILD_INFO)?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -54,6 +60,8 @@ impl ControlMetrics {
         registry.register(Box::new(metrics.reload_success.clone()))?;
         registry.register(Box::new(metrics.store_errors.clone()))?;
         registry.register(Box::new(metrics.panics.clone()))?;
+        registry.register(Box::new(metrics.access_log_dropped.clone()))?;
+        registry.register(Box::new(metrics.spans_dropped.clone()))?;
         for single in [&metrics.store_errors, &metrics.panics] {
             single.with_label_values::<&str>(&[]).inc_by(0);
         }

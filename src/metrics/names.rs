@@ -71,6 +71,10 @@ families! {
         "Failed writes to the state file.";
     PANICS = COUNTER "serin_panics_total" &[],
         "Requests or tasks lost to a bug; each is also logged.";
+    ACCESS_LOG_DROPPED = COUNTER "serin_access_log_dropped_total" &[],
+        "Lines of the access log that were not written: the queue was full, or the file could not be written.";
+    SPANS_DROPPED = COUNTER "serin_trace_spans_dropped_total" &[],
+        "Spans that were not delivered: the queue was full, or the collector did not take them.";
     BUILD_INFO = GAUGE "serin_build_info" &["version"],
         "Always 1; the label says which Serin this is.";
 }

@@ -115,6 +115,11 @@ impl BodyHandle {
         self.0.borrow().fault
     }
 
+    /// How many bytes the client has sent.
+    pub(super) fn received(&self) -> u64 {
+        self.0.borrow().read
+    }
+
     /// Whether the length is not known beforehand.
     pub(super) fn is_unknown_length(&self) -> bool {
         self.0.borrow().exact.is_none()
@@ -336,7 +341,12 @@ impl Upstream {
                         clean_trailers(&mut trailers);
                         Frame::trailers(trailers)
                     }
-                    Err(data) => data,
+                    Err(frame) => {
+                        if let (Some(exchange), Some(data)) = (&mut self.exchange, frame.data_ref()) {
+                            exchange.sends(data.len());
+                        }
+                        frame
+                    }
                 })))
             }
         }

@@ -1,6 +1,7 @@
 //! The life of one client connection: which protocol it speaks, serving it, closing it.
 
 use super::{
+    account,
     headers::Peer,
     io::{ClientIo, ConnectionTimeouts, Progress},
     service,
@@ -206,7 +207,7 @@ pub(super) async fn run<S>(
         .await
     };
     if let Some(Err(error)) = served {
-        closed(&listener, &progress, &error);
+        closed(&worker, &listener, ip, &progress, &error);
     }
 }
 
@@ -248,7 +249,13 @@ async fn guarded<T>(worker: &WorkerState, serving: impl Future<Output = T>) -> O
 }
 
 /// hyper answers broken syntax itself, past every service: it is counted here.
-fn closed(listener: &ListenerState, progress: &Progress, error: &hyper::Error) {
+fn closed(
+    worker: &WorkerState,
+    listener: &ListenerState,
+    ip: Option<IpAddr>,
+    progress: &Progress,
+    error: &hyper::Error,
+) {
     let reason = if progress.timed_out.get().is_some() {
         // An idle connection that is closed is nothing to count.
         (progress.timed_out.get() != Some("keep-alive")).then_some(Rejection::Timeout)
@@ -261,6 +268,12 @@ fn closed(listener: &ListenerState, progress: &Progress, error: &hyper::Error) {
     };
     if let Some(reason) = reason {
         listener.metrics.reject(reason);
+        account::refused(
+            worker,
+            listener,
+            ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            reason,
+        );
     }
     tracing::debug!(error = error as &dyn std::error::Error, listener = %listener.config.name, "connection closed");
 }

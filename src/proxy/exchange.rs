@@ -3,10 +3,16 @@
 //! The verdict is the first attempt's and is charged to the assigned version; what the client saw is counted for the
 //! version that answered. A rescue makes the two differ.
 
-use super::{body::RequestBody, io::Progress, worker::WorkerState};
+use super::{
+    account::{Account, Flag},
+    body::{BodyHandle, RequestBody},
+    io::Progress,
+    reply::{Failure, Fault},
+    worker::WorkerState,
+};
 use crate::{
     metrics::{AssignReason, Attempt, Outcome},
-    upstream::{Lease, Target},
+    upstream::{Endpoint, Lease, Target},
 };
 use http::{HeaderMap, Method, StatusCode, header};
 use std::{fmt, rc::Rc, sync::Arc};
@@ -59,6 +65,8 @@ pub(super) struct Exchange {
     stream_head: Option<Instant>,
     lease: Option<Lease<RequestBody>>,
     recorded: bool,
+    /// Only while somebody observes.
+    account: Option<Box<Account>>,
 }
 
 impl fmt::Debug for Exchange {
@@ -79,10 +87,14 @@ impl Exchange {
         target: Arc<Target>,
         reason: AssignReason,
         evidence: bool,
+        mut account: Option<Box<Account>>,
     ) -> Exchange {
         let shard = target.metrics.shard(worker.index);
         shard.assign(reason);
         shard.enter();
+        if let Some(account) = &mut account {
+            account.assigned(&target, reason);
+        }
         Exchange {
             worker: Rc::clone(worker),
             method,
@@ -95,6 +107,28 @@ impl Exchange {
             stream_head: None,
             lease: None,
             recorded: false,
+            account,
+        }
+    }
+
+    /// The request is about to leave with these fields.
+    pub(super) fn leaves(&mut self, headers: &mut HeaderMap, body: Option<&BodyHandle>) {
+        if let Some(account) = &mut self.account {
+            account.leaves(headers, body);
+        }
+    }
+
+    /// An attempt on an endpoint begins.
+    pub(super) fn reaches(&mut self, endpoint: &Arc<Endpoint>) {
+        if let Some(account) = &mut self.account {
+            account.reaches(endpoint);
+        }
+    }
+
+    /// A piece of the response's body passes.
+    pub(super) fn sends(&mut self, bytes: usize) {
+        if let Some(account) = &mut self.account {
+            account.sends(bytes);
         }
     }
 
@@ -121,6 +155,9 @@ impl Exchange {
         self.assigned.metrics.shard(worker).rescue();
         self.served = Arc::clone(stable);
         self.served.metrics.shard(worker).enter();
+        if let Some(account) = &mut self.account {
+            account.rescued_by(stable);
+        }
     }
 
     /// A response head came. `failed`: the head alone says that the version failed.
@@ -132,10 +169,11 @@ impl Exchange {
         lease: Lease<RequestBody>,
     ) {
         let now = Instant::now();
-        self.served
-            .metrics
-            .shard(self.worker.index)
-            .first_byte(now.saturating_duration_since(self.started));
+        let after = now.saturating_duration_since(self.started);
+        self.served.metrics.shard(self.worker.index).first_byte(after);
+        if let Some(account) = &mut self.account {
+            account.responded(after, failed);
+        }
         if failed {
             self.judge(Outcome::Failed);
         }
@@ -153,17 +191,17 @@ impl Exchange {
         {
             lease.give_back();
         }
-        self.record(end);
+        self.record(end, None);
     }
 
-    /// Serin answers itself, with `status`, because of `outcome`.
-    pub(super) fn fail(mut self, status: StatusCode, outcome: Outcome) {
+    /// Serin answers itself with `failure`, because of `outcome`.
+    pub(super) fn fail(mut self, failure: Failure, outcome: Outcome) {
         self.judge(outcome);
-        self.status = Some(status);
-        self.record(End::Complete);
+        self.status = Some(failure.status);
+        self.record(End::Complete, Some(failure));
     }
 
-    fn record(&mut self, end: End) {
+    fn record(&mut self, end: End, failure: Option<Failure>) {
         if std::mem::replace(&mut self.recorded, true) {
             return;
         }
@@ -191,13 +229,33 @@ impl Exchange {
         let shard = self.served.metrics.shard(worker);
         shard.answered(&self.method, status, took);
         shard.leave();
+        if let Some(account) = self.account.take() {
+            let flag = flag(end, failure, outcome, &account);
+            account.end(status, took, flag);
+        }
+    }
+}
+
+/// Whose fault it is that a request did not go well.
+fn flag(end: End, failure: Option<Failure>, outcome: Outcome, account: &Account) -> Option<Flag> {
+    match end {
+        End::ClientGone => Some((Fault::Client, "gone")),
+        End::Broken => Some((Fault::Upstream, "broke_off")),
+        End::Complete => match (failure, outcome) {
+            (Some(failure), _) => Some((failure.fault, failure.code)),
+            // The client saw nothing of it; the version it was assigned to failed all the same.
+            (None, Outcome::Failed) if account.is_rescued() => Some((Fault::Upstream, "rescued")),
+            (None, Outcome::Failed) if !account.failed_head => Some((Fault::Upstream, "retried")),
+            (None, Outcome::Failed) => Some((Fault::Upstream, "failed_response")),
+            (None, Outcome::Ok | Outcome::Canceled) => None,
+        },
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
         // Dropped with the connection before there was a response.
-        self.record(End::ClientGone);
+        self.record(End::ClientGone, None);
     }
 }
 

@@ -89,6 +89,7 @@ pub(super) async fn forward(
             next = Some(head);
             continue;
         };
+        exchange.reaches(&endpoint);
         let fresh_wanted = attempt > 0;
         match to
             .attempt(

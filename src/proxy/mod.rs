@@ -2,9 +2,12 @@
 //!
 //! `listener` accepts, `connection` finds the protocol and serves it, `service` is the spine that a request follows:
 //! `inbound` (is it safe?) -> `table` (which service?) -> `choose` (which version?) -> `headers` -> `forward` (which
-//! endpoint, and what if it fails?) -> `body` (streaming back) -> `exchange` (what is recorded). `worker` is the thread
+//! endpoint, and what if it fails?) -> `body` (streaming back) -> `exchange` (what is recorded). `account` is what
+//! `access_log` and `trace` are told when somebody observes. `worker` is the thread
 //! all of that happens on. Nothing here knows of rollouts; control is met only at the shared objects in `upstream`.
 
+mod access_log;
+mod account;
 mod body;
 mod choose;
 mod connection;
@@ -14,13 +17,19 @@ mod headers;
 mod inbound;
 mod io;
 mod listener;
+mod observers;
 mod reply;
 mod seen;
 mod service;
+mod share;
 mod table;
 mod timer;
+mod trace;
 mod worker;
 
+pub use access_log::{AccessLog, Writer};
 pub use listener::{BindError, Socket, bind};
+pub use observers::{Observers, Set};
 pub use table::{Entry, Table};
+pub use trace::Tracer;
 pub use worker::{Shared, Stop, WorkerParts, run};

@@ -20,7 +20,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Fault::Client => "client",
             Fault::Upstream => "upstream",
@@ -34,16 +34,19 @@ impl Fault {
 pub(super) struct Failure {
     pub(super) status: StatusCode,
     pub(super) fault: Fault,
+    /// What happened, in a word.
+    pub(super) code: &'static str,
     pub(super) detail: &'static str,
     /// Seconds after which a client may try again.
     pub(super) retry_after: Option<u32>,
 }
 
 impl Failure {
-    const fn new(status: StatusCode, fault: Fault, detail: &'static str) -> Failure {
+    const fn new(status: StatusCode, fault: Fault, code: &'static str, detail: &'static str) -> Failure {
         Failure {
             status,
             fault,
+            code,
             detail,
             retry_after: None,
         }
@@ -53,24 +56,28 @@ impl Failure {
     pub(super) const UNREACHABLE: Failure = Failure::new(
         StatusCode::BAD_GATEWAY,
         Fault::Upstream,
+        "unreachable",
         "no endpoint of the service could be reached",
     );
     /// The connection broke before a response.
     pub(super) const RESET: Failure = Failure::new(
         StatusCode::BAD_GATEWAY,
         Fault::Upstream,
+        "reset",
         "the service closed the connection before it answered; the request was not repeated because it may have had an effect",
     );
     /// What came back is not HTTP, or not what was asked for.
     pub(super) const INVALID: Failure = Failure::new(
         StatusCode::BAD_GATEWAY,
         Fault::Upstream,
+        "invalid_answer",
         "the service's answer is not valid HTTP",
     );
     /// No response head in time.
     pub(super) const TIMED_OUT: Failure = Failure::new(
         StatusCode::GATEWAY_TIMEOUT,
         Fault::Upstream,
+        "timeout",
         "the service did not answer in time",
     );
     /// The service has no version yet.
@@ -79,6 +86,7 @@ impl Failure {
         ..Failure::new(
             StatusCode::SERVICE_UNAVAILABLE,
             Fault::Proxy,
+            "no_version",
             "the service has no version to send requests to",
         )
     };
@@ -88,6 +96,7 @@ impl Failure {
         ..Failure::new(
             StatusCode::SERVICE_UNAVAILABLE,
             Fault::Proxy,
+            "overload",
             "more requests at once than the service's limit allows",
         )
     };
@@ -97,6 +106,7 @@ impl Failure {
         ..Failure::new(
             StatusCode::SERVICE_UNAVAILABLE,
             Fault::Proxy,
+            "exhausted",
             "the proxy is out of connections",
         )
     };
@@ -104,24 +114,28 @@ impl Failure {
     pub(super) const NO_ROUTE: Failure = Failure::new(
         StatusCode::NOT_FOUND,
         Fault::Client,
+        "no_route",
         "no service is configured for this host and path",
     );
     /// The body is larger than allowed.
     pub(super) const TOO_LARGE: Failure = Failure::new(
         StatusCode::PAYLOAD_TOO_LARGE,
         Fault::Client,
+        "body_limit",
         "the request body is larger than the limit",
     );
     /// The client sent its body too slowly.
     pub(super) const SLOW_BODY: Failure = Failure::new(
         StatusCode::REQUEST_TIMEOUT,
         Fault::Client,
+        "slow_body",
         "the request body did not arrive in time",
     );
     /// The client's body broke off or is malformed.
     pub(super) const BROKEN_BODY: Failure = Failure::new(
         StatusCode::BAD_REQUEST,
         Fault::Client,
+        "broken_body",
         "the request body is malformed or broke off",
     );
 
@@ -139,7 +153,12 @@ impl Failure {
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Failure::new(refusal.status, Fault::Client, refusal.detail)
+        Failure::new(
+            refusal.status,
+            Fault::Client,
+            refusal.reason.as_str(),
+            refusal.detail,
+        )
     }
 }
 

@@ -4,6 +4,7 @@
 //! after what, and what is answered when a step fails.
 
 use super::{
+    account::Account,
     body::{BodyHandle, MOST_KEPT, OutBody},
     choose,
     connection::Client,
@@ -31,9 +32,12 @@ pub(super) async fn serve(
     let (parts, body) = request.into_parts();
     let version = parts.version;
     let accept = parts.headers.get(header::ACCEPT).cloned();
-    let mut response = match handle(&client, parts, body, started).await {
+    let mut account = Account::begin(&client, &parts, started);
+    let mut failed = None;
+    let mut response = match handle(&client, parts, body, started, &mut account).await {
         Ok(response) => response,
         Err((failure, reason)) => {
+            failed = Some(failure);
             if let Some(reason) = reason.or(failure.rejection()) {
                 client.listener.metrics.reject(reason);
             }
@@ -47,6 +51,10 @@ pub(super) async fn serve(
             response
         }
     };
+    if let Some(account) = account {
+        let bytes = response.body().size_hint().exact().unwrap_or(0);
+        account.answered(response.status(), bytes, failed);
+    }
     *response.version_mut() = version;
     response.body_mut().hold(in_service);
     Ok(response)
@@ -57,6 +65,7 @@ async fn handle(
     mut parts: Parts,
     body: Incoming,
     started: Instant,
+    account: &mut Option<Box<Account>>,
 ) -> Result<Response<OutBody>, (Failure, Option<Rejection>)> {
     let seen = Seen::scan(&parts.headers);
     let accepted =
@@ -101,13 +110,14 @@ async fn handle(
     // Nothing of the inbound connection (its upgrade handle) goes further.
     parts.extensions.clear();
     let method = parts.method.clone();
-    let exchange = Exchange::begin(
+    let mut exchange = Exchange::begin(
         worker,
         method.clone(),
         started,
         Arc::clone(target),
         choice.reason,
         choice.evidence,
+        account.take(),
     );
     let inbound_version = parts.version;
     let request_id = || worker.request_id();
@@ -121,6 +131,7 @@ async fn handle(
         request_id,
     );
     let source = outbound_body(&parts, body, accepted.chunked, &limits);
+    exchange.leaves(&mut parts.headers, source.as_ref());
     let outbound = Outbound {
         client,
         entry: &entry,
@@ -132,7 +143,7 @@ async fn handle(
     let (mut response, exchange) = match forward::forward(outbound, parts, source.as_ref(), exchange).await {
         Ok(answered) => answered,
         Err((failure, outcome, exchange)) => {
-            exchange.fail(failure.status, outcome);
+            exchange.fail(failure, outcome);
             return Err((failure, None));
         }
     };

@@ -3,10 +3,12 @@
 //! Nothing is shared between workers on the request path but the table, the splits and their tickets.
 
 use super::{
+    access_log::Lines,
     body::RequestBody,
     connection::{self, Open},
     io::Progress,
     listener::Socket,
+    observers::Observers,
     table::{Entry, Table},
 };
 use crate::{
@@ -55,6 +57,8 @@ pub struct Shared {
     pub connections: AtomicU64,
     /// Client connections allowed at once.
     pub most_connections: u64,
+    /// Who wants to be told about requests.
+    pub observers: Observers,
 }
 
 /// A listener as one worker serves it.
@@ -74,6 +78,8 @@ pub(super) struct WorkerState {
     open: RefCell<HashMap<u64, Rc<Progress>>>,
     next_key: Cell<u64>,
     budgets: RefCell<HashMap<ServiceName, Budget>>,
+    /// Its part of the access log.
+    pub(super) lines: Lines,
 }
 
 /// Retries allowed: a share of requests, and ten a second in any case.
@@ -224,6 +230,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         open: RefCell::default(),
         next_key: Cell::new(0),
         budgets: RefCell::default(),
+        lines: Lines::default(),
     });
     let mut accepting = Vec::new();
     for (position, (config, socket)) in sockets.into_iter().enumerate() {
@@ -238,6 +245,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         ));
     }
     let sweeper = tokio::task::spawn_local(sweep(Rc::clone(&worker)));
+    let logging = tokio::task::spawn_local(hand_over_lines(Rc::clone(&worker)));
     let told = stop
         .wait_for(|stop| *stop != Stop::No)
         .await
@@ -249,6 +257,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         drain(&worker, &mut stop, grace).await;
     }
     sweeper.abort();
+    logging.abort();
     worker.pools.clear();
     Ok(())
 }
@@ -282,6 +291,10 @@ async fn sweep(worker: Rc<WorkerState>) {
         let now = every.tick().await;
         worker.pools.sweep(now);
     }
+}
+
+async fn hand_over_lines(worker: Rc<WorkerState>) {
+    worker.lines.hand_over().await;
 }
 
 impl WorkerState {

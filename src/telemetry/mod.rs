@@ -1,7 +1,9 @@
 //! Logs: what Serin says about itself, and in which form.
 //!
 //! Lines go to standard error. `SERIN_LOG` filters them (`info` when absent, for example `serin=debug`), `SERIN_LOG_FORMAT`
-//! is `text` or `json`. Nothing is written per request at `info`.
+//! is `text` or `json`. Nothing is written per request at `info`. `otlp` next door sends spans to a collector.
+
+pub mod otlp;
 
 use std::io::IsTerminal;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
