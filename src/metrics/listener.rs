@@ -39,6 +39,8 @@ rejections! {
     Expectation = "expectation",
     /// Too many or too large header fields, or too long a target.
     HeaderLimit = "header_limit",
+    /// More frames, resets or tiny pieces than anybody needs.
+    Flood = "flood",
     /// The body is larger than allowed.
     BodyLimit = "body_limit",
     /// The client was too slow with its head or body.

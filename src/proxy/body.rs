@@ -249,6 +249,10 @@ pub(super) struct OutBody {
     kind: Kind,
     /// Until the body is gone the connection is busy.
     in_service: Option<InService>,
+    /// Whether the connection is told when a piece waits to be taken (HTTP/2).
+    watched: bool,
+    /// Whether one waits.
+    offered: bool,
 }
 
 #[derive(Debug)]
@@ -277,6 +281,8 @@ impl OutBody {
         OutBody {
             kind: Kind::Own(Some(bytes)),
             in_service: None,
+            watched: false,
+            offered: false,
         }
     }
 
@@ -298,12 +304,46 @@ impl OutBody {
         OutBody {
             kind: Kind::Upstream(upstream),
             in_service: None,
+            watched: false,
+            offered: false,
         }
     }
 
-    /// Keeps the connection busy until this body is gone.
-    pub(super) fn hold(&mut self, in_service: InService) {
-        self.in_service = Some(in_service);
+    /// Keeps the connection busy until this body is gone. `watched`: whether the client can stop it from being asked for
+    /// more (a window of HTTP/2), so that nobody else would notice.
+    pub(super) fn hold(&mut self, in_service: InService, watched: bool) {
+        (self.in_service, self.watched) = (Some(in_service), watched);
+        if watched {
+            self.offers();
+        }
+    }
+
+    fn offers(&mut self) {
+        if let Some(in_service) = &self.in_service {
+            self.offered = true;
+            in_service.offers();
+        }
+    }
+
+    fn taken(&mut self) {
+        if let Some(in_service) = &self.in_service
+            && std::mem::take(&mut self.offered)
+        {
+            in_service.taken();
+        }
+    }
+
+    fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.kind {
+            Kind::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Upstream(upstream) => upstream.poll(cx),
+        }
+    }
+}
+
+impl Drop for OutBody {
+    fn drop(&mut self) {
+        self.taken();
     }
 }
 
@@ -373,10 +413,16 @@ impl Body for OutBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.kind {
-            Kind::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Kind::Upstream(upstream) => upstream.poll(cx),
+        let this = &mut *self;
+        if !this.watched {
+            return this.poll_kind(cx);
         }
+        this.taken();
+        let polled = this.poll_kind(cx);
+        if matches!(polled, Poll::Ready(Some(Ok(_)))) {
+            this.offers();
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use super::{
     account,
+    frames::Watched,
     headers::Peer,
     io::{ClientIo, ConnectionTimeouts, Progress},
     service,
@@ -162,7 +163,6 @@ pub(super) async fn run<S>(
         keep_alive: timeouts.keep_alive.as_duration(),
         write_stall: timeouts.write_stall.as_duration(),
     };
-    let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, !http2);
     let client = Rc::new(Client::new(
         Rc::clone(&worker),
         Rc::clone(&listener),
@@ -173,6 +173,14 @@ pub(super) async fn run<S>(
     let serve = hyper::service::service_fn(move |request| service::serve(Rc::clone(&client), request));
     let limits = &listener.config.limits;
     let served = if http2 {
+        let stream = Watched::new(
+            stream,
+            &prefix,
+            PREFACE.len(),
+            Rc::clone(&listener),
+            Rc::clone(&progress),
+        );
+        let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, false);
         let mut builder = http2::Builder::new(LocalExecutor);
         builder
             .initial_stream_window_size(256 * 1024)
@@ -188,10 +196,12 @@ pub(super) async fn run<S>(
         )
         .await
     } else {
+        let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, true);
         let mut builder = http1::Builder::new();
         builder
             .half_close(false)
-            .pipeline_flush(true)
+            // With it hyper keeps its answer to broken syntax to itself while unread bytes lie behind the break.
+            .pipeline_flush(false)
             .writev(false)
             .max_header_size(limits.header_bytes.as_usize());
         // hyper's own limit is 100 as well, and costs less when it is not set.

@@ -27,6 +27,16 @@ impl InService {
         progress.request_begins();
         InService(Rc::clone(progress))
     }
+
+    /// See [`Progress::offers`].
+    pub(super) fn offers(&self) {
+        self.0.offers();
+    }
+
+    /// See [`Progress::taken`].
+    pub(super) fn taken(&self) {
+        self.0.taken();
+    }
 }
 
 impl Drop for InService {

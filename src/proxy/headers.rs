@@ -133,6 +133,9 @@ pub(super) fn to_version(
     if seen.expectations > 0 {
         headers.remove(header::EXPECT);
     }
+    if seen.lengths > 0 {
+        plain_length(headers);
+    }
     if seen.te {
         headers.remove(header::TE);
         if seen.te_trailers {
@@ -154,6 +157,20 @@ pub(super) fn to_version(
         headers.insert(X_REQUEST_ID, request_id());
     }
     via(headers, inbound, seen.via);
+}
+
+/// One `Content-Length` without leading zeros, which some read as octal.
+fn plain_length(headers: &mut HeaderMap) {
+    let value = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok());
+    if let Some(length) = value
+        && length.len() > 1
+        && length.starts_with('0')
+        && let Ok(number) = length.parse::<u64>()
+    {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(number));
+    }
 }
 
 fn host_value(headers: &HeaderMap, accepted: Accepted, uri: &http::Uri) -> Option<HeaderValue> {

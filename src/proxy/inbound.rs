@@ -74,6 +74,9 @@ pub(super) fn accept(parts: &Parts, seen: &Seen) -> Result<Accepted, Refusal> {
     if seen.expectations > 0 {
         expectation(&parts.headers)?;
     }
+    if parts.version == Version::HTTP_2 {
+        values(&parts.headers)?;
+    }
     let (from_uri, host_end) = host(parts, seen)?;
     Ok(Accepted {
         host_end,
@@ -116,6 +119,86 @@ fn target(parts: &Parts) -> Result<(), Refusal> {
     // Bytes that some readers cut at or decode differently. `http::Uri` has refused controls and spaces.
     if path.bytes().any(|b| matches!(b, b'\\' | b'#') || b >= 0x80) {
         return wrong("the path has a byte that must be percent-encoded");
+    }
+    match ambiguous(path.as_bytes()) {
+        Some(detail) => wrong(detail),
+        None => Ok(()),
+    }
+}
+
+/// Whether some reader behind us may take the path for another one than the router did. What every reader leaves as it is
+/// (`//`, `%2F` inside a segment, `;x=1`) passes and goes on byte for byte.
+fn ambiguous(path: &[u8]) -> Option<&'static str> {
+    // Nearly every path has neither an escape nor a segment that begins with a dot.
+    let suspect = |pair: &[u8]| pair.first() == Some(&b'%') || pair == b"/.";
+    if !path.windows(2).any(suspect) && path.last() != Some(&b'%') {
+        return None;
+    }
+    let mut segment = Segment::default();
+    let mut rest = path;
+    while let Some((first, after)) = rest.split_first() {
+        let (byte, after) = match (first, after) {
+            (b'%', [high, low, after @ ..]) => match (hex(*high), hex(*low)) {
+                (Some(high), Some(low)) => (high << 4 | low, after),
+                _ => return Some("the path has a `%` that is no escape"),
+            },
+            (b'%', _) => return Some("the path has a `%` that is no escape"),
+            (byte, after) => (*byte, after),
+        };
+        rest = after;
+        match byte {
+            0 | b'\r' | b'\n' => return Some("the path has an encoded NUL or line end"),
+            // Encoded or not: some readers decode before they split.
+            b'/' | b'\\' if segment.is_dots() => return Some("the path has a dot segment"),
+            b'/' | b'\\' => segment = Segment::default(),
+            _ => segment.take(byte),
+        }
+    }
+    segment.is_dots().then_some("the path has a dot segment")
+}
+
+const fn hex(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+/// What is known of a path's segment: its dots, up to parameters that some readers cut off (`..;x=1`).
+#[derive(Default)]
+struct Segment {
+    dots: usize,
+    other: bool,
+    parameters: bool,
+}
+
+impl Segment {
+    const fn take(&mut self, byte: u8) {
+        match byte {
+            b';' => self.parameters = true,
+            b'.' if !self.parameters => self.dots += 1,
+            _ if !self.parameters => self.other = true,
+            _ => {}
+        }
+    }
+
+    const fn is_dots(&self) -> bool {
+        !self.other && (self.dots == 1 || self.dots == 2)
+    }
+}
+
+/// A value of HTTP/2 has no space around it (9113 8.2.1); what removes it on one way and keeps it on another compares
+/// differently.
+fn values(headers: &HeaderMap) -> Result<(), Refusal> {
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let padded = |value: &HeaderValue| blank(value.as_bytes().first()) || blank(value.as_bytes().last());
+    if headers.values().any(padded) {
+        return Err(bad(
+            Rejection::Malformed,
+            "a field's value begins or ends with a space",
+        ));
     }
     Ok(())
 }
@@ -398,6 +481,61 @@ mod tests {
         assert_eq!(refused("OPTIONS", "*", &[HOST]), None);
         assert_eq!(refused("POST", "/", &[HOST, ("expect", "200-ok")]), Some(417));
         assert_eq!(refused("POST", "/", &[HOST, ("expect", "100-Continue")]), None);
+    }
+
+    #[test]
+    fn a_path_that_two_readers_may_resolve_differently_is_refused() {
+        for path in [
+            "/public/../admin",
+            "/public/..",
+            "/.",
+            "/./x",
+            "/a/%2e%2E/b",
+            "/a/.%2e",
+            "/a%2f..%2fb",
+            "/a%2F%2e%2e",
+            "/a/..%5cb",
+            "/a%5c..",
+            "/a/..;/b",
+            "/a/..;x=1/b",
+            "/a/%2e;",
+            "/a%00b",
+            "/a%0d%0aX:%20y",
+            "/a%",
+            "/a%2",
+            "/a%zz",
+            "/a%2",
+        ] {
+            assert_eq!(refused("GET", path, &[HOST]), Some(400), "{path}");
+        }
+        for path in [
+            "/",
+            "/a//b",
+            "//a",
+            "/projects/group%2Fname",
+            "/a%20b",
+            "/%61dmin",
+            "/.well-known/acme-challenge/x",
+            "/a/...",
+            "/a/..b",
+            "/a/b..",
+            "/a;x=1/b",
+            "/a/;..",
+            "/caf%C3%A9",
+            "/a%5Cb",
+            "/x?next=/../..%00",
+        ] {
+            assert_eq!(refused("GET", path, &[HOST]), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_value_of_http2_has_no_space_around_it() {
+        for value in [" a", "a ", "\ta", "a\t"] {
+            let fields = [HOST, ("x-a", value)];
+            assert!(check(&parts("GET", "http://shop.test/", Version::HTTP_2, &fields)).is_err());
+            assert!(check(&parts("GET", "/", Version::HTTP_11, &fields)).is_ok());
+        }
     }
 
     #[test]

@@ -47,6 +47,10 @@ pub(super) struct Progress {
     /// When the current wait began; set when the wait is first noticed, so that a fast request never reads the clock for it.
     since: Cell<Option<Instant>>,
     requests: Cell<u32>,
+    /// HTTP/2: pieces of responses that wait for the client to take them.
+    offered: Cell<u32>,
+    /// When that wait began; each piece that is taken starts it anew.
+    offered_since: Cell<Option<Instant>>,
     draining: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Why the connection was closed by a deadline, for its log line.
@@ -61,6 +65,8 @@ impl Progress {
             waiting: Cell::new(Waiting::Head),
             since: Cell::new(None),
             requests: Cell::new(0),
+            offered: Cell::new(0),
+            offered_since: Cell::new(None),
             draining: Cell::new(false),
             waker: RefCell::default(),
             timed_out: Cell::new(None),
@@ -109,6 +115,38 @@ impl Progress {
         self.draining.get()
     }
 
+    /// HTTP/2: frames have arrived; `partial` when the last, or the header block it belongs to, is not whole. A connection
+    /// without requests is idle even when its client sends PING, and has begun a request only with a part of one.
+    pub(super) fn frames_arrived(&self, partial: bool) {
+        let waiting = if partial { Waiting::Head } else { Waiting::Idle };
+        if self.requests.get() == 0 && self.waiting.get() != waiting {
+            self.waiting.set(waiting);
+            self.since.set(None);
+        }
+    }
+
+    /// HTTP/2: a piece of a response waits for room in the client's window.
+    pub(super) fn offers(&self) {
+        self.offered.set(self.offered.get() + 1);
+    }
+
+    /// HTTP/2: the piece has been taken, or its stream is gone.
+    pub(super) fn taken(&self) {
+        self.offered.set(self.offered.get().saturating_sub(1));
+        self.offered_since.set(None);
+    }
+
+    /// Ready when nothing of what a client was offered has been taken for `limit`: its windows are closed.
+    fn poll_stalled(&self, cx: &mut Context<'_>, timer: &mut LazyTimer, limit: Duration) -> Poll<()> {
+        if self.offered.get() == 0 {
+            return Poll::Pending;
+        }
+        let now = Instant::now();
+        let since = self.offered_since.get().unwrap_or(now);
+        self.offered_since.set(Some(since));
+        timer.poll(cx, now, since + limit)
+    }
+
     fn bytes_arrived(&self) {
         if self.waiting.get() == Waiting::Idle {
             self.waiting.set(Waiting::Head);
@@ -128,7 +166,7 @@ pub(super) struct ClientIo<S> {
     stalled_since: Option<Instant>,
     stall_timer: LazyTimer,
     /// HTTP/1.1 clients get a 408 when their head does not arrive in time.
-    says_timeout: bool,
+    http1: bool,
 }
 
 const REQUEST_TIMEOUT: &[u8] =
@@ -150,16 +188,24 @@ impl<S> ClientIo<S> {
             timer: LazyTimer::default(),
             stalled_since: None,
             stall_timer: LazyTimer::default(),
-            says_timeout: http1,
+            http1,
         }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ClientIo<S> {
+    fn arrived(&self) {
+        // Of HTTP/2 the frames are known (`frames`), not only that bytes came.
+        if self.http1 {
+            self.progress.bytes_arrived();
+        }
+    }
+
     /// Nothing to read: may this wait go on?
     fn waits(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let (limit, what) = match self.progress.waiting.get() {
-            Waiting::Busy => return Poll::Pending,
+            Waiting::Busy if self.http1 => return Poll::Pending,
+            Waiting::Busy => return self.waits_for_windows(cx),
             Waiting::Idle => (self.timeouts.keep_alive, "keep-alive"),
             Waiting::Head => (self.timeouts.head, "request head"),
         };
@@ -169,12 +215,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientIo<S> {
         if self.timer.poll(cx, now, since + limit).is_pending() {
             return Poll::Pending;
         }
+        if self.progress.waiting.get() == Waiting::Idle && !self.http1 && !self.progress.draining.get() {
+            // GOAWAY first, so that no request is on its way into a closed connection; one more wait for its end.
+            self.progress.drain();
+            self.progress.since.set(Some(now));
+            return self.waits(cx);
+        }
         self.progress.timed_out.set(Some(what));
-        if self.progress.waiting.get() == Waiting::Head && self.says_timeout {
+        if self.progress.waiting.get() == Waiting::Head && self.http1 {
             // Best effort: a client that still reads learns why; one that does not is closed all the same.
             let _ = Pin::new(&mut self.inner).poll_write(cx, REQUEST_TIMEOUT);
         }
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, what)))
+    }
+
+    /// HTTP/2: may a client go on not taking what it has asked for?
+    fn waits_for_windows(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let limit = self.timeouts.write_stall;
+        if self
+            .progress
+            .poll_stalled(cx, &mut self.timer, limit)
+            .is_pending()
+        {
+            return Poll::Pending;
+        }
+        self.progress.timed_out.set(Some("closed windows"));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "closed windows")))
     }
 
     fn written<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -205,13 +271,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Read for ClientIo<S> {
         if !self.prefix.is_empty() {
             let n = self.prefix.len().min(buf.remaining());
             buf.put_slice(&self.prefix.split_to(n));
-            self.progress.bytes_arrived();
+            self.arrived();
             return Poll::Ready(Ok(()));
         }
         match Pin::new(&mut self.inner).poll_read(cx, buf) {
             Poll::Pending => self.waits(cx),
             Poll::Ready(result) => {
-                self.progress.bytes_arrived();
+                self.arrived();
                 Poll::Ready(result)
             }
         }

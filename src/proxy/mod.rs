@@ -13,6 +13,7 @@ mod choose;
 mod connection;
 mod exchange;
 mod forward;
+mod frames;
 mod headers;
 mod inbound;
 mod io;

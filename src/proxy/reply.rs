@@ -139,13 +139,15 @@ impl Failure {
         "the request body is malformed or broke off",
     );
 
-    /// Why it is counted under `serin_http_rejected_total`, when no version was reached.
+    /// Why it is counted under `serin_http_rejected_total`: what was refused by its form, and what reached no version.
     pub(super) fn rejection(self) -> Option<Rejection> {
         match self {
             f if f == Failure::NO_ROUTE => Some(Rejection::NoRoute),
             f if f == Failure::NO_VERSION => Some(Rejection::NoVersion),
             f if f == Failure::OVERLOAD || f == Failure::EXHAUSTED => Some(Rejection::Overload),
             f if f == Failure::TOO_LARGE => Some(Rejection::BodyLimit),
+            f if f == Failure::BROKEN_BODY => Some(Rejection::Malformed),
+            f if f == Failure::SLOW_BODY => Some(Rejection::Timeout),
             _ => None,
         }
     }

@@ -56,7 +56,7 @@ pub(super) async fn serve(
         account.answered(response.status(), bytes, failed);
     }
     *response.version_mut() = version;
-    response.body_mut().hold(in_service);
+    response.body_mut().hold(in_service, client.http2);
     Ok(response)
 }
 

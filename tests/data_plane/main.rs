@@ -5,4 +5,5 @@
 mod support;
 
 mod access_log;
+mod bad_input;
 mod split;

@@ -11,8 +11,11 @@
     reason = "each test binary uses its own part of this, and a helper that fails shall fail the test"
 )]
 
+pub mod h2;
+mod huffman;
 pub mod load;
 pub mod prometheus;
+pub mod raw;
 pub mod upstream;
 
 use std::{

@@ -1,0 +1,290 @@
+//! What passes on an HTTP/2 connection of a client, frame by frame: no more of each than its header.
+//!
+//! The HTTP/2 library refuses malformed requests by itself, past every service: here its `RST_STREAM` and `GOAWAY` frames are
+//! seen on their way out and counted. On the way in this knows whether something has begun that must be completed soon (a
+//! half frame, an open header block), which an idle connection has not, and ends a connection whose client sends control
+//! frames faster than anybody needs them: the library answers each, memory stays flat, and the work is ours (CVE-2019-9512,
+//! 9513, 9515).
+
+use super::{io::Progress, worker::ListenerState};
+use crate::metrics::Rejection;
+use std::{
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+
+/// Control frames that a client may send within [`WINDOW`].
+const MOST_CONTROL: u32 = 1000;
+const WINDOW: Duration = Duration::from_secs(1);
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+
+/// A frame's header, and its error code where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Frame {
+    kind: u8,
+    flags: u8,
+    error: u32,
+}
+
+/// Follows one direction.
+#[derive(Debug, Default)]
+struct Follower {
+    /// The header, and of `RST_STREAM` and `GOAWAY` the bytes up to the error code.
+    head: [u8; 17],
+    have: usize,
+    /// Bytes of a payload that are still to come.
+    skip: usize,
+}
+
+impl Follower {
+    /// Takes the next bytes and tells of each frame whose header is complete.
+    fn follow(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(Frame)) {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let n = self.skip.min(bytes.len());
+                self.skip -= n;
+                bytes = bytes.get(n..).unwrap_or_default();
+                continue;
+            }
+            let n = (self.wanted() - self.have).min(bytes.len());
+            let (taken, rest) = bytes.split_at(n);
+            if let Some(free) = self.head.get_mut(self.have..self.have + n) {
+                free.copy_from_slice(taken);
+            }
+            (self.have, bytes) = (self.have + n, rest);
+            if self.have == self.wanted() {
+                let [a, b, c, kind, flags, ..] = self.head;
+                let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+                let error = self.head.get(self.have - 4..self.have).unwrap_or_default();
+                on_frame(Frame {
+                    kind,
+                    flags,
+                    error: error.iter().fold(0, |code, byte| code << 8 | u32::from(*byte)),
+                });
+                self.skip = length.saturating_sub(self.have - 9);
+                self.have = 0;
+            }
+        }
+    }
+
+    /// How many bytes of the frame being read must be looked at.
+    fn wanted(&self) -> usize {
+        match self.head[3] {
+            RST_STREAM if self.have >= 9 => 13,
+            GOAWAY if self.have >= 9 => 17,
+            _ => 9,
+        }
+    }
+
+    /// Whether a frame has begun and not ended.
+    const fn is_within(&self) -> bool {
+        self.have > 0 || self.skip > 0
+    }
+}
+
+/// Why a stream or connection was ended with this error code (RFC 9113 7), if that is a refusal.
+fn refusal(code: u32) -> Option<Rejection> {
+    match code {
+        // NO_ERROR, INTERNAL_ERROR (a response that broke off) and CANCEL say nothing about the request.
+        0 | 2 | 8 => None,
+        7 => Some(Rejection::Overload),
+        11 => Some(Rejection::Flood),
+        _ => Some(Rejection::Malformed),
+    }
+}
+
+/// A client's HTTP/2 connection, watched.
+pub(super) struct Watched<S> {
+    inner: S,
+    listener: Rc<ListenerState>,
+    progress: Rc<Progress>,
+    incoming: Follower,
+    outgoing: Follower,
+    /// A header block has begun and not ended.
+    block: bool,
+    control: u32,
+    window: Option<Instant>,
+    flooded: bool,
+}
+
+impl<S> Watched<S> {
+    /// `prefix`: what was read to find out the protocol, the connection preface included.
+    pub(super) fn new(
+        inner: S,
+        prefix: &[u8],
+        preface: usize,
+        listener: Rc<ListenerState>,
+        progress: Rc<Progress>,
+    ) -> Self {
+        let mut watched = Watched {
+            inner,
+            listener,
+            progress,
+            incoming: Follower::default(),
+            outgoing: Follower::default(),
+            block: false,
+            control: 0,
+            window: None,
+            flooded: false,
+        };
+        watched.received(prefix.get(preface..).unwrap_or_default());
+        watched
+    }
+
+    fn received(&mut self, bytes: &[u8]) {
+        let (mut control, mut block) = (self.control, self.block);
+        self.incoming.follow(bytes, |frame| match frame.kind {
+            HEADERS | CONTINUATION => block = frame.flags & END_HEADERS == 0,
+            // Those have limits of the library's, or come with the data that a client reads.
+            DATA | RST_STREAM | WINDOW_UPDATE => {}
+            _ => control += 1,
+        });
+        (self.control, self.block) = (control, block);
+        self.progress.frames_arrived(block || self.incoming.is_within());
+        if control > MOST_CONTROL {
+            let now = Instant::now();
+            let since = self.window.replace(now);
+            self.control = 0;
+            if since.is_some_and(|since| now.saturating_duration_since(since) < WINDOW) && !self.flooded {
+                self.flooded = true;
+                self.listener.metrics.reject(Rejection::Flood);
+            }
+        }
+    }
+
+    fn sent(&mut self, bytes: &[u8]) {
+        let listener = &self.listener;
+        self.outgoing.follow(bytes, |frame| {
+            if (frame.kind == RST_STREAM || frame.kind == GOAWAY)
+                && let Some(reason) = refusal(frame.error)
+            {
+                listener.metrics.reject(reason);
+            }
+        });
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if polled.is_ready() {
+            self.received(buf.filled().get(before..).unwrap_or_default());
+            if self.flooded {
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "too many control frames",
+                )));
+            }
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if let Poll::Ready(Ok(n)) = &polled {
+            self.sent(buf.get(..*n).unwrap_or_default());
+        }
+        polled
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        if let Poll::Ready(Ok(n)) = &polled {
+            let mut left = *n;
+            for buf in bufs {
+                let here = left.min(buf.len());
+                self.sent(buf.get(..here).unwrap_or_default());
+                left -= here;
+            }
+        }
+        polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![
+            0,
+            0,
+            u8::try_from(payload.len()).unwrap(),
+            kind,
+            flags,
+            0,
+            0,
+            0,
+            1,
+        ];
+        bytes.extend(payload);
+        bytes
+    }
+
+    #[test]
+    fn frames_are_told_apart_however_the_bytes_are_cut() {
+        let bytes = [
+            frame(HEADERS, 0, b"block"),
+            frame(RST_STREAM, 0, &[0, 0, 0, 1]),
+            frame(GOAWAY, 0, &[0, 0, 0, 9, 0, 0, 0, 11, b'w', b'h', b'y']),
+            frame(DATA, 1, b""),
+        ]
+        .concat();
+        for size in 1..bytes.len() {
+            let (mut follower, mut seen) = (Follower::default(), Vec::new());
+            for piece in bytes.chunks(size) {
+                follower.follow(piece, |frame| seen.push((frame.kind, frame.error)));
+            }
+            let kinds: Vec<u8> = seen.iter().map(|(kind, _)| *kind).collect();
+            assert_eq!(kinds, [HEADERS, RST_STREAM, GOAWAY, DATA], "pieces of {size}");
+            assert_eq!((seen[1].1, seen[2].1), (1, 11));
+            assert!(!follower.is_within());
+        }
+    }
+
+    #[test]
+    fn a_reset_frame_that_is_too_short_does_not_lead_astray() {
+        let bytes = [frame(RST_STREAM, 0, b"ab"), frame(DATA, 0, b"c")].concat();
+        let mut seen = 0;
+        // Such a frame ends the connection; until then nothing may panic or loop.
+        Follower::default().follow(&bytes, |_| seen += 1);
+        assert!(seen >= 1);
+    }
+}
