@@ -42,6 +42,7 @@ pub(super) struct Outbound<'a> {
     pub(super) limits: &'a Limits,
     pub(super) role: Role,
     pub(super) started: Instant,
+    pub(super) framing: headers::Framing,
 }
 
 /// How an attempt failed, and what may be done about it.
@@ -169,8 +170,10 @@ impl Outbound<'_> {
                 Err(error) => return Err(self.unconnected(endpoint, head, &error, exchange, role)),
             };
             let reused = lease.reused;
-            let outgoing = outgoing(head, body, lease.is_http2());
-            match self.within_deadline(lease.send(outgoing)).await {
+            let outgoing = outgoing(head, body, self.framing, lease.is_http2());
+            // The time that connecting took is not the version's to answer in.
+            let begun = if reused { now } else { Instant::now() };
+            match self.within_deadline(begun, lease.send(outgoing)).await {
                 None => {
                     exchange.attempted(Attempt::TimedOut);
                     exchange.judge(Outcome::Failed);
@@ -220,9 +223,8 @@ impl Outbound<'_> {
     }
 
     /// Waits for a response head until the deadline. HTTP/1.1 connections share one timer over all their requests.
-    async fn within_deadline<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+    async fn within_deadline<T>(&self, begun: Instant, wait: impl Future<Output = T>) -> Option<T> {
         let mut wait = pin!(wait);
-        let begun = Instant::now();
         let limit = begun + self.limits.response_headers;
         let deadline = self
             .limits
@@ -300,9 +302,14 @@ impl Outbound<'_> {
 }
 
 /// The request as this connection speaks it.
-fn outgoing(mut head: Parts, body: Option<&BodyHandle>, http2: bool) -> Request<RequestBody> {
+fn outgoing(
+    mut head: Parts,
+    body: Option<&BodyHandle>,
+    framing: headers::Framing,
+    http2: bool,
+) -> Request<RequestBody> {
     let unknown_length = body.is_some_and(BodyHandle::is_unknown_length);
-    headers::frame_for(&mut head.headers, http2, unknown_length);
+    headers::frame_for(&mut head.headers, framing, http2, unknown_length);
     if http2 {
         head.version = Version::HTTP_2;
         head.uri = headers::absolute_form(&head.uri, &head.headers);

@@ -97,6 +97,15 @@ impl Peer {
 
 /// Removes what `Connection` names, except what it must not touch, and `Connection` itself.
 fn remove_nominated(headers: &mut HeaderMap) {
+    // What nearly every `Connection` says; `Keep-Alive` itself is a hop-by-hop field and goes anyway.
+    let usual = |line: &HeaderValue| {
+        let line = line.as_bytes();
+        line.eq_ignore_ascii_case(b"keep-alive") || line.eq_ignore_ascii_case(b"close")
+    };
+    if headers.get_all(header::CONNECTION).iter().all(usual) {
+        headers.remove(header::CONNECTION);
+        return;
+    }
     let lines: Vec<HeaderValue> = headers.get_all(header::CONNECTION).iter().cloned().collect();
     for line in &lines {
         for name in line.as_bytes().split(|b| *b == b',') {
@@ -115,7 +124,7 @@ fn remove_nominated(headers: &mut HeaderMap) {
 /// Turns the client's fields into those the version gets. `request_id` is used unless a trusted peer has sent one.
 pub(super) fn to_version(
     headers: &mut HeaderMap,
-    seen: &Seen,
+    mut seen: Seen,
     inbound: Version,
     accepted: Accepted,
     uri: &http::Uri,
@@ -145,13 +154,16 @@ pub(super) fn to_version(
     if inbound == Version::HTTP_2 && seen.cookies > 1 {
         join_cookies(headers);
     }
-    let host = host_value(headers, accepted, uri);
-    forwarded(headers, peer, host.clone(), seen);
-    if accepted.named_by_target()
-        && let Some(host) = host
-    {
-        headers.insert(header::HOST, host);
-    }
+    let host = if accepted.named_by_target() {
+        let named = HeaderValue::from_str(accepted.authority(uri, &seen)).ok();
+        if let Some(named) = &named {
+            headers.insert(header::HOST, named.clone());
+        }
+        named
+    } else {
+        seen.host.take()
+    };
+    forwarded(headers, peer, host, &seen);
     let known = peer.trusted && headers.get(&X_REQUEST_ID).is_some_and(is_plain_id);
     if !known {
         headers.insert(X_REQUEST_ID, request_id());
@@ -170,14 +182,6 @@ fn plain_length(headers: &mut HeaderMap) {
         && let Ok(number) = length.parse::<u64>()
     {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(number));
-    }
-}
-
-fn host_value(headers: &HeaderMap, accepted: Accepted, uri: &http::Uri) -> Option<HeaderValue> {
-    if accepted.named_by_target() {
-        HeaderValue::from_str(accepted.authority(uri, headers)).ok()
-    } else {
-        headers.get(header::HOST).cloned()
     }
 }
 
@@ -261,15 +265,26 @@ fn via(headers: &mut HeaderMap, inbound: Version, passed_others: bool) {
     }
 }
 
+/// What a request's fields say about its framing, known since they were scanned.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Framing {
+    /// `Transfer-Encoding: chunked` came with it.
+    pub(super) chunked: bool,
+    /// `TE: trailers` goes on with it.
+    pub(super) trailers: bool,
+}
+
 /// Sets what depends on the version's protocol: the framing field and the target's form.
-pub(super) fn frame_for(headers: &mut HeaderMap, http2: bool, unknown_length: bool) {
+pub(super) fn frame_for(headers: &mut HeaderMap, framing: Framing, http2: bool, unknown_length: bool) {
     if http2 || !unknown_length {
-        headers.remove(header::TRANSFER_ENCODING);
+        if framing.chunked {
+            headers.remove(header::TRANSFER_ENCODING);
+        }
     } else {
         // hyper would drop an unknown-length body of a GET or HEAD unless told explicitly.
         headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    if !http2 && headers.contains_key(header::TE) {
+    if !http2 && framing.trailers {
         headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
     }
 }
@@ -364,7 +379,7 @@ mod tests {
         let id = || HeaderValue::from_static("id-1");
         to_version(
             &mut parts.headers,
-            &seen,
+            seen,
             version,
             accepted,
             &parts.uri,
@@ -494,9 +509,13 @@ mod tests {
     #[test]
     fn an_unknown_length_is_always_framed_explicitly_in_http1() {
         let mut headers = HeaderMap::new();
-        frame_for(&mut headers, false, true);
+        let framing = Framing {
+            chunked: true,
+            trailers: false,
+        };
+        frame_for(&mut headers, framing, false, true);
         assert_eq!(all(&headers, "transfer-encoding"), ["chunked"]);
-        frame_for(&mut headers, true, true);
+        frame_for(&mut headers, framing, true, true);
         assert!(headers.is_empty());
     }
 

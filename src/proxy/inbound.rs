@@ -36,15 +36,15 @@ pub(super) struct Accepted {
 
 impl Accepted {
     /// The host without its port, as it was written.
-    pub(super) fn host<'a>(&self, uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
-        authority(self.from_uri, uri, headers)
+    pub(super) fn host<'a>(&self, uri: &'a Uri, seen: &'a Seen) -> &'a str {
+        authority(self.from_uri, uri, seen)
             .get(..self.host_end)
             .unwrap_or_default()
     }
 
     /// Host and port as they were written.
-    pub(super) fn authority<'a>(&self, uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
-        authority(self.from_uri, uri, headers)
+    pub(super) fn authority<'a>(&self, uri: &'a Uri, seen: &'a Seen) -> &'a str {
+        authority(self.from_uri, uri, seen)
     }
 
     /// Whether the target named the host (absolute form, HTTP/2) and the Host field must follow it.
@@ -53,14 +53,14 @@ impl Accepted {
     }
 }
 
-fn authority<'a>(from_uri: bool, uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
+fn authority<'a>(from_uri: bool, uri: &'a Uri, seen: &'a Seen) -> &'a str {
     if from_uri {
         uri.authority()
             .map(http::uri::Authority::as_str)
             .unwrap_or_default()
     } else {
-        headers
-            .get(header::HOST)
+        seen.host
+            .as_ref()
             .and_then(|host| host.to_str().ok())
             .unwrap_or_default()
     }
@@ -279,7 +279,7 @@ fn host(parts: &Parts, seen: &Seen) -> Result<(bool, usize), Refusal> {
     if seen.hosts > 1 {
         return wrong("more than one Host field");
     }
-    let field = parts.headers.get(header::HOST);
+    let field = seen.host.as_ref();
     if let Some(target) = parts.uri.authority() {
         let host_end = well_formed(target.as_str())
             .ok_or(bad(Rejection::Host, "the target's authority is malformed"))?;
@@ -370,7 +370,7 @@ mod tests {
         ] {
             let parts = parts("GET", uri, Version::HTTP_11, &[("host", host)]);
             let accepted = check(&parts).unwrap();
-            assert_eq!(accepted.host(&parts.uri, &parts.headers), expected);
+            assert_eq!(accepted.host(&parts.uri, &Seen::scan(&parts.headers)), expected);
         }
     }
 
@@ -407,7 +407,9 @@ mod tests {
             &[("host", "evil.test")],
         );
         assert_eq!(
-            check(&parts).unwrap().host(&parts.uri, &parts.headers),
+            check(&parts)
+                .unwrap()
+                .host(&parts.uri, &Seen::scan(&parts.headers)),
             "shop.test"
         );
         assert_eq!(refused("GET", "ftp://shop.test/", &[HOST]), Some(400));

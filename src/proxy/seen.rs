@@ -23,6 +23,10 @@ pub(super) struct Seen {
     pub(super) forwarded_port: bool,
     pub(super) real_ip: bool,
     pub(super) via: bool,
+    /// Whether the client understands JSON: how it is told of a failure.
+    pub(super) accepts_json: bool,
+    /// The first Host field: asked for by the door, the routes and the forwarded fields.
+    pub(super) host: Option<HeaderValue>,
     /// Hop-by-hop fields other than `Connection` and `TE`, by their place in [`HOP_BY_HOP`].
     pub(super) hop: [bool; 5],
 }
@@ -49,7 +53,11 @@ impl Seen {
     fn note(&mut self, name: &HeaderName, value: &HeaderValue) {
         let more = |count: &mut u8| *count = count.saturating_add(1);
         match name.as_str() {
-            "host" => more(&mut self.hosts),
+            "host" => {
+                more(&mut self.hosts);
+                self.host.get_or_insert_with(|| value.clone());
+            }
+            "accept" => self.accepts_json |= names_json(value),
             "content-length" => more(&mut self.lengths),
             "transfer-encoding" => more(&mut self.codings),
             "expect" => more(&mut self.expectations),
@@ -71,6 +79,14 @@ impl Seen {
             _ => {}
         }
     }
+}
+
+/// Whether an `Accept` field names a kind of JSON.
+fn names_json(value: &HeaderValue) -> bool {
+    value
+        .as_bytes()
+        .windows(4)
+        .any(|part| part.eq_ignore_ascii_case(b"json"))
 }
 
 /// Whether a `TE` field says that trailers are understood.

@@ -31,17 +31,18 @@ pub(super) async fn serve(
     let started = Instant::now();
     let (parts, body) = request.into_parts();
     let version = parts.version;
-    let accept = parts.headers.get(header::ACCEPT).cloned();
+    let seen = Seen::scan(&parts.headers);
+    let json = seen.accepts_json;
     let mut account = Account::begin(&client, &parts, started);
     let mut failed = None;
-    let mut response = match handle(&client, parts, body, started, &mut account).await {
+    let mut response = match handle(&client, parts, seen, body, started, &mut account).await {
         Ok(response) => response,
         Err((failure, reason)) => {
             failed = Some(failure);
             if let Some(reason) = reason.or(failure.rejection()) {
                 client.listener.metrics.reject(reason);
             }
-            let mut response = reply::render(failure, accept.as_ref());
+            let mut response = reply::render(failure, json);
             if reason.is_some() && version != Version::HTTP_2 {
                 // What was refused for its form may be followed by more of the same.
                 response
@@ -63,14 +64,14 @@ pub(super) async fn serve(
 async fn handle(
     client: &Rc<Client>,
     mut parts: Parts,
+    seen: Seen,
     body: Incoming,
     started: Instant,
     account: &mut Option<Box<Account>>,
 ) -> Result<Response<OutBody>, (Failure, Option<Rejection>)> {
-    let seen = Seen::scan(&parts.headers);
     let accepted =
         inbound::accept(&parts, &seen).map_err(|refusal| (refusal.into(), Some(refusal.reason)))?;
-    let entry = find(client, &parts, accepted).ok_or((Failure::NO_ROUTE, None))?;
+    let entry = find(client, &parts, &seen, accepted).ok_or((Failure::NO_ROUTE, None))?;
     let limits = entry.per_listener[client.listener.index];
     if let Some(limit) = limits.body
         && body.size_hint().lower() > limit
@@ -120,10 +121,14 @@ async fn handle(
         account.take(),
     );
     let inbound_version = parts.version;
+    let framing = headers::Framing {
+        chunked: accepted.chunked,
+        trailers: seen.te_trailers,
+    };
     let request_id = || worker.request_id();
     headers::to_version(
         &mut parts.headers,
-        &seen,
+        seen,
         inbound_version,
         accepted,
         &parts.uri,
@@ -139,6 +144,7 @@ async fn handle(
         limits: &limits,
         role: choice.role,
         started,
+        framing,
     };
     let (mut response, exchange) = match forward::forward(outbound, parts, source.as_ref(), exchange).await {
         Ok(answered) => answered,
@@ -159,11 +165,11 @@ async fn handle(
     Ok(response.map(|body| OutBody::upstream(body, exchange, limits.stream_idle, deadline)))
 }
 
-fn find(client: &Client, parts: &Parts, accepted: inbound::Accepted) -> Option<Arc<Entry>> {
+fn find(client: &Client, parts: &Parts, seen: &Seen, accepted: inbound::Accepted) -> Option<Arc<Entry>> {
     let table = client.worker.shared.table.load();
     let view = RequestView {
         listener: client.listener.index,
-        host: accepted.host(&parts.uri, &parts.headers),
+        host: accepted.host(&parts.uri, seen),
         path: parts.uri.path(),
         query: parts.uri.query(),
         method: &parts.method,
