@@ -9,6 +9,9 @@ use crate::{
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// What the system sends when a write meets the limit of a file's size.
+const SIGXFSZ: i32 = 25;
+
 /// What `serve` is told.
 #[derive(Debug, Clone)]
 pub struct ServeArgs {
@@ -40,6 +43,8 @@ async fn run(args: &ServeArgs) -> Result<(), AppError> {
         listen(SignalKind::interrupt())?,
         listen(SignalKind::hangup())?,
     );
+    // Unheard it ends the process. A file that may not grow is a full disk: an error of that one write.
+    let _file_size = listen(SignalKind::from_raw(SIGXFSZ))?;
 
     let loaded = config::load(&args.config).map_err(AppError::Config)?;
     for warning in &loaded.warnings {

@@ -193,9 +193,10 @@ impl Engine {
             };
             engine.resting.insert(service.name, saved);
         }
-        engine
-            .begin(&parts.config)
-            .map_err(|refusal| StartError::Store(refusal.message))?;
+        engine.begin(&parts.config).map_err(|refusal| {
+            let why = refusal.message;
+            StartError::Store(format!("{why}; `--stateless` serves stable meanwhile"))
+        })?;
         Ok(engine)
     }
 
@@ -459,20 +460,31 @@ impl Engine {
         if self.store_fails.as_ref().is_none_or(|fails| fails.why != why) {
             error!(error = %why, "the state cannot be stored: {why}");
         }
-        self.store_fails = Some(StoreFails {
+        let before = self.store_fails.replace(StoreFails {
             why: why.clone(),
             wait,
             next: now.plus(wait),
         });
         self.shared.set_store_healthy(false);
+        if before.is_none_or(|before| before.why != why) {
+            self.publish_all();
+        }
         why
     }
 
     fn store_works(&mut self) {
         if self.store_fails.take().is_some() {
             info!("the state can be stored again");
+            self.publish_all();
         }
         self.shared.set_store_healthy(true);
+    }
+
+    /// Every status shows whether the store works.
+    fn publish_all(&self) {
+        for name in self.managed.keys() {
+            self.publish_status(name);
+        }
     }
 
     /// Why the store fails, when it does.

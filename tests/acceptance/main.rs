@@ -6,5 +6,6 @@ mod support;
 
 mod argo;
 mod crash;
+mod disk;
 mod milestones;
 mod store;

@@ -272,7 +272,12 @@ impl Drop for Serin {
 
 /// Starts it in a folder where it must not start: its exit code and what it said.
 pub fn refused_start(folder: &Path, arguments: &[&str]) -> (i32, String) {
-    let (child, log) = spawn(folder, arguments);
+    refused_start_by(&[], folder, arguments)
+}
+
+/// The same through a program that prepares its way: `prlimit …`.
+pub fn refused_start_by(starter: &[&str], folder: &Path, arguments: &[&str]) -> (i32, String) {
+    let (child, log) = spawn_by(starter, folder, arguments);
     let mut serin = Bounded(child);
     let status = wait_for("the start to be refused", Duration::from_secs(20), || {
         serin.0.try_wait().unwrap()
@@ -300,7 +305,13 @@ fn unset() -> SocketAddr {
 }
 
 fn spawn(folder: &Path, arguments: &[&str]) -> (Child, Arc<Mutex<Vec<String>>>) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_serin"))
+    spawn_by(&[], folder, arguments)
+}
+
+fn spawn_by(starter: &[&str], folder: &Path, arguments: &[&str]) -> (Child, Arc<Mutex<Vec<String>>>) {
+    let line = [starter, &[env!("CARGO_BIN_EXE_serin")]].concat();
+    let mut child = Command::new(line[0])
+        .args(&line[1..])
         .args(["serve", "-c", "serin.yaml", "--workers", "2"])
         .args(arguments)
         .current_dir(folder)

@@ -3,7 +3,7 @@
 use super::StoreError;
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io::{Read, Seek, SeekFrom, Write},
+    io::{ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -52,7 +52,14 @@ pub(super) fn take(state: &Path) -> Result<Lock, StoreError> {
     match write(&mut file) {
         Ok(()) => Ok(Lock { _file: file }),
         // A full disk: the lock holds all the same, only the id is missing.
-        Err(error) if error.kind() == std::io::ErrorKind::StorageFull => Ok(Lock { _file: file }),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::StorageFull | ErrorKind::FileTooLarge | ErrorKind::QuotaExceeded
+            ) =>
+        {
+            Ok(Lock { _file: file })
+        }
         Err(error) => Err(io(error)),
     }
 }

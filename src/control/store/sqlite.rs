@@ -269,6 +269,12 @@ fn explain(path: &Path, error: &rusqlite::Error) -> StoreError {
             path,
             why: "the disk is full: make room, Serin tries again by itself".to_owned(),
         },
+        Some(ErrorCode::SystemIoFailure) => StoreError::Io {
+            path,
+            why: format!(
+                "{error}: make room, or lift what limits the file (quota, file size), or mend the disk; Serin tries again by itself"
+            ),
+        },
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Io {
             path,
             why: "another program holds it locked: close it, Serin tries again by itself".to_owned(),
