@@ -11,6 +11,8 @@
     reason = "each test binary uses its own part of this, and a helper that fails shall fail the test"
 )]
 
+pub mod answers;
+pub mod client;
 pub mod h2;
 mod huffman;
 pub mod load;

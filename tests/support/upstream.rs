@@ -1,24 +1,28 @@
-//! Copies of a service that say who they are and fail as told.
+//! Copies of a service that say who they are, fail as told and otherwise behave as the request's path asks (`answers`).
 
-use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use super::answers::{self, Shared};
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::{
-    convert::Infallible,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 use tokio::{net::TcpListener, sync::watch};
+
+/// How long an unanswered upstream lives when a test hangs.
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// A running copy. Ends, listener and connections, when it is dropped.
 pub struct Upstream {
     pub address: SocketAddr,
-    pub seen: Arc<AtomicU64>,
-    /// Of every thousand requests this many are answered with 500, evenly spread.
-    pub failing: Arc<AtomicU32>,
+    http2: bool,
+    shared: Arc<Shared>,
     stop: watch::Sender<bool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -31,10 +35,19 @@ impl Upstream {
 
     /// The same at a known address.
     pub fn start_at(name: &'static str, address: SocketAddr) -> Upstream {
-        let (seen, failing) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU32::new(0)));
+        Upstream::run(name, address, false)
+    }
+
+    /// A copy that speaks HTTP/2 without TLS and nothing else.
+    pub fn h2c(name: &'static str) -> Upstream {
+        Upstream::run(name, SocketAddr::from(([127, 0, 0, 1], 0)), true)
+    }
+
+    fn run(name: &'static str, address: SocketAddr, http2: bool) -> Upstream {
+        let shared = Arc::new(Shared::new(name));
         let (stop, stopping) = watch::channel(false);
         let (told, address_of) = std::sync::mpsc::channel();
-        let (count, rate) = (Arc::clone(&seen), Arc::clone(&failing));
+        let serving = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -43,34 +56,61 @@ impl Upstream {
             runtime.block_on(async move {
                 let listener = TcpListener::bind(address).await.unwrap();
                 told.send(listener.local_addr().unwrap()).unwrap();
-                accept(name, listener, count, rate, stopping).await;
+                let _ = tokio::time::timeout(LONGEST, accept(listener, http2, serving, stopping)).await;
             });
         });
         let address = address_of.recv().unwrap();
         Upstream {
             address,
-            seen,
-            failing,
+            http2,
+            shared,
             stop,
             thread: Some(thread),
         }
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.http2 { "h2c" } else { "http" };
+        format!("{scheme}://{}", self.address)
     }
 
+    /// Requests that arrived, other than for `/healthz`.
     pub fn requests(&self) -> u64 {
-        self.seen.load(Ordering::SeqCst)
+        self.shared.seen.load(Ordering::SeqCst)
     }
 
+    /// Requests that have arrived and are not answered whole.
+    pub fn in_flight(&self) -> u64 {
+        self.shared.in_flight.load(Ordering::SeqCst)
+    }
+
+    /// Connections accepted so far.
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Of every thousand requests this many are answered with 500, evenly spread.
     pub fn fail(&self, per_thousand: u32) {
-        self.failing.store(per_thousand, Ordering::SeqCst);
+        self.shared.failing.store(per_thousand, Ordering::SeqCst);
     }
-}
 
-impl Drop for Upstream {
-    fn drop(&mut self) {
+    /// Answers what waits at `/gate`, and from now on everything that comes there.
+    pub fn open_gate(&self) {
+        self.shared.gate.send_replace(true);
+    }
+
+    /// Request heads seen at paths that begin with `/head`.
+    pub fn heads(&self) -> Vec<String> {
+        self.shared.heads.lock().unwrap().clone()
+    }
+
+    /// Ends it as SIGKILL would: every socket closed at once, whatever is in flight. Requests in flight at that moment.
+    pub fn kill(mut self) -> u64 {
+        self.end();
+        self.in_flight()
+    }
+
+    fn end(&mut self) {
         self.stop.send_replace(true);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -78,55 +118,41 @@ impl Drop for Upstream {
     }
 }
 
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 async fn accept(
-    name: &'static str,
     listener: TcpListener,
-    seen: Arc<AtomicU64>,
-    failing: Arc<AtomicU32>,
+    http2: bool,
+    shared: Arc<Shared>,
     mut stopping: watch::Receiver<bool>,
 ) {
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted { Ok((stream, _)) => stream, Err(_) => continue },
-            _ = stopping.wait_for(|stop| *stop) => return,
+            _ = stopping.wait_for(|stop| *stop) => {
+                shared.killed.store(true, Ordering::SeqCst);
+                return;
+            }
         };
-        let (seen, failing) = (Arc::clone(&seen), Arc::clone(&failing));
+        shared.connections.fetch_add(1, Ordering::SeqCst);
+        let _ = stream.set_nodelay(true);
+        let shared = Arc::clone(&shared);
         // Tasks die with the runtime, so a dropped copy resets what it has in flight.
         tokio::spawn(async move {
             let service =
-                service_fn(move |request| answer(name, request, Arc::clone(&seen), Arc::clone(&failing)));
-            let _ = http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+                service_fn(move |request: Request<Incoming>| answers::answer(Arc::clone(&shared), request));
+            let io = TokioIo::new(stream);
+            if http2 {
+                let _ = http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(io, service)
+                    .await;
+            } else {
+                let _ = http1::Builder::new().serve_connection(io, service).await;
+            }
         });
     }
-}
-
-async fn answer(
-    name: &'static str,
-    request: Request<Incoming>,
-    seen: Arc<AtomicU64>,
-    failing: Arc<AtomicU32>,
-) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
-    if request.uri().path() == "/healthz" {
-        return Ok(Response::new(Full::default()));
-    }
-    let number = seen.fetch_add(1, Ordering::SeqCst) + 1;
-    let rate = u64::from(failing.load(Ordering::SeqCst));
-    let fails = number * rate / 1000 != (number - 1) * rate / 1000;
-    let body = request
-        .into_body()
-        .collect()
-        .await
-        .map(http_body_util::Collected::to_bytes)
-        .unwrap_or_default();
-    let response = Response::builder()
-        .status(if fails { 500 } else { 200 })
-        .header("x-version", name);
-    let text = if body.is_empty() {
-        bytes::Bytes::from_static(name.as_bytes())
-    } else {
-        body
-    };
-    Ok(response.body(Full::new(text)).unwrap())
 }

@@ -1,0 +1,199 @@
+//! What an upstream answers: the request's path says how it behaves.
+//!
+//! `/status/N` · `/bytes/N` with a length · `/stream/N` without · `/wait/MS` before the head · `/drip/N/MS` between bytes
+//! · `/gate` when it is opened · `/hang` never · `/early` without reading the body · `/half` breaks off after its head ·
+//! `/reset` closes unanswered · `/head` keeps and returns the head it got · anything else: the body it got, or its name.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    Request, Response,
+    body::{Frame, Incoming},
+};
+use std::{
+    fmt::Write,
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::watch;
+
+pub type Payload = UnsyncBoxBody<Bytes, io::Error>;
+
+/// What all connections of one copy share.
+pub struct Shared {
+    name: &'static str,
+    pub seen: AtomicU64,
+    pub in_flight: AtomicU64,
+    pub connections: AtomicU64,
+    pub failing: AtomicU32,
+    pub gate: watch::Sender<bool>,
+    pub heads: Mutex<Vec<String>>,
+    pub killed: AtomicBool,
+}
+
+impl Shared {
+    pub fn new(name: &'static str) -> Shared {
+        Shared {
+            name,
+            seen: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            failing: AtomicU32::new(0),
+            gate: watch::channel(false).0,
+            heads: Mutex::default(),
+            killed: AtomicBool::new(false),
+        }
+    }
+}
+
+/// A body of known length.
+pub fn full(bytes: impl Into<Bytes>) -> Payload {
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+/// A body of unknown length, in pieces that come when asked for.
+pub fn pieces(pieces: Vec<Bytes>) -> Payload {
+    let frames = pieces.into_iter().map(|piece| Ok(Frame::data(piece)));
+    StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()
+}
+
+/// A body whose pieces come one by one, `every` apart.
+pub fn drip(pieces: usize, every: Duration, mut piece: impl FnMut() -> Bytes + Send + 'static) -> Payload {
+    let start = tokio::time::Instant::now() + every;
+    let ticks = tokio::time::interval_at(start, every);
+    let frames = futures_util::stream::unfold((ticks, pieces), move |(mut ticks, left)| {
+        let next = piece();
+        async move {
+            if left == 0 {
+                return None;
+            }
+            ticks.tick().await;
+            Some((Ok(Frame::data(next)), (ticks, left - 1)))
+        }
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+/// A request that has arrived; gone when its answer is, or with the copy.
+struct Arrived(Arc<Shared>);
+
+impl Drop for Arrived {
+    fn drop(&mut self) {
+        // When the copy was killed the number stays what it was.
+        if !self.0.killed.load(Ordering::SeqCst) {
+            self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Answers one request. An error closes the connection.
+pub async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Payload>> {
+    let path = request.uri().path().to_owned();
+    if path == "/healthz" {
+        return Ok(Response::new(full("")));
+    }
+    let number = shared.seen.fetch_add(1, Ordering::SeqCst) + 1;
+    shared.in_flight.fetch_add(1, Ordering::SeqCst);
+    let arrived = Arrived(Arc::clone(&shared));
+    let rate = u64::from(shared.failing.load(Ordering::SeqCst));
+    let fails = number * rate / 1000 != (number - 1) * rate / 1000;
+    let result = behave(&shared, &path, request).await;
+    drop(arrived);
+    let (status, body) = result?;
+    let status = if fails { 500 } else { status };
+    let response = Response::builder()
+        .status(status)
+        .header("x-version", shared.name);
+    Ok(response.body(body).unwrap())
+}
+
+async fn behave(shared: &Arc<Shared>, path: &str, request: Request<Incoming>) -> io::Result<(u16, Payload)> {
+    let mut parts = path.split('/').skip(1);
+    let what = parts.next().unwrap_or_default();
+    let mut number = || parts.next().and_then(|n| n.parse::<u32>().ok()).unwrap_or(0);
+    let millis = |n: u32| Duration::from_millis(u64::from(n));
+    Ok(match what {
+        "status" => {
+            let status = u16::try_from(number()).unwrap_or(200);
+            drained(request).await?;
+            let empty = status == 204 || status == 304;
+            (status, full(if empty { "" } else { shared.name }))
+        }
+        "bytes" => (200, full(vec![b'x'; number() as usize])),
+        "stream" => {
+            let mut left = number() as usize;
+            let mut all = Vec::new();
+            while left > 0 {
+                let size = left.min(16 * 1024);
+                all.push(Bytes::from(vec![b'x'; size]));
+                left -= size;
+            }
+            (200, pieces(all))
+        }
+        "wait" => {
+            drained(request).await?;
+            let mut tick = tokio::time::interval(millis(number().max(1)));
+            tick.tick().await;
+            tick.tick().await;
+            (200, full(shared.name))
+        }
+        "drip" => {
+            let (count, every) = (number() as usize, millis(number().max(1)));
+            (200, drip(count, every, || Bytes::from_static(b"x")))
+        }
+        "gate" => {
+            drained(request).await?;
+            let mut gate = shared.gate.subscribe();
+            let _ = gate.wait_for(|open| *open).await;
+            (200, full(shared.name))
+        }
+        "hang" => {
+            drained(request).await?;
+            std::future::pending::<()>().await;
+            (200, full(""))
+        }
+        "early" => (200, full(shared.name)),
+        "half" => {
+            let broken = [
+                Ok(Frame::data(Bytes::from_static(b"half"))),
+                Err(io::Error::other("half is all there is")),
+            ];
+            (
+                200,
+                StreamBody::new(futures_util::stream::iter(broken)).boxed_unsync(),
+            )
+        }
+        "reset" => return Err(io::Error::other("no answer")),
+        "head" => {
+            let mut text = format!("{} {} {:?}\n", request.method(), request.uri(), request.version());
+            for (name, value) in request.headers() {
+                let value = String::from_utf8_lossy(value.as_bytes());
+                let _ = writeln!(text, "{name}: {value}");
+            }
+            shared.heads.lock().unwrap().push(text.clone());
+            (200, full(text))
+        }
+        _ => {
+            let body = drained(request).await?;
+            (
+                200,
+                full(if body.is_empty() {
+                    Bytes::from_static(shared.name.as_bytes())
+                } else {
+                    body
+                }),
+            )
+        }
+    })
+}
+
+async fn drained(request: Request<Incoming>) -> io::Result<Bytes> {
+    let body = request.into_body().collect().await.map_err(io::Error::other)?;
+    Ok(body.to_bytes())
+}
