@@ -23,6 +23,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 /// Connections at once, at each address.
@@ -42,12 +43,9 @@ pub enum BindError {
     /// Plain HTTP beyond this machine.
     #[error(
         "admin.address {0} can be reached from other machines, and tokens would cross the network in plain text: use \
-         127.0.0.1, or set `admin.insecure: true` where the network is trusted"
+         127.0.0.1, add `admin.tls`, or set `admin.insecure: true` where the network is trusted"
     )]
     Insecure(SocketAddr),
-    /// TLS was asked for.
-    #[error("admin.tls is not supported yet: remove it and keep admin.address on loopback")]
-    Tls,
     /// The address is taken or not ours.
     #[error(
         "cannot listen on {what} {address}: is another Serin running? Choose another address in the configuration"
@@ -134,10 +132,12 @@ impl Drop for Socket {
 }
 
 /// What the REST API is served on; any part may be absent.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Listeners {
     /// `admin.address`.
     pub tcp: Option<TcpListener>,
+    /// How `admin.address` speaks TLS; none: it does not.
+    pub tls: Option<TlsAcceptor>,
     /// `admin.socket`.
     pub socket: Option<Socket>,
     /// `telemetry.address`.
@@ -146,11 +146,12 @@ pub struct Listeners {
 
 impl Listeners {
     /// Binds everything that the configuration names, or nothing.
-    pub async fn bind(admin: &config::Admin, telemetry: Option<SocketAddr>) -> Result<Listeners, BindError> {
-        if admin.tls.is_some() {
-            return Err(BindError::Tls);
-        }
-        if !admin.address.ip().to_canonical().is_loopback() && !admin.insecure {
+    pub async fn bind(
+        admin: &config::Admin,
+        tls: Option<TlsAcceptor>,
+        telemetry: Option<SocketAddr>,
+    ) -> Result<Listeners, BindError> {
+        if !admin.address.ip().to_canonical().is_loopback() && tls.is_none() && !admin.insecure {
             return Err(BindError::Insecure(admin.address));
         }
         let tcp = tcp("admin.address", admin.address).await?;
@@ -160,6 +161,7 @@ impl Listeners {
         };
         Ok(Listeners {
             tcp: Some(tcp),
+            tls,
             socket: Some(Socket::bind(&admin.socket)?),
             telemetry,
         })
@@ -189,15 +191,15 @@ async fn tcp(what: &'static str, address: SocketAddr) -> Result<TcpListener, Bin
 /// Serves every listener until `admin.stopping`.
 pub(super) async fn serve(admin: &Admin, listeners: Listeners) {
     tokio::join!(
-        over_tcp(admin.clone(), listeners.tcp, admin.router()),
-        over_tcp(admin.clone(), listeners.telemetry, admin.telemetry_router()),
+        over_tcp(admin.clone(), listeners.tcp, listeners.tls, admin.router()),
+        over_tcp(admin.clone(), listeners.telemetry, None, admin.telemetry_router()),
         over_socket(admin.clone(), listeners.socket),
     );
 }
 
-async fn over_tcp(admin: Admin, listener: Option<TcpListener>, router: Router) {
+async fn over_tcp(admin: Admin, listener: Option<TcpListener>, tls: Option<TlsAcceptor>, router: Router) {
     if let Some(listener) = listener {
-        accept_tcp(admin, listener, router).await;
+        accept_tcp(admin, listener, tls, router).await;
     }
 }
 
@@ -207,7 +209,7 @@ async fn over_socket(admin: Admin, socket: Option<Socket>) {
     }
 }
 
-async fn accept_tcp(admin: Admin, listener: TcpListener, router: Router) {
+async fn accept_tcp(admin: Admin, listener: TcpListener, tls: Option<TlsAcceptor>, router: Router) {
     let mut connections = Connections::new(&admin);
     while let Some(accepted) = connections.next(|| listener.accept()).await {
         let (stream, address) = accepted;
@@ -215,7 +217,15 @@ async fn accept_tcp(admin: Admin, listener: TcpListener, router: Router) {
         // Both are about a peer that has gone silent; without them it is merely found out later.
         let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
         let _ = stream.set_nodelay(true);
-        connections.serve(stream, Peer::Tcp(address), router.clone());
+        let (peer, router) = (Peer::Tcp(address), router.clone());
+        match tls.clone() {
+            None => connections.serve(std::future::ready(Some(stream)), peer, router),
+            Some(acceptor) => connections.serve(
+                async move { timeout(HEAD, acceptor.accept(stream)).await.ok()?.ok() },
+                peer,
+                router,
+            ),
+        }
     }
     connections.drain().await;
 }
@@ -229,7 +239,11 @@ async fn accept_socket(admin: Admin, socket: Socket) {
             continue;
         };
         if uid == socket.owner || uid == 0 {
-            connections.serve(stream, Peer::Socket { uid }, router.clone());
+            connections.serve(
+                std::future::ready(Some(stream)),
+                Peer::Socket { uid },
+                router.clone(),
+            );
         }
     }
     connections.drain().await;
@@ -272,8 +286,13 @@ impl Connections {
         }
     }
 
-    fn serve<S>(&mut self, stream: S, peer: Peer, router: Router)
-    where
+    /// Serves what `arriving` gives, if it gives anything: a handshake may fail, and nobody here could mend that.
+    fn serve<S>(
+        &mut self,
+        arriving: impl Future<Output = Option<S>> + Send + 'static,
+        peer: Peer,
+        router: Router,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         // More than that are closed at once: better than waiting behind somebody who does nothing.
@@ -283,6 +302,11 @@ impl Connections {
         let mut stopping = self.stopping.clone();
         self.tasks.spawn(async move {
             let _seat = seat;
+            let arrived = tokio::select! {
+                arrived = arriving => arrived,
+                () = super::stopped(&mut stopping) => None,
+            };
+            let Some(stream) = arrived else { return };
             let service = service_fn(move |mut request: hyper::Request<Incoming>| {
                 request.extensions_mut().insert(peer);
                 router.clone().oneshot(request.map(axum::body::Body::new))
@@ -329,10 +353,10 @@ mod tests {
     async fn off_loopback_needs_to_be_asked_for() {
         let folder = tempfile::tempdir().unwrap();
         let mut admin = admin_at("0.0.0.0:0", folder.path().join("s"));
-        let refused = Listeners::bind(&admin, None).await.unwrap_err();
+        let refused = Listeners::bind(&admin, None, None).await.err().unwrap();
         assert!(refused.to_string().contains("insecure: true"), "{refused}");
         admin.insecure = true;
-        assert!(Listeners::bind(&admin, None).await.is_ok());
+        assert!(Listeners::bind(&admin, None, None).await.is_ok());
     }
 
     #[tokio::test]
@@ -365,7 +389,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let admin = admin_at("127.0.0.1:0", folder.path().join("s"));
         let telemetry = "127.0.0.1:0".parse().unwrap();
-        let bound = Listeners::bind(&admin, Some(telemetry)).await.unwrap();
+        let bound = Listeners::bind(&admin, None, Some(telemetry)).await.unwrap();
         assert_ne!(bound.admin_address().unwrap().port(), 0);
         assert_ne!(bound.telemetry_address().unwrap().port(), 0);
         let same = admin_at(
@@ -373,7 +397,7 @@ mod tests {
             folder.path().join("t"),
         );
         assert!(matches!(
-            Listeners::bind(&same, None).await,
+            Listeners::bind(&same, None, None).await,
             Err(BindError::Tcp { .. })
         ));
     }

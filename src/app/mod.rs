@@ -3,6 +3,7 @@
 //! Only here do real clocks, real randomness, threads and signals come from. [`Serin`] is one running instance, which the
 //! demo and tests also start; [`serve`] is the command line's way to run one until a signal ends it.
 
+mod certificates;
 mod clock;
 mod limits;
 mod observers;
@@ -24,6 +25,7 @@ use crate::{
     upstream::{Services, ServicesCollector},
 };
 use arc_swap::ArcSwap;
+use certificates::Certificates;
 use rand::Rng;
 use std::{
     net::SocketAddr,
@@ -122,14 +124,17 @@ impl Serin {
             .workers
             .or_else(|| std::thread::available_parallelism().ok())
             .map_or(1, NonZeroUsize::get);
+        let clock = SystemClock::start();
+        let metrics = Registry::new(count)?;
+        let certificates =
+            Certificates::start(&config, &metrics, Arc::new(clock)).map_err(AppError::Config)?;
         let choice = options.store;
         let choice = choice.unwrap_or_else(|| StoreChoice::File(config.state.path.clone()));
         // Before the addresses: of two instances of one file, the second should hear of the first, not of its ports.
         let store = choice.open()?;
-        let bound = Bound::bind(&config, count)?;
-        let listeners = admin::Listeners::bind(&config.admin, config.telemetry).await?;
-        let clock = SystemClock::start();
-        let metrics = Registry::new(count)?;
+        let bound = Bound::bind(&config, &certificates, count)?;
+        let listeners =
+            admin::Listeners::bind(&config.admin, certificates.of_admin(), config.telemetry).await?;
         let services = Services::new(metrics.clone());
         metrics.register(Box::new(ServicesCollector::new(services.clone())?))?;
 
@@ -175,6 +180,7 @@ impl Serin {
             metrics: metrics.clone(),
             tokens: tokens.clone(),
             observers: Arc::clone(&observers),
+            certificates,
         };
         let reload = Reload::new(options.file, Arc::clone(&config), parts);
         let addresses = Addresses {
@@ -195,6 +201,7 @@ impl Serin {
         let served = admin::Admin::new(parts, stopping);
         let admin = tokio::spawn(async move { served.serve(listeners).await });
         sweep_metrics(metrics.clone(), clock);
+        tokio::spawn(reload.keep_certificates_fresh());
         probes.set_started();
         Ok(Serin {
             control,

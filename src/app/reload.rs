@@ -1,5 +1,6 @@
 //! Taking a new configuration: parse, check, swap; a bad one changes nothing and says why.
 
+use super::certificates::{self, Certificates};
 use super::observers::Observers;
 use crate::{
     admin::{Answer, ConfigCheck, Operator, Tokens},
@@ -25,6 +26,7 @@ pub(super) struct Parts {
     pub(super) metrics: Registry,
     pub(super) tokens: Tokens,
     pub(super) observers: Arc<Observers>,
+    pub(super) certificates: Certificates,
 }
 
 /// Reloads one instance. Cheap to clone.
@@ -58,8 +60,22 @@ impl Reload {
         }
     }
 
-    /// Reads the file again and takes it, all or nothing.
+    /// Reads the file again and takes it, all or nothing. Certificates are looked at in any case: a mistake elsewhere in the
+    /// file must not let them expire.
     pub async fn from_file(&self) -> Result<Reloaded, Vec<Problem>> {
+        let result = self.read_and_take().await;
+        let (certificates, config) = (self.parts.certificates.clone(), self.current.load_full());
+        let _ = tokio::task::spawn_blocking(move || certificates.renew(&config)).await;
+        result
+    }
+
+    /// Reads certificates again from time to time, until the process ends.
+    pub(super) fn keep_certificates_fresh(&self) -> impl Future<Output = ()> + use<> {
+        let current = Arc::clone(&self.current);
+        certificates::keep_fresh(self.parts.certificates.clone(), move || current.load_full())
+    }
+
+    async fn read_and_take(&self) -> Result<Reloaded, Vec<Problem>> {
         let Some(file) = &self.file else {
             let problem = Problem::of_file(
                 "",
@@ -128,6 +144,9 @@ impl Reload {
     async fn problems(&self, config: &Arc<Config>) -> Vec<Problem> {
         let mut problems = config.not_yet().to_vec();
         problems.extend(needs_restart(&self.current.load(), config));
+        let (certificates, new) = (self.parts.certificates.clone(), Arc::clone(config));
+        let found = tokio::task::spawn_blocking(move || certificates.problems(&new)).await;
+        problems.extend(found.unwrap_or_default());
         if problems.is_empty()
             && let Err(refused) = self.parts.control.check_config(Arc::clone(config)).await
         {
@@ -221,14 +240,20 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<Problem> {
             .map(|listener| (listener.name.clone(), listener.address.to_string()))
             .collect()
     };
+    // Other certificates are taken; whether and how TLS is spoken is not.
+    let tls = |tls: Option<&config::Tls>| tls.map(|tls| tls.only_tls13);
     let kept = |config: &Config| -> Vec<String> {
         config
             .listeners
             .iter()
             .map(|l| {
                 format!(
-                    "{:?} {:?} {:?} {:?}",
-                    l.mode, l.trusted_proxies, l.timeouts, l.limits
+                    "{:?} {:?} {:?} {:?} {:?}",
+                    l.mode,
+                    l.trusted_proxies,
+                    l.timeouts,
+                    l.limits,
+                    tls(l.tls.as_ref())
                 )
             })
             .collect()
@@ -236,7 +261,10 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<Problem> {
     if sockets(old) != sockets(new) || kept(old) != kept(new) {
         changed.push("listeners");
     }
-    if old.admin.address != new.admin.address || old.admin.socket != new.admin.socket {
+    if old.admin.address != new.admin.address
+        || old.admin.socket != new.admin.socket
+        || tls(old.admin.tls.as_ref()) != tls(new.admin.tls.as_ref())
+    {
         changed.push("admin");
     }
     if old.telemetry != new.telemetry {

@@ -2,7 +2,7 @@
 
 use super::{AppError, Options, Reload, Serin};
 use crate::{
-    config::{self, Problem},
+    config::{self, Config, Problem},
     control::StoreChoice,
     telemetry,
 };
@@ -56,7 +56,7 @@ async fn run(args: &ServeArgs) -> Result<(), AppError> {
         file: Some(args.config.clone()),
     };
     let serin = Serin::start(Arc::clone(&loaded.config), options).await?;
-    announce(&serin);
+    announce(&serin, &loaded.config);
 
     let mut watch = match config::Watch::new(&loaded.to_watch()) {
         Ok(watch) => Some(watch),
@@ -88,18 +88,20 @@ async fn run(args: &ServeArgs) -> Result<(), AppError> {
     Ok(())
 }
 
-fn announce(serin: &Serin) {
+fn announce(serin: &Serin, config: &Config) {
     let addresses = serin.addresses();
-    for (name, address) in &addresses.listeners {
+    let scheme = |tls: bool| if tls { "https" } else { "http" };
+    for ((name, address), listener) in addresses.listeners.iter().zip(&config.listeners) {
+        let scheme = scheme(listener.tls.is_some());
         match address {
             Some(address) => {
-                tracing::info!(listener = %name, %address, "listener `{name}` at http://{address}");
+                tracing::info!(listener = %name, %address, "listener `{name}` at {scheme}://{address}");
             }
             None => tracing::info!(listener = %name, "listener `{name}` at its Unix socket"),
         }
     }
     let (admin, socket) = (addresses.admin, addresses.socket.display());
-    tracing::info!(%admin, "admin at http://{admin} and {socket}");
+    tracing::info!(%admin, "admin at {}://{admin} and {socket}", scheme(config.admin.tls.is_some()));
     if let Some(telemetry) = addresses.telemetry {
         tracing::info!(%telemetry, "metrics and probes at http://{telemetry}");
     }

@@ -1,9 +1,9 @@
 //! The data-plane threads: started together, stopped together.
 
-use super::AppError;
+use super::{AppError, certificates::Certificates};
 use crate::{
     config::Config,
-    proxy::{self, Shared, Stop, WorkerParts},
+    proxy::{self, Inlet, Shared, Stop, WorkerParts},
 };
 use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 use tokio::sync::watch;
@@ -18,14 +18,17 @@ pub(super) struct Workers {
 }
 
 /// Sockets of all listeners, bound before anything else starts: the most likely thing to fail.
-#[derive(Debug)]
 pub(super) struct Bound {
-    per_worker: Vec<Vec<(Arc<crate::config::Listener>, proxy::Socket)>>,
+    per_worker: Vec<Vec<Inlet>>,
     addresses: Vec<(String, Option<SocketAddr>)>,
 }
 
 impl Bound {
-    pub(super) fn bind(config: &Config, workers: usize) -> Result<Bound, AppError> {
+    pub(super) fn bind(
+        config: &Config,
+        certificates: &Certificates,
+        workers: usize,
+    ) -> Result<Bound, AppError> {
         let mut per_worker: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
         let mut addresses = Vec::new();
         for listener in &config.listeners {
@@ -36,7 +39,11 @@ impl Bound {
                 sockets.first().and_then(proxy::Socket::local_addr),
             ));
             for (worker, socket) in per_worker.iter_mut().zip(sockets) {
-                worker.push((Arc::clone(&listener), socket));
+                worker.push(Inlet {
+                    config: Arc::clone(&listener),
+                    socket,
+                    tls: certificates.of(&listener.name),
+                });
             }
         }
         Ok(Bound {
@@ -56,11 +63,11 @@ impl Workers {
     ) -> Result<Workers, AppError> {
         let (stop, receiver) = watch::channel(Stop::No);
         let mut threads = Vec::new();
-        for (index, sockets) in bound.per_worker.into_iter().enumerate() {
+        for (index, inlets) in bound.per_worker.into_iter().enumerate() {
             let parts = WorkerParts {
                 index,
                 shared: Arc::clone(shared),
-                sockets,
+                inlets,
                 // Different dice for each worker; the mixing is the generator's business.
                 seed: seed.wrapping_add(u64::try_from(index).unwrap_or(0)),
                 stop: receiver.clone(),

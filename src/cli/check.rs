@@ -17,7 +17,18 @@ const WRONG: i32 = 2;
 
 /// Checks a file and says everything about it; the exit code.
 pub fn run(path: &Path, out: &mut dyn Write) -> i32 {
-    let loaded = config::load(path);
+    let loaded = config::load(path).and_then(|loaded| {
+        let unreadable: Vec<Problem> = loaded
+            .config
+            .certificates()
+            .filter_map(|(_, files)| files.read().err())
+            .collect();
+        if unreadable.is_empty() {
+            Ok(loaded)
+        } else {
+            Err(unreadable)
+        }
+    });
     match report(path, &loaded, out) {
         Ok(code) => code,
         Err(_) => WRONG,

@@ -3,8 +3,9 @@
 use super::compiled::{Admin, StateStore, Token, TokenHash, TokenRole};
 use super::cx::Cx;
 use super::decode::Located;
-use super::listener::{TlsConfig, socket_address};
+use super::listener::socket_address;
 use super::secret::Redacted;
+use super::tls::TlsConfig;
 use crate::model::{ServiceName, Span};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -169,7 +170,7 @@ pub(super) fn compile(config: Option<&AdminConfig>, services: &[ServiceName], cx
         socket: cx.resolve(config.socket.as_deref().unwrap_or("serin.sock")),
         tokens,
         insecure: config.insecure,
-        tls: config.tls.as_ref().map(|tls| tls.compile(cx)),
+        tls: config.tls.as_ref().map(|tls| tls.compile("admin.tls", cx)),
     }
 }
 

@@ -6,6 +6,7 @@
 use super::observe::{AccessLog, Otlp};
 use super::problem::Problem;
 use super::secret::Redacted;
+use super::tls::{CertificateFiles, Tls};
 use crate::analysis::Template;
 use crate::model::{ByteSize, EndpointUrl, ServiceName, Span, VersionName, Weight};
 use crate::rollout::Plan;
@@ -56,6 +57,21 @@ impl Config {
         &self.not_yet
     }
 
+    /// Every certificate that is served with, and by which listener (`admin`: the REST API's).
+    pub fn certificates(&self) -> impl Iterator<Item = (&str, &CertificateFiles)> {
+        let listeners = self
+            .listeners
+            .iter()
+            .map(|one| (one.name.as_str(), one.tls.as_ref()));
+        listeners
+            .chain([("admin", self.admin.tls.as_ref())])
+            .flat_map(|(name, tls)| {
+                tls.into_iter()
+                    .flat_map(|tls| &tls.certificates)
+                    .map(move |files| (name, files))
+            })
+    }
+
     /// The configuration as it was written, all files together, without secrets: for `GET /v1/config`.
     pub fn redacted_json(&self) -> &serde_json::Value {
         &self.shown
@@ -81,7 +97,7 @@ pub struct Listener {
     pub mode: Mode,
     /// Peers whose forwarded fields are believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// Certificate and key; `serve` cannot do it yet.
+    /// What TLS is served with; none: plain HTTP.
     pub tls: Option<Tls>,
     /// The defaults with what the listener says.
     pub timeouts: Timeouts,
@@ -114,15 +130,6 @@ pub enum Mode {
     Edge,
     /// They are appended to: the peer is a proxy next door.
     Sidecar,
-}
-
-/// PEM files.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tls {
-    /// The certificate chain.
-    pub certificate: PathBuf,
-    /// The private key.
-    pub key: PathBuf,
 }
 
 /// How long each kind of waiting may last.
@@ -247,7 +254,7 @@ pub struct Admin {
     pub tokens: Vec<Token>,
     /// Plain HTTP off loopback was asked for.
     pub insecure: bool,
-    /// Certificate and key; `serve` cannot do it yet.
+    /// What TLS is served with; none: plain HTTP.
     pub tls: Option<Tls>,
 }
 

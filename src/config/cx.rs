@@ -114,6 +114,11 @@ impl Cx {
         )
     }
 
+    /// The place of a key, for faults that are found after compiling.
+    pub(super) fn here(&self, path: &str) -> Problem {
+        self.problem(path, "", "")
+    }
+
     /// `file:line` of a key, for faults that name two places.
     pub(super) fn place(&self, path: &str) -> String {
         format!("{}:{}", self.file, self.pos(path).line)

@@ -1,8 +1,9 @@
 //! `listeners`: where requests come in, and how long and how much clients may.
 
-use super::compiled::{BindAddress, Limits, Listener, ListenerLimits, Mode, Timeouts, TimeoutsSet, Tls};
+use super::compiled::{BindAddress, Limits, Listener, ListenerLimits, Mode, Timeouts, TimeoutsSet};
 use super::cx::Cx;
 use super::decode::Located;
+use super::tls::TlsConfig;
 use super::units::{Network, OrOff};
 use crate::model::{ByteSize, Span};
 use serde::Deserialize;
@@ -35,24 +36,6 @@ pub(super) struct ListenerConfig {
 enum ModeConfig {
     Edge,
     Sidecar,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct TlsConfig {
-    /// PEM, the leaf first.
-    certificate: String,
-    /// PEM.
-    key: String,
-}
-
-impl TlsConfig {
-    pub(super) fn compile(&self, cx: &Cx) -> Tls {
-        Tls {
-            certificate: cx.resolve(&self.certificate),
-            key: cx.resolve(&self.key),
-        }
-    }
 }
 
 /// At a listener and at a service; what is absent at a service is the listener's, what is absent there is the default
@@ -261,7 +244,10 @@ pub(super) fn compile(configs: &[Located<ListenerConfig>], cx: &mut Cx) -> Vec<L
                 Some(ModeConfig::Sidecar) => Mode::Sidecar,
             },
             trusted_proxies: config.trusted_proxies.iter().map(|net| net.0).collect(),
-            tls: config.tls.as_ref().map(|tls| tls.compile(cx)),
+            tls: config
+                .tls
+                .as_ref()
+                .map(|tls| tls.compile(&format!("{path}.tls"), cx)),
             timeouts: timeouts.over(&Timeouts::default()),
             limits: config.limits.listener(&format!("{path}.limits"), cx),
         };

@@ -183,7 +183,7 @@ pub fn load_text(
     check_addresses(&listeners, admin.address, telemetry, cx);
 
     let listener_names: Vec<&str> = listeners.iter().map(|listener| listener.name.as_str()).collect();
-    let mut not_yet = not_yet_there(&listeners, admin.tls.is_some(), &files[0].cx);
+    let mut not_yet = Vec::new();
     let services = compile_services(&mut files, &listener_names, &templates, &mut not_yet);
     let mut shared: BTreeMap<String, Arc<Template>> = templates
         .all
@@ -622,19 +622,6 @@ fn check_addresses(
             }
         }
     }
-}
-
-fn not_yet_there(listeners: &[super::Listener], admin_tls: bool, cx: &Cx) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    for (index, listener) in listeners.iter().enumerate() {
-        if listener.tls.is_some() {
-            problems.push(cx.not_yet(&format!("listeners[{index}].tls"), "tls"));
-        }
-    }
-    if admin_tls {
-        problems.push(cx.not_yet("admin.tls", "tls"));
-    }
-    problems
 }
 
 fn finish(

@@ -23,6 +23,7 @@ mod strategy;
 mod template;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod units;
 mod watch;
 mod yaml;
@@ -30,7 +31,7 @@ mod yaml;
 pub use compiled::{
     Admin, BindAddress, Config, DeployRule, Ejection, FailureHeader, FailureRule, Force, HardFailure,
     HardFailureAction, Health, Limits, Listener, ListenerLimits, MissingKey, Mode, Ready, Retries, Service,
-    StateStore, Sticky, StickyCookie, StickySource, Timeouts, TimeoutsSet, Tls, Token, TokenHash, TokenRole,
+    StateStore, Sticky, StickyCookie, StickySource, Timeouts, TimeoutsSet, Token, TokenHash, TokenRole,
     VersionBlock,
 };
 pub use diff::{Diff, ServiceDiff, diff};
@@ -39,4 +40,7 @@ pub use observe::{AccessLog, LogFormat, LogPath, Otlp};
 pub use problem::Problem;
 pub use secret::Redacted;
 pub use strategy::{BUILT_IN_GATE, built_in_gate, default_steps};
+#[cfg(test)]
+pub(crate) use tls::tests as tls_fixtures;
+pub use tls::{Certificate, CertificateFiles, Tls};
 pub use watch::{DEBOUNCE, Watch, WatchError};

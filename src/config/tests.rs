@@ -150,6 +150,7 @@ fn a_service_without_a_strategy_gets_5_25_50_and_the_built_in_gate() {
 #[test]
 fn every_sample_loads_without_a_warning() {
     for name in [
+        "edge.yaml",
         "minimal.yaml",
         "order-gateway.yaml",
         "prometheus.yaml",
@@ -160,7 +161,7 @@ fn every_sample_loads_without_a_warning() {
             Ok(loaded) => {
                 assert_eq!(shown(&loaded.warnings), "", "{name}");
                 assert!(loaded.config.not_yet().is_empty(), "{name}");
-                assert_eq!(loaded.files, [path]);
+                assert_eq!(loaded.files[0], path);
             }
             Err(problems) => panic!("{}", shown(&problems)),
         }
@@ -674,6 +675,38 @@ fn keys_that_only_move_pods_are_accepted_with_a_warning() {
 }
 
 #[test]
+fn tls_names_one_certificate_or_several_and_their_files_are_watched() {
+    let at = |tls: &str| MINIMAL.replace("'127.0.0.1:8080'", &format!("'127.0.0.1:8080', tls: {tls}"));
+    let text = at(
+        "{certificate: a.pem, key: a.key, certificates: [{certificate: b.pem, key: b.key}], minVersion: 1.3}",
+    );
+    let loaded = read(&text).map_err(|problems| shown(&problems)).unwrap();
+    let tls = loaded.config.listeners[0].tls.as_ref().unwrap();
+    let written: Vec<&str> = tls
+        .certificates
+        .iter()
+        .map(super::CertificateFiles::written)
+        .collect();
+    assert_eq!((written, tls.only_tls13), (vec!["a.pem", "b.pem"], true));
+    for file in ["a.pem", "a.key", "b.pem", "b.key"] {
+        assert!(loaded.files.iter().any(|known| known.ends_with(file)), "{file}");
+    }
+    for (tls, part) in [
+        ("{certificate: a.pem}", "a certificate without its key; add key"),
+        ("{key: a.key}", "a key without its certificate"),
+        ("{}", "TLS needs a certificate"),
+        (
+            "{certificates: [{certificate: a, key: b}, {certificate: a, key: b}]}",
+            "stands here twice",
+        ),
+        ("{certificate: a, key: b, minVersion: 1.1}", "minVersion"),
+    ] {
+        let said = faults(&at(tls));
+        assert!(said.contains("listeners[0].tls") && said.contains(part), "{said}");
+    }
+}
+
+#[test]
 fn what_serve_cannot_do_yet_is_understood_and_named() {
     let text = with(
         "canary: {version: v2, endpoints: ['https://a']}\nstrategy:\n  blueGreen: {autoPromotionEnabled: false, \
@@ -688,11 +721,6 @@ fn what_serve_cannot_do_yet_is_understood_and_named() {
         not_yet.contains("https:// endpoints") && not_yet.contains("services[0].strategy.blueGreen"),
         "{not_yet}"
     );
-    let tls = MINIMAL.replace(
-        "'127.0.0.1:8080'",
-        "'127.0.0.1:8080', tls: {certificate: a, key: b}",
-    );
-    assert!(shown(good(&tls).not_yet()).contains("listeners[0].tls: tls: understood"));
     let judge = with_template(
         "judge: {alpha: 1%, errors: {tolerate: 0.05pp}, latency: {quantiles: [0.5], tolerate: 10%}}",
     );
@@ -834,7 +862,8 @@ fn a_file_of_nothing_but_faults_is_answered_soon_and_bounded() {
     assert!(faults(&keys).contains("more keys than Serin reads"));
 }
 
-const SAMPLES: [&str; 4] = [
+const SAMPLES: [&str; 5] = [
+    include_str!("../../config/edge.yaml"),
     include_str!("../../config/minimal.yaml"),
     include_str!("../../config/order-gateway.yaml"),
     include_str!("../../config/prometheus.yaml"),

@@ -18,6 +18,10 @@ pub struct ControlMetrics {
     pub measurements: IntCounterVec,
     /// `serin_config_last_reload_success`, no labels
     pub reload_success: IntGaugeVec,
+    /// `serin_tls_certificate_expiry_timestamp_seconds`
+    pub certificate_expiry: IntGaugeVec,
+    /// `serin_tls_certificate_last_reload_success`
+    pub certificate_reload_success: IntGaugeVec,
     /// `serin_store_errors_total`, no labels
     pub store_errors: IntCounterVec,
     /// `serin_panics_total`, no labels
@@ -44,6 +48,8 @@ impl ControlMetrics {
             aborts: counter(names::ABORTS)?,
             measurements: counter(names::MEASUREMENTS)?,
             reload_success: gauge(names::RELOAD_SUCCESS)?,
+            certificate_expiry: gauge(names::CERTIFICATE_EXPIRY)?,
+            certificate_reload_success: gauge(names::CERTIFICATE_RELOAD_SUCCESS)?,
             store_errors: counter(names::STORE_ERRORS)?,
             panics: counter(names::PANICS)?,
             access_log_dropped: IntCounter::with_opts(opts(&names::ACCESS_LOG_DROPPED))?,
@@ -58,6 +64,8 @@ impl ControlMetrics {
         registry.register(Box::new(metrics.aborts.clone()))?;
         registry.register(Box::new(metrics.measurements.clone()))?;
         registry.register(Box::new(metrics.reload_success.clone()))?;
+        registry.register(Box::new(metrics.certificate_expiry.clone()))?;
+        registry.register(Box::new(metrics.certificate_reload_success.clone()))?;
         registry.register(Box::new(metrics.store_errors.clone()))?;
         registry.register(Box::new(metrics.panics.clone()))?;
         registry.register(Box::new(metrics.access_log_dropped.clone()))?;
@@ -67,5 +75,25 @@ impl ControlMetrics {
         }
         metrics.reload_success.with_label_values::<&str>(&[]).set(1);
         Ok(metrics)
+    }
+
+    /// Shows a certificate: when the one in force expires, and whether it is the one in its file.
+    pub fn show_certificate(&self, listener: &str, certificate: &str, expires_at: i64, fresh: bool) {
+        let labels = &[listener, certificate];
+        self.certificate_expiry.with_label_values(labels).set(expires_at);
+        self.certificate_reload_success
+            .with_label_values(labels)
+            .set(i64::from(fresh));
+    }
+
+    /// A certificate is served no more.
+    pub fn forget_certificate(&self, listener: &str, certificate: &str) {
+        // What was never shown need not be forgotten.
+        let _ = self
+            .certificate_expiry
+            .remove_label_values(&[listener, certificate]);
+        let _ = self
+            .certificate_reload_success
+            .remove_label_values(&[listener, certificate]);
     }
 }

@@ -25,6 +25,8 @@ macro_rules! rejections {
 }
 
 rejections! {
+    /// The TLS handshake failed.
+    Tls = "tls",
     /// What arrived is not HTTP.
     Malformed = "malformed",
     /// Framing fields that contradict each other or are not understood.

@@ -2,6 +2,7 @@
 
 use super::{
     account,
+    arrival::Arrival,
     frames::Watched,
     headers::Peer,
     io::{ClientIo, ConnectionTimeouts, Progress},
@@ -42,26 +43,28 @@ impl Client {
     fn new(
         worker: Rc<WorkerState>,
         listener: Rc<ListenerState>,
-        ip: Option<IpAddr>,
+        arrival: &Arrival,
         progress: Rc<Progress>,
         http2: bool,
     ) -> Client {
         // A Unix socket's peer is on this machine.
-        let ip = ip.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |ip| ip.to_canonical());
+        let ip = arrival
+            .ip
+            .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |ip| ip.to_canonical());
         let behind_proxy = listener
             .config
             .trusted_proxies
             .iter()
             .any(|net| net.contains(&ip));
         let address = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        let peer = Peer::new(address, listener.config.mode, behind_proxy);
+        let peer = Peer::new(address, listener.config.mode, behind_proxy, arrival.secure);
         Client {
             worker,
             listener,
             peer,
             progress,
             http2,
-            secure: false,
+            secure: arrival.secure,
             ip,
             behind_proxy,
         }
@@ -102,15 +105,22 @@ enum Spoken {
 }
 
 /// Reads as little as tells the protocols apart. `None`: the client went away or was too slow.
-async fn detect<S: AsyncRead + Unpin>(stream: &mut S, listener: &ListenerState) -> Option<Spoken> {
+async fn detect<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    listener: &ListenerState,
+    read: BytesMut,
+) -> Option<Spoken> {
     let first_byte = listener.config.timeouts.first_byte.as_duration();
-    let mut buffer = BytesMut::with_capacity(4096);
-    match tokio::time::timeout(first_byte, stream.read_buf(&mut buffer)).await {
-        Ok(Ok(0) | Err(_)) => return None,
-        Ok(Ok(_)) => {}
-        Err(_) => {
-            listener.metrics.reject(Rejection::Timeout);
-            return None;
+    let mut buffer = read;
+    if buffer.is_empty() {
+        buffer.reserve(4096);
+        match tokio::time::timeout(first_byte, stream.read_buf(&mut buffer)).await {
+            Ok(Ok(0) | Err(_)) => return None,
+            Ok(Ok(_)) => {}
+            Err(_) => {
+                listener.metrics.reject(Rejection::Timeout);
+                return None;
+            }
         }
     }
     let rest = listener.config.timeouts.request_headers.as_duration();
@@ -144,11 +154,12 @@ pub(super) async fn run<S>(
     worker: Rc<WorkerState>,
     listener: Rc<ListenerState>,
     mut stream: S,
-    ip: Option<IpAddr>,
+    mut arrival: Arrival,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let Some(spoken) = detect(&mut stream, &listener).await else {
+    let read = std::mem::take(&mut arrival.read);
+    let Some(spoken) = detect(&mut stream, &listener, read).await else {
         return;
     };
     let progress = Progress::new();
@@ -166,7 +177,7 @@ pub(super) async fn run<S>(
     let client = Rc::new(Client::new(
         Rc::clone(&worker),
         Rc::clone(&listener),
-        ip,
+        &arrival,
         Rc::clone(&progress),
         http2,
     ));
@@ -217,7 +228,7 @@ pub(super) async fn run<S>(
         .await
     };
     if let Some(Err(error)) = served {
-        closed(&worker, &listener, ip, &progress, &error);
+        closed(&worker, &listener, arrival.ip, &progress, &error);
     }
 }
 

@@ -86,11 +86,11 @@ pub(super) struct Peer {
 
 impl Peer {
     /// A listener in sidecar mode appends for everybody, one at the edge only for its trusted proxies.
-    pub(super) fn new(address: HeaderValue, mode: Mode, trusted_proxy: bool) -> Peer {
+    pub(super) fn new(address: HeaderValue, mode: Mode, trusted_proxy: bool, secure: bool) -> Peer {
         Peer {
             address,
             trusted: trusted_proxy || mode == Mode::Sidecar,
-            proto: HeaderValue::from_static("http"),
+            proto: HeaderValue::from_static(if secure { "https" } else { "http" }),
         }
     }
 }
@@ -365,7 +365,7 @@ mod tests {
     use http::Request;
 
     fn peer(mode: Mode) -> Peer {
-        Peer::new(HeaderValue::from_static("192.0.2.7"), mode, false)
+        Peer::new(HeaderValue::from_static("192.0.2.7"), mode, false, false)
     }
 
     fn sent(mode: Mode, version: Version, uri: &str, fields: &[(&str, &str)]) -> HeaderMap {

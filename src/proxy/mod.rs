@@ -1,13 +1,14 @@
 //! The data plane: the life of one request.
 //!
-//! `listener` accepts, `connection` finds the protocol and serves it, `service` is the spine that a request follows:
-//! `inbound` (is it safe?) -> `table` (which service?) -> `choose` (which version?) -> `headers` -> `forward` (which
+//! `listener` accepts, `arrival` decrypts, `connection` finds the protocol and serves it, `service` is the spine that a
+//! request follows: `inbound` (is it safe?) -> `table` (which service?) -> `choose` (which version?) -> `headers` -> `forward` (which
 //! endpoint, and what if it fails?) -> `body` (streaming back) -> `exchange` (what is recorded). `account` is what
 //! `access_log` and `trace` are told when somebody observes. `worker` is the thread
 //! all of that happens on. Nothing here knows of rollouts; control is met only at the shared objects in `upstream`.
 
 mod access_log;
 mod account;
+mod arrival;
 mod body;
 mod choose;
 mod connection;
@@ -25,6 +26,7 @@ mod service;
 mod share;
 mod table;
 mod timer;
+pub mod tls;
 mod trace;
 mod worker;
 
@@ -33,4 +35,4 @@ pub use listener::{BindError, Socket, bind};
 pub use observers::{Observers, Set};
 pub use table::{Entry, Table};
 pub use trace::Tracer;
-pub use worker::{Shared, Stop, WorkerParts, run};
+pub use worker::{Inlet, Shared, Stop, WorkerParts, run};

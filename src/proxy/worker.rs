@@ -4,6 +4,7 @@
 
 use super::{
     access_log::Lines,
+    arrival::{self, Arrival},
     body::RequestBody,
     connection::{self, Open},
     io::Progress,
@@ -32,6 +33,7 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
+use tokio_rustls::TlsAcceptor;
 
 /// How the data plane is told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,11 +64,11 @@ pub struct Shared {
 }
 
 /// A listener as one worker serves it.
-#[derive(Debug)]
 pub(super) struct ListenerState {
     pub(super) index: usize,
     pub(super) config: Arc<Listener>,
     pub(super) metrics: Arc<ListenerMetrics>,
+    pub(super) tls: Option<TlsAcceptor>,
 }
 
 /// One worker's own state.
@@ -188,15 +190,24 @@ impl WorkerState {
     }
 }
 
+/// Where one worker lets clients in.
+pub struct Inlet {
+    /// What the operator wrote.
+    pub config: Arc<Listener>,
+    /// Where they come from.
+    pub socket: Socket,
+    /// How they are talked to; none: without TLS.
+    pub tls: Option<TlsAcceptor>,
+}
+
 /// What one worker is made of.
-#[derive(Debug)]
 pub struct WorkerParts {
     /// From 0; also its shard in every metric.
     pub index: usize,
     /// What it shares with the others.
     pub shared: Arc<Shared>,
     /// Its own sockets, in the order of the configuration's listeners.
-    pub sockets: Vec<(Arc<Listener>, Socket)>,
+    pub inlets: Vec<Inlet>,
     /// Seeds its dice.
     pub seed: u64,
     /// When to stop.
@@ -217,7 +228,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
     let WorkerParts {
         index,
         shared,
-        sockets,
+        inlets,
         seed,
         mut stop,
         grace,
@@ -233,12 +244,14 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         lines: Lines::default(),
     });
     let mut accepting = Vec::new();
-    for (position, (config, socket)) in sockets.into_iter().enumerate() {
+    for (position, inlet) in inlets.into_iter().enumerate() {
+        let Inlet { config, socket, tls } = inlet;
         let metrics = worker.shared.metrics.listener(&config.name);
         let listener = Rc::new(ListenerState {
             index: position,
             config,
             metrics,
+            tls,
         });
         accepting.push(tokio::task::spawn_local(
             socket.accept_all(Rc::clone(&worker), listener),
@@ -324,11 +337,24 @@ impl WorkerState {
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
     {
         let Some(place) = self.admit(listener) else { return };
-        let serving = connection::run(Rc::clone(self), Rc::clone(listener), stream, ip);
-        tokio::task::spawn_local(async move {
-            serving.await;
-            drop(place);
-        });
+        let (worker, listener) = (Rc::clone(self), Rc::clone(listener));
+        // Two tasks of different size: who does without TLS does not carry its state.
+        match listener.tls.clone() {
+            None => {
+                let serving = connection::run(worker, listener, stream, Arrival::plain(ip));
+                tokio::task::spawn_local(async move {
+                    serving.await;
+                    drop(place);
+                });
+            }
+            Some(acceptor) => {
+                let serving = arrival::over_tls(worker, listener, stream, ip, acceptor);
+                tokio::task::spawn_local(async move {
+                    serving.await;
+                    drop(place);
+                });
+            }
+        }
     }
 }
 

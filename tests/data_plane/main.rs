@@ -7,3 +7,4 @@ mod support;
 mod access_log;
 mod bad_input;
 mod split;
+mod tls;

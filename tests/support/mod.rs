@@ -12,8 +12,10 @@
 )]
 
 pub mod answers;
+pub mod authority;
 pub mod client;
 pub mod h2;
+pub mod http;
 mod huffman;
 pub mod load;
 pub mod prometheus;
@@ -108,7 +110,7 @@ impl Serin {
         let lines = self.log.lock().unwrap();
         let address = |mark: &str| -> SocketAddr {
             let line = lines.iter().find(|line| line.contains(mark)).unwrap();
-            let rest = &line[line.find("http://").unwrap() + 7..];
+            let rest = &line[line.find("://").unwrap() + 3..];
             rest.split_whitespace().next().unwrap().parse().unwrap()
         };
         let (web, admin) = (address("listener `web` at "), address("admin at "));
