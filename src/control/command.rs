@@ -47,6 +47,20 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether it only ever takes traffic away from a canary.
+    pub const fn is_towards_stable(&self) -> bool {
+        match self {
+            Command::Abort | Command::Undo { .. } => true,
+            Command::Deploy(_)
+            | Command::SetEndpoints { .. }
+            | Command::Promote { .. }
+            | Command::Retry
+            | Command::Pause
+            | Command::Resume
+            | Command::SetWeight { .. } => false,
+        }
+    }
+
     /// As it is typed, logged and stored.
     pub const fn verb(&self) -> &'static str {
         match self {

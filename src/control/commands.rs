@@ -14,7 +14,7 @@ use crate::{
     model::{EndpointUrl, ServiceName, VersionName},
     rollout::{Event, Plan, Stage, Step, Strategy},
 };
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 /// For how long an idempotency key is honoured.
 const KEY_LIFE: Duration = super::store::KEY_LIFE;
@@ -81,8 +81,12 @@ impl Engine {
             .hint("start it without --stateless"));
         }
         let asked = format!("{command:?}");
-        if let Some(created) = self.recalled(&name, &asked, caller)? {
-            return self.accepted(&name, created, true);
+        match self.recalled(&name, &asked, caller) {
+            Ok(Some(created)) => return self.accepted(&name, created, true),
+            Ok(None) => {}
+            // Towards stable acts first: it is safe to repeat, and no store may stand in its way.
+            Err(refusal) if refusal.kind == RefusalKind::Unavailable && command.is_towards_stable() => {}
+            Err(refusal) => return Err(refusal),
         }
         let managed = self.managed.get(&name).ok_or_else(|| no_service(service))?;
         managed.check(expect)?;
@@ -181,7 +185,7 @@ impl Engine {
         let config = Arc::clone(&self.config);
         let managed = self.managed.get(name).ok_or_else(|| no_service(name.as_str()))?;
         managed.check_sequence(&deploy)?;
-        managed.allow(&deploy.version, &deploy.endpoints)?;
+        managed.allow(&config, &deploy.version, &deploy.endpoints)?;
         let own_steps = deploy.steps.is_some();
         let (plan, templates) = plan_for(&managed.config, &config, deploy.steps.clone())?;
         let legal = managed.saved.state.legal_verbs(&managed.saved.plan);
@@ -263,11 +267,11 @@ impl Engine {
         let mut set = known.endpoints.clone();
         match change {
             EndpointChange::Set(urls) => {
-                managed.allow(version, &urls)?;
+                managed.allow(&self.config, version, &urls)?;
                 set = urls;
             }
             EndpointChange::Add(urls) => {
-                managed.allow(version, &urls)?;
+                managed.allow(&self.config, version, &urls)?;
                 let new = urls.into_iter().filter(|url| !known.endpoints.contains(url));
                 set.extend(new);
             }
@@ -381,35 +385,6 @@ impl Managed {
         }
     }
 
-    /// Whether a deploy may name these endpoints; those already known are never refused.
-    fn allow(&self, version: &VersionName, endpoints: &[EndpointUrl]) -> Result<(), Refusal> {
-        let known = self
-            .saved
-            .version(version)
-            .map(|version| version.endpoints.as_slice());
-        for endpoint in endpoints {
-            if known.is_some_and(|known| known.contains(endpoint)) {
-                continue;
-            }
-            let forbidden = |message: String, hint: &str| {
-                Err(Refusal::new(RefusalKind::Forbidden, "endpointNotAllowed", message).hint(hint))
-            };
-            if is_link_local(endpoint) {
-                return forbidden(
-                    format!("{endpoint} is a link-local address, where clouds keep their credentials"),
-                    "name the address that the instance serves at",
-                );
-            }
-            if !self.config.deploy.allows(endpoint) {
-                return forbidden(
-                    format!("{endpoint} is not among the endpoints that a deploy may name"),
-                    "add its network or host to deploy.allowedEndpoints of the service",
-                );
-            }
-        }
-        Ok(())
-    }
-
     fn has_endpoints(&self, version: &VersionName, given: &[EndpointUrl]) -> Result<(), Refusal> {
         let known = self
             .saved
@@ -437,14 +412,6 @@ impl Managed {
             version: deploy.version.clone(),
             endpoints: deploy.endpoints.clone(),
         }]
-    }
-}
-
-fn is_link_local(endpoint: &EndpointUrl) -> bool {
-    match endpoint.ip().map(|ip| ip.to_canonical()) {
-        Some(IpAddr::V4(ip)) => ip.is_link_local(),
-        Some(IpAddr::V6(ip)) => ip.is_unicast_link_local(),
-        None => false,
     }
 }
 

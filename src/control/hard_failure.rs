@@ -4,11 +4,7 @@
 //! Is it the canary? When stable fails alike within ten seconds it is not: then nobody is to blame, the weight stays at
 //! zero and the rollout waits for a human.
 
-use super::{
-    engine::{By, Engine},
-    ledger::Fact,
-    managed::Fate,
-};
+use super::{engine::Engine, managed::Fate};
 use crate::{
     analysis::OnError,
     config::HardFailureAction,
@@ -89,31 +85,18 @@ impl Engine {
             return;
         }
         let message = format!("{}; stable fails alike", fate.reason);
-        let facts = match &managed.saved.state.stage {
-            // The abort is taken back: it waits at zero for a human instead.
-            Stage::Aborted(aborted) if aborted.cause == AbortCause::HardFailure => vec![
-                Fact::Moved { by: Event::Retry },
-                Fact::Moved {
-                    by: Event::SharedFate { message },
-                },
-            ],
-            Stage::Rolling(rolling)
-                if rolling.holds.iter().any(|hold| match hold {
-                    Hold::HardFailure { .. } => true,
-                    Hold::Manual | Hold::Background { .. } | Hold::SharedFate { .. } => false,
-                }) =>
-            {
-                vec![Fact::Moved {
-                    by: Event::SharedFate { message },
-                }]
-            }
-            Stage::Empty | Stage::Healthy | Stage::Aborted(_) | Stage::Rolling(_) => Vec::new(),
+        // An abort for this reason is taken back: it waits at zero for a human instead.
+        let applies = match &managed.saved.state.stage {
+            Stage::Aborted(aborted) => aborted.cause == AbortCause::HardFailure,
+            Stage::Rolling(rolling) => rolling.holds.iter().any(|hold| match hold {
+                Hold::HardFailure { .. } => true,
+                Hold::Manual | Hold::Background { .. } | Hold::SharedFate { .. } => false,
+            }),
+            Stage::Empty | Stage::Healthy => false,
         };
         managed.fate = None;
-        if !facts.is_empty()
-            && let Err(refusal) = self.record(name, facts, By::default())
-        {
-            warn!(service = %name, "`{name}`: the shared failure could not be recorded: {refusal}");
+        if applies {
+            self.happened(name, Event::SharedFate { message }, None);
         }
     }
 }

@@ -16,6 +16,7 @@ mod managed;
 mod observe;
 mod perform;
 mod providers;
+mod reach;
 mod ready;
 mod registry;
 mod report;

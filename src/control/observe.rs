@@ -13,7 +13,9 @@ use super::{
     store::RunRow,
 };
 use crate::{
-    analysis::{ArgValue, Args, Conditions, MetricSpec, Outcome, Provider, Run, SerinQuery, Template},
+    analysis::{
+        ArgValue, Args, Conditions, MetricSpec, Outcome, Provider, Run, RunPhase, SerinQuery, Template,
+    },
     model::{ServiceName, Timestamp, VersionName},
     rollout::{AnalysisKind, Event, RunId},
 };
@@ -345,7 +347,12 @@ impl Engine {
         let Some(active) = managed.runs.get(&id) else {
             return;
         };
-        if managed.quiet_until > now {
+        // A verdict against the canary waits for nothing: a step that cannot be stored must not keep it from acting.
+        let bad = match active.run.phase {
+            RunPhase::Failed | RunPhase::Error => true,
+            RunPhase::Successful | RunPhase::Running | RunPhase::Pending | RunPhase::Inconclusive => false,
+        };
+        if managed.quiet_until > now && !bad {
             return;
         }
         let run = active.id;

@@ -222,7 +222,7 @@ impl State {
     pub fn next_wakeup(&self, plan: &Plan) -> Option<Timestamp> {
         let rolling = self.rolling()?;
         let deadline = match (rolling.pool, plan.progress_deadline) {
-            (Pool::Waiting { since }, Some(deadline)) if !rolling.holds.contains(&Hold::Manual) => {
+            (Pool::Waiting { since }, Some(deadline)) if rolling.deadline_runs() => {
                 Some(since.plus(deadline.as_duration()))
             }
             (Pool::Waiting { .. } | Pool::Ready, _) => None,
@@ -268,6 +268,15 @@ impl Rolling {
     /// Whether the steps may go on as far as holds and endpoints are concerned.
     pub(super) fn is_free(&self) -> bool {
         self.holds.is_empty() && self.pool == Pool::Ready
+    }
+
+    /// Whether being without endpoints is held against the canary: not while somebody has paused it, nor while stable
+    /// fails alike.
+    pub(super) fn deadline_runs(&self) -> bool {
+        self.holds.iter().all(|hold| match hold {
+            Hold::Manual | Hold::SharedFate { .. } => false,
+            Hold::Background { .. } | Hold::HardFailure { .. } => true,
+        })
     }
 
     pub(super) fn is_undecided(&self) -> bool {

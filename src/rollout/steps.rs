@@ -278,6 +278,10 @@ impl Trial<'_> {
         if at_zero && let Some(since) = self.rolling.timer() {
             *since = self.now;
         }
+        // Neither does the deadline count a time in which somebody held it.
+        if let Pool::Waiting { since } = &mut self.rolling.pool {
+            *since = self.now;
+        }
         // An undecided background analysis is made anew: nothing goes on unwatched.
         if self.rolling.background == BackgroundRun::Undecided {
             self.rolling.background = BackgroundRun::Off;
@@ -379,7 +383,7 @@ impl Trial<'_> {
     pub(super) fn is_past_deadline(&self) -> bool {
         match (self.rolling.pool, self.plan.progress_deadline) {
             (Pool::Waiting { since }, Some(deadline)) => {
-                !self.rolling.holds.contains(&Hold::Manual) && self.now.since(since) > deadline.as_duration()
+                self.rolling.deadline_runs() && self.now.since(since) > deadline.as_duration()
             }
             (Pool::Waiting { .. } | Pool::Ready, _) => false,
         }

@@ -160,7 +160,13 @@ fn past_the_deadline_without_endpoints_it_aborts_but_not_while_somebody_paused_i
     service.at(700, &Event::Tick);
     assert_eq!(service.state.phase(), Phase::Paused);
     service.at(700, &Event::Resume);
-    service.at(700, &Event::Tick);
+    service.at(1300, &Event::Tick);
+    assert_eq!(
+        service.state.phase(),
+        Phase::Progressing,
+        "it counts from the resume"
+    );
+    service.at(1301, &Event::Tick);
     assert_eq!(service.state.phase(), Phase::Degraded);
     assert!(
         service
@@ -415,6 +421,52 @@ fn shared_fate_blames_nobody_and_its_time_does_not_count() {
     assert_eq!(service.shown().1, 1);
     service.at(561, &Event::Tick);
     assert_eq!(service.shown().1, 3);
+}
+
+#[test]
+fn shared_fate_takes_an_abort_for_a_hard_failure_back_and_no_other() {
+    let failure = Event::HardFailure {
+        action: OnError::Abort,
+        message: "3 of 3 refused".into(),
+    };
+    let fate = Event::SharedFate {
+        message: "stable fails alike".into(),
+    };
+    for (end, phase) in [
+        (failure, Phase::Paused),
+        (Event::Abort { reason: None }, Phase::Degraded),
+    ] {
+        let mut service = Service::roll(Plan::canary(vec![weight(5), forever()]));
+        service.at(1, &end);
+        service.at(5, &fate);
+        assert_eq!(service.shown(), (phase, 0, Weight::ZERO));
+        assert_eq!(
+            service.state.rolling().map(|rolling| rolling.attempt),
+            (phase == Phase::Paused).then_some(1),
+            "nobody has retried it"
+        );
+    }
+}
+
+#[test]
+fn the_deadline_does_not_count_a_shared_failure_nor_a_pause_by_hand() {
+    let fate = Event::SharedFate {
+        message: "the database is down".into(),
+    };
+    for hold in [fate, Event::Pause] {
+        let mut plan = Plan::canary(vec![weight(5), forever()]);
+        plan.progress_deadline = Some(Span::secs(600));
+        let mut service = Service::roll(plan);
+        service.at(10, &Event::EndpointsLost);
+        service.at(20, &hold);
+        service.at(5000, &Event::Tick);
+        assert_eq!(service.state.phase(), Phase::Paused);
+        service.at(6000, &Event::Resume);
+        service.at(6500, &Event::Tick);
+        assert_eq!(service.state.phase(), Phase::Paused, "500 of 600 seconds count");
+        service.at(6601, &Event::Tick);
+        assert_eq!(service.state.phase(), Phase::Degraded);
+    }
 }
 
 #[test]

@@ -113,7 +113,13 @@ fn at_rest(mut state: State, was: Stage, event: &Event) -> Result<State, No> {
 fn after_abort(mut state: State, aborted: Aborted, event: &Event, now: Timestamp) -> Result<State, No> {
     match event {
         Event::Retry => {
-            state.stage = begin(aborted.version, aborted.attempt.saturating_add(1), At::Enter, now);
+            state.stage = begin(
+                aborted.version,
+                aborted.attempt.saturating_add(1),
+                At::Enter,
+                Vec::new(),
+                now,
+            );
             Ok(state)
         }
         Event::Promote { full: true, .. } => {
@@ -121,6 +127,20 @@ fn after_abort(mut state: State, aborted: Aborted, event: &Event, now: Timestamp
                 aborted.version,
                 aborted.attempt.saturating_add(1),
                 At::FastTrack,
+                Vec::new(),
+                now,
+            );
+            Ok(state)
+        }
+        // Stable fails alike: the abort is taken back, and the same attempt waits at zero for somebody.
+        Event::SharedFate { message } if aborted.cause == AbortCause::HardFailure => {
+            state.stage = begin(
+                aborted.version,
+                aborted.attempt,
+                At::Enter,
+                vec![Hold::SharedFate {
+                    message: message.clone(),
+                }],
                 now,
             );
             Ok(state)
@@ -330,6 +350,7 @@ fn deploy(
                 version.clone(),
                 1,
                 if fast { At::FastTrack } else { At::Enter },
+                Vec::new(),
                 now,
             )
         }
@@ -398,7 +419,7 @@ pub(super) fn make_stable(state: &mut State, version: VersionName, now: Timestam
     state.stage = Stage::Healthy;
 }
 
-fn begin(version: VersionName, attempt: u32, at: At, now: Timestamp) -> Stage {
+fn begin(version: VersionName, attempt: u32, at: At, holds: Vec<Hold>, now: Timestamp) -> Stage {
     Stage::Rolling(Box::new(Rolling {
         version,
         attempt,
@@ -407,7 +428,7 @@ fn begin(version: VersionName, attempt: u32, at: At, now: Timestamp) -> Stage {
         step: 0,
         at,
         weight: Weight::ZERO,
-        holds: Vec::new(),
+        holds,
         background: BackgroundRun::Off,
         routes: Vec::new(),
     }))

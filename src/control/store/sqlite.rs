@@ -458,7 +458,13 @@ impl Store for SqliteStore {
 
     fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError> {
         let sql = "SELECT shown FROM rollouts WHERE service = ?1 ORDER BY started DESC, id DESC LIMIT ?2";
-        self.texts(sql, service, usize::MAX)
+        let mut rollouts: Vec<RolloutStatus> = self.texts(sql, service, usize::MAX)?;
+        // A rollout that was superseded ended when the next began.
+        for newer in 1..rollouts.len() {
+            let began = rollouts[newer - 1].started;
+            rollouts[newer].ended.get_or_insert(began);
+        }
+        Ok(rollouts)
     }
 
     fn audit(&self, attempt: &Attempt) -> Result<(), StoreError> {

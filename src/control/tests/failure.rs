@@ -74,6 +74,7 @@ async fn a_shared_failure_pauses_and_blames_nobody() {
             .until("shared", |status| status.reason.as_deref() == Some("SharedFate"))
             .await;
         assert_eq!((status.phase, lab.weight()), (Phase::Paused, Weight::ZERO));
+        assert_eq!(status.rollout.unwrap().attempt, 1, "nobody has retried it");
         assert!(!lab.live().cell.is_tripped());
     }
 }

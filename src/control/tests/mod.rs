@@ -162,6 +162,7 @@ impl Store for Faulty {
         self.inner.attempts(service, limit)
     }
     fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError> {
+        self.check()?;
         self.inner.recall(service, key, since)
     }
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError> {

@@ -285,3 +285,32 @@ async fn a_window_sums_over_weights_and_shows_each_role() {
     );
     assert_eq!(of(Role::Stable).evidence.requests, 100);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_deploy_leads_neither_to_serin_itself_nor_to_where_nobody_allowed() {
+    let lab = Lab::new(config(
+        "    deploy: {allowedEndpoints: [\"127.0.0.0/8\", \"169.254.0.0/16\"]}",
+        "",
+    ));
+    // The listener, the admin address by default, the cloud's metadata, and a host that is not on the list.
+    for (endpoint, why) in [
+        ("http://127.0.0.1:8080", "listener `web`"),
+        ("http://127.0.0.1:9900", "admin address"),
+        ("http://169.254.169.254:80", "link-local"),
+        ("http://10.1.2.3:9002", "allowedEndpoints"),
+    ] {
+        let endpoint: EndpointUrl = endpoint.parse().unwrap();
+        let deploy = Command::Deploy(Deploy::of(v("v2"), vec![endpoint.clone()]));
+        let change = super::super::EndpointChange::Add(vec![endpoint]);
+        let endpoints = Command::SetEndpoints {
+            version: v("v1"),
+            change,
+        };
+        for command in [deploy, endpoints] {
+            let refusal = lab.command(command).await.unwrap_err();
+            let said = format!("{} {}", refusal.message, refusal.hint.unwrap_or_default());
+            assert_eq!(refusal.code, "endpointNotAllowed");
+            assert!(said.contains(why), "{said}");
+        }
+    }
+}

@@ -235,3 +235,70 @@ async fn an_attempt_that_could_not_be_kept_is_kept_when_the_store_works_again() 
     let attempts = lab.control.history("shop", 5).await.unwrap().attempts;
     assert_eq!(attempts[0].refused.as_deref(), Some("storeUnhealthy"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_verdict_acts_although_a_step_that_is_due_cannot_be_stored() {
+    let service = "    strategy:
+      canary:
+        analysis: {templates: [{templateName: watch}]}
+        steps: [{setWeight: 5}, {pause: {duration: 30s}}, {setWeight: 50}, {pause: {}}]";
+    let beside = "analysisTemplates:
+  - name: watch
+    metrics:
+      - {name: errors, interval: 60s, successCondition: result < 0.02, provider: {serin: {metric: errorRate, minSamples: 20}}}";
+    let lab = Lab::new(config(service, beside));
+    lab.deploy("v2", 9002).await.unwrap();
+    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
+        .await;
+    lab.serve(Role::Canary, 100, 0);
+    lab.until("measured", |status| status.analyses[0].metrics[0].count == 1)
+        .await;
+    lab.store.fails.store(true, Ordering::SeqCst);
+    seconds(45).await;
+    assert_eq!(
+        lab.weight(),
+        Weight::percent(5),
+        "50 % is due, and waits for the store"
+    );
+    lab.serve(Role::Canary, 50, 50);
+    lab.until("degraded", |status| status.phase == Phase::Degraded)
+        .await;
+    assert_eq!(lab.weight(), Weight::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_with_a_key_acts_although_the_store_cannot_even_be_read() {
+    let lab = Lab::new(config(STEPS, ERRORS));
+    lab.deploy("v2", 9002).await.unwrap();
+    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
+        .await;
+    lab.store.fails.store(true, Ordering::SeqCst);
+    let keyed = |key: &str| Caller {
+        idempotency_key: Some(key.to_owned()),
+        ..caller()
+    };
+    let ask = |command, key| {
+        lab.control
+            .command("shop", command, Expect::default(), keyed(key))
+    };
+    let refusal = ask(Command::Resume, "a").await.unwrap_err();
+    assert_eq!(refusal.code, "storeUnhealthy");
+    ask(Command::Abort, "b").await.unwrap();
+    assert_eq!(lab.weight(), Weight::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollout_that_was_superseded_has_ended_in_the_history() {
+    let lab = Lab::new(config(STEPS, ERRORS));
+    for (version, port) in [("v2", 9002), ("v3", 9003), ("v4", 9004)] {
+        lab.deploy(version, port).await.unwrap();
+        seconds(5).await;
+    }
+    let rollouts = lab.control.history("shop", 5).await.unwrap().rollouts;
+    let going_on: Vec<&str> = rollouts
+        .iter()
+        .filter(|one| one.ended.is_none())
+        .map(|one| one.version.as_str())
+        .collect();
+    assert_eq!((rollouts.len(), going_on), (4, vec!["v4"]));
+}
