@@ -13,6 +13,9 @@
     reason = "a test that cannot read the tree has to fail"
 )]
 
+#[path = "tidy/readme.rs"]
+mod readme;
+
 use proc_macro2::{Delimiter, Group, Spacing, Span, TokenStream, TokenTree};
 use std::collections::BTreeSet;
 use std::fs;
