@@ -22,7 +22,7 @@ use crate::{
     metrics::Registry,
     model::Clock,
     proxy::{self, Shared, Stop, Table},
-    upstream::{Services, ServicesCollector},
+    upstream::{self, Services, ServicesCollector},
 };
 use arc_swap::ArcSwap;
 use certificates::Certificates;
@@ -105,6 +105,7 @@ pub struct Serin {
     metrics: Registry,
     probes: admin::Probes,
     admin: JoinHandle<()>,
+    health: JoinHandle<()>,
     stop_admin: watch::Sender<bool>,
     workers: Workers,
     reload: Reload,
@@ -171,6 +172,9 @@ impl Serin {
             .unwrap_or_default();
         let workers = Workers::start(bound, &shared, grace, rand::rng().next_u64())?;
 
+        let watched = (services.clone(), Arc::new(clock) as Arc<dyn Clock>);
+        let health = tokio::spawn(upstream::look_after(watched.0, watched.1, rand::rng().next_u64()));
+
         let probes = admin::Probes::default();
         let tokens = admin::Tokens::new(config.admin.tokens.clone());
         let parts = reload::Parts {
@@ -208,6 +212,7 @@ impl Serin {
             metrics,
             probes,
             admin,
+            health,
             stop_admin,
             workers,
             reload,
@@ -273,6 +278,7 @@ impl Serin {
             }
         }
         self.observers.stop().await;
+        self.health.abort();
         self.control.shutdown().await;
         self.stop_admin.send_replace(true);
         // It bounds its own end; a panic in it has been logged.

@@ -3,6 +3,7 @@
 //! `proxy`, `control`, `upstream` and `admin` build on these; what an operator may write is next door, one file per
 //! concern. Nothing here is optional because it was not written, only because absence means something.
 
+use super::health::{Ejection, Health};
 use super::observe::{AccessLog, Otlp};
 use super::problem::Problem;
 use super::secret::Redacted;
@@ -331,6 +332,8 @@ pub struct Service {
     pub health: Option<Health>,
     /// How an endpoint that fails is left out.
     pub ejection: Ejection,
+    /// How long a new or recovered endpoint takes to get its full share; none: it has it at once.
+    pub slow_start: Option<Span>,
     /// What happens when a whole version stops answering.
     pub hard_failure: HardFailure,
     /// Which endpoints a deploy may name.
@@ -553,54 +556,6 @@ impl Default for Ready {
             http: None,
             min_healthy: 1,
             progress_deadline: Span::secs(600),
-        }
-    }
-}
-
-/// Active health checks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
-    /// A path that must answer 2xx; none: accepting a connection is enough.
-    pub http: Option<String>,
-    /// Between two checks of one endpoint; 5s, spread by a tenth.
-    pub interval: Span,
-    /// How long one check may take; 1s.
-    pub timeout: Span,
-    /// Good checks until an endpoint is back; 2.
-    pub rise: u32,
-    /// Bad checks until it is out; 3.
-    pub fall: u32,
-}
-
-impl Default for Health {
-    fn default() -> Self {
-        Health {
-            http: None,
-            interval: Span::secs(5),
-            timeout: Span::secs(1),
-            rise: 2,
-            fall: 3,
-        }
-    }
-}
-
-/// How an endpoint that fails is left out for a while.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ejection {
-    /// Failures in a row (refused, reset, timed out); 3.
-    pub failures: u32,
-    /// How long at first; doubles each time up to ten times this; 5s.
-    pub base: Span,
-    /// The most endpoints of a version that may be out at once; 50%. With one endpoint none is.
-    pub max: Weight,
-}
-
-impl Default for Ejection {
-    fn default() -> Self {
-        Ejection {
-            failures: 3,
-            base: Span::secs(5),
-            max: Weight::percent(50),
         }
     }
 }

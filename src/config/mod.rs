@@ -10,6 +10,7 @@ mod compiled;
 mod cx;
 mod decode;
 mod diff;
+mod health;
 mod listener;
 mod load;
 mod matching;
@@ -29,12 +30,13 @@ mod watch;
 mod yaml;
 
 pub use compiled::{
-    Admin, BindAddress, Config, DeployRule, Ejection, FailureHeader, FailureRule, Force, HardFailure,
-    HardFailureAction, Health, Limits, Listener, ListenerLimits, MissingKey, Mode, Ready, Retries, Service,
+    Admin, BindAddress, Config, DeployRule, FailureHeader, FailureRule, Force, HardFailure,
+    HardFailureAction, Limits, Listener, ListenerLimits, MissingKey, Mode, Ready, Retries, Service,
     StateStore, Sticky, StickyCookie, StickySource, Timeouts, TimeoutsSet, Token, TokenHash, TokenRole,
     VersionBlock,
 };
 pub use diff::{Diff, ServiceDiff, diff};
+pub use health::{Check, Ejection, Health, SuccessRate};
 pub use load::{Loaded, load, load_text, load_with};
 pub use observe::{AccessLog, LogFormat, LogPath, Otlp};
 pub use problem::Problem;

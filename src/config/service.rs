@@ -2,11 +2,12 @@
 
 use super::admin::secret;
 use super::compiled::{
-    DeployRule, Ejection, FailureHeader, FailureRule, Force, HardFailure, HardFailureAction, Health,
-    MissingKey, Ready, Retries, Service, Sticky, StickyCookie, StickySource, VersionBlock,
+    DeployRule, FailureHeader, FailureRule, Force, HardFailure, HardFailureAction, MissingKey, Ready,
+    Retries, Service, Sticky, StickyCookie, StickySource, VersionBlock,
 };
 use super::cx::Cx;
 use super::decode::Located;
+use super::health::{EjectionConfig, HealthConfig};
 use super::listener::{LimitsConfig, TimeoutsConfig};
 use super::matching::{self, MatchConfig};
 use super::strategy::{self, Around, RollbackWindowConfig, StrategyConfig, Templates, Uses};
@@ -42,6 +43,8 @@ pub(super) struct ServiceConfig {
     /// Absent: the defaults written at each.
     #[serde(default)]
     ejection: EjectionConfig,
+    /// How long a new or recovered endpoint takes to get its full share. Absent: off.
+    slow_start: Option<OrOff<Span>>,
     /// Absent: the defaults written at each.
     #[serde(default)]
     hard_failure: HardFailureConfig,
@@ -135,30 +138,6 @@ struct ReadyConfig {
     min_healthy: Option<u32>,
     /// Absent: 10m.
     progress_deadline: Option<Span>,
-}
-
-#[derive(Debug, Deserialize)]
-struct HealthConfig {
-    /// Absent: `ready.http`.
-    http: Option<String>,
-    /// Absent: 5s.
-    interval: Option<Span>,
-    /// Absent: 1s.
-    timeout: Option<Span>,
-    /// Absent: 2.
-    rise: Option<u32>,
-    /// Absent: 3.
-    fall: Option<u32>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct EjectionConfig {
-    /// Absent: 3.
-    failures: Option<u32>,
-    /// Absent: 5s.
-    base: Option<Span>,
-    /// Absent: 50%.
-    max: Option<Weight>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -292,8 +271,9 @@ pub(super) fn compile(
         health: config
             .health
             .as_ref()
-            .map(|health| compile_health(health, &ready, &at("health"), cx)),
-        ejection: ejection(&config.ejection, &at("ejection"), cx),
+            .map(|health| health.compile(&ready, &at("health"), cx)),
+        ejection: config.ejection.compile(&at("ejection"), cx),
+        slow_start: config.slow_start.and_then(|slow_start| slow_start.0),
         hard_failure: hard_failure(&config.hard_failure, &at("hardFailure"), cx),
         ready,
         stable,
@@ -485,7 +465,7 @@ fn compile_failure(config: &FailureConfig, path: &str, cx: &mut Cx) -> FailureRu
     rule
 }
 
-fn check_path(text: Option<&String>, path: &str, cx: &mut Cx) {
+pub(super) fn check_path(text: Option<&String>, path: &str, cx: &mut Cx) {
     if let Some(text) = text
         && (!text.starts_with('/') || text.parse::<http::uri::PathAndQuery>().is_err())
     {
@@ -497,7 +477,7 @@ fn check_path(text: Option<&String>, path: &str, cx: &mut Cx) {
     }
 }
 
-fn at_least_one(value: Option<u32>, default: u32, path: &str, cx: &mut Cx) -> u32 {
+pub(super) fn at_least_one(value: Option<u32>, default: u32, path: &str, cx: &mut Cx) -> u32 {
     if value == Some(0) {
         cx.error(path, "0 means nothing here", "write at least 1");
     }
@@ -524,45 +504,6 @@ fn ready(config: &ReadyConfig, path: &str, cx: &mut Cx) -> Ready {
             cx,
         ),
         progress_deadline,
-    }
-}
-
-fn compile_health(config: &HealthConfig, ready: &Ready, path: &str, cx: &mut Cx) -> Health {
-    let default = Health::default();
-    check_path(config.http.as_ref(), &format!("{path}.http"), cx);
-    let (interval, timeout) = (
-        config.interval.unwrap_or(default.interval),
-        config.timeout.unwrap_or(default.timeout),
-    );
-    if interval < Span::millis(100) {
-        cx.error(
-            &format!("{path}.interval"),
-            "an interval below 100ms is a load, not a check",
-            "",
-        );
-    }
-    if timeout.is_zero() {
-        cx.error(
-            &format!("{path}.timeout"),
-            "no time at all would fail every check",
-            "write for example 1s",
-        );
-    }
-    Health {
-        http: config.http.clone().or_else(|| ready.http.clone()),
-        interval,
-        timeout,
-        rise: at_least_one(config.rise, default.rise, &format!("{path}.rise"), cx),
-        fall: at_least_one(config.fall, default.fall, &format!("{path}.fall"), cx),
-    }
-}
-
-fn ejection(config: &EjectionConfig, path: &str, cx: &mut Cx) -> Ejection {
-    let default = Ejection::default();
-    Ejection {
-        failures: at_least_one(config.failures, default.failures, &format!("{path}.failures"), cx),
-        base: config.base.unwrap_or(default.base),
-        max: config.max.unwrap_or(default.max),
     }
 }
 

@@ -760,7 +760,10 @@ fn a_services_words_become_types() {
     assert!(!service.failure.is_failure_head(200, &headers));
     headers.insert("x-bad", http::HeaderValue::from_static("yes"));
     assert!(service.failure.is_failure_head(200, &headers));
-    assert_eq!(service.health.as_ref().unwrap().http.as_deref(), Some("/ok"));
+    assert_eq!(
+        service.health.as_ref().unwrap().check,
+        Check::Http("/ok".to_owned())
+    );
     let t = service.timeouts.over(&config.listeners[0].timeouts);
     assert_eq!((t.request, t.connect), (Some(Span::secs(10)), Span::secs(1)));
     let allows = |url: &str| service.deploy.allows(&url.parse().unwrap());

@@ -95,11 +95,11 @@ impl Managed {
             .version(name)
             .map(|version| version.endpoints.clone())
             .unwrap_or_default();
-        let service = self.name.clone();
+        let live = &self.live;
         let pool = self
             .pools
             .entry(name.clone())
-            .or_insert_with(|| Arc::new(Version::new(service, name.clone(), &endpoints)));
+            .or_insert_with(|| live.version(name, &endpoints));
         Arc::clone(pool)
     }
 

@@ -274,7 +274,7 @@ fn endpoint_status(endpoint: &crate::upstream::Endpoint) -> EndpointStatus {
         url: endpoint.url.to_string(),
         ready: endpoint.is_ready(),
         failures,
-        healthy: failures == 0 && endpoint.is_ready(),
+        healthy: endpoint.is_healthy(),
     }
 }
 

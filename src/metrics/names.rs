@@ -54,7 +54,7 @@ families! {
     ATTEMPTS = COUNTER "serin_upstream_attempts_total" &["serin_service", "role", "version", "outcome"],
         "Attempts on endpoints and how they ended.";
     ENDPOINT_HEALTHY = GAUGE "serin_upstream_endpoint_healthy" &["serin_service", "role", "version", "endpoint"],
-        "1 while requests are sent to the endpoint, 0 while it is skipped. At most 200 endpoints per pool.";
+        "1 while requests are sent to the endpoint, 0 while it is skipped. At most 200 endpoints per pool; `_overflow`: all others.";
     PHASE = GAUGE "serin_rollout_phase" &["serin_service", "phase"],
         "1 for the phase the service is in, 0 for the others.";
     STEP = GAUGE "serin_rollout_step" &["serin_service"],

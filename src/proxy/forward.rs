@@ -17,7 +17,7 @@ use crate::{
     metrics::{Attempt, Outcome},
     model::Role,
     split::Split,
-    upstream::{ConnectError, Endpoint, SendError, Target, balance},
+    upstream::{ConnectError, Endpoint, Fault, SendError, Target, balance},
 };
 use http::{Request, Response, Version, request::Parts};
 use hyper::body::Incoming;
@@ -27,6 +27,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 use tokio::time::Instant;
 
@@ -177,6 +178,7 @@ impl Outbound<'_> {
                 None => {
                     exchange.attempted(Attempt::TimedOut);
                     exchange.judge(Outcome::Failed);
+                    endpoint.failed(Fault::TimedOut, self.now());
                     return Err(Missed::Final(Failure::TIMED_OUT, Outcome::Failed));
                 }
                 Some(Ok(response)) if is_unsolicited(response.status()) => {
@@ -185,10 +187,14 @@ impl Outbound<'_> {
                     return Err(Missed::Final(Failure::INVALID, Outcome::Failed));
                 }
                 Some(Ok(response)) => {
-                    endpoint.succeeded();
                     exchange.attempted(Attempt::Answered);
                     let failure = &self.entry.service.failure;
                     let failed = failure.is_failure_head(response.status().as_u16(), response.headers());
+                    if failed {
+                        endpoint.failed(Fault::BadResponse, self.now());
+                    } else {
+                        endpoint.succeeded();
+                    }
                     exchange.responded(response.status(), response.headers(), failed, lease);
                     return Ok(response);
                 }
@@ -291,10 +297,15 @@ impl Outbound<'_> {
         }
     }
 
+    /// The process' monotonic time, read anew.
+    fn now(&self) -> Duration {
+        self.client.worker.since_epoch(Instant::now())
+    }
+
     /// The endpoint failed; when that was the canary's last one standing, the service trips.
     fn blame(&self, endpoint: &Endpoint, role: Role, reason: &dyn std::fmt::Display) {
-        let now = self.client.worker.since_epoch(Instant::now());
-        endpoint.failed(now);
+        let now = self.now();
+        endpoint.failed(Fault::Hard, now);
         if role == Role::Canary {
             self.entry.live.canary_failed(self.split, now, reason);
         }

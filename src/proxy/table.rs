@@ -4,7 +4,7 @@ use crate::{
     config::{Config, Service, Timeouts},
     model::Span,
     route::{Router, Rule},
-    upstream::{LiveService, Services},
+    upstream::{LiveService, Policy, Services},
 };
 use std::{sync::Arc, time::Duration};
 
@@ -42,6 +42,7 @@ impl Table {
         let rules = config.services.iter().map(|service| {
             let live = services.ensure(&service.name);
             live.set_hard_failure_attempts(service.hard_failure.attempts);
+            live.set_policy(Policy::of(service));
             let per_listener = config.listeners.iter().map(|listener| {
                 let timeouts: Timeouts = service.timeouts.over(&listener.timeouts);
                 let per_try = service.retries.per_try.map(Span::as_duration);

@@ -22,8 +22,23 @@ pub fn pick<'a>(
     if endpoints.len() > 1 && tried.is_empty() {
         let (a, b) = two(dice, endpoints.len());
         let (a, b) = (&endpoints[a], &endpoints[b]);
+        let less_busy = || if active(b) < active(a) { b } else { a };
+        if a.is_plain() && b.is_plain() {
+            return Some(less_busy());
+        }
         match (a.is_eligible(now), b.is_eligible(now)) {
-            (true, true) => return Some(if active(b) < active(a) { b } else { a }),
+            (true, true) => {
+                let (mine, other) = (a.share(now), b.share(now));
+                return Some(if passes(dice, mine / other) {
+                    if passes(dice, other / mine) {
+                        less_busy()
+                    } else {
+                        a
+                    }
+                } else {
+                    b
+                });
+            }
             (true, false) => return Some(a),
             (false, true) => return Some(b),
             (false, false) => {}
@@ -45,6 +60,13 @@ fn index(dice: u64, len: usize) -> usize {
     usize::try_from(((dice >> 32) * len) >> 32).unwrap_or(0)
 }
 
+/// Whether one of two that starts slowly may be compared at all this time: `share` of the time, always from 1 on.
+fn passes(dice: u64, share: f64) -> bool {
+    // Other bits than those that chose the two.
+    let bits = u32::try_from(dice.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40).unwrap_or(0);
+    share >= 1.0 || f64::from(bits) < share * f64::from(1u32 << 24)
+}
+
 /// Two different indexes below `len` (at least 2).
 fn two(dice: u64, len: usize) -> (usize, usize) {
     let a = index(dice, len);
@@ -55,6 +77,7 @@ fn two(dice: u64, len: usize) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::Fault;
     use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
     fn endpoints(n: u16) -> Vec<Arc<Endpoint>> {
@@ -99,7 +122,7 @@ mod tests {
     #[test]
     fn an_endpoint_that_just_failed_is_taken_only_when_no_other_is_left() {
         let set = endpoints(4);
-        set[1].failed(Duration::ZERO);
+        set[1].failed(Fault::Hard, Duration::ZERO);
         let mut dice = SmallRng::seed_from_u64(3);
         for _ in 0..500 {
             assert_ne!(
@@ -115,5 +138,39 @@ mod tests {
         let all: Vec<u64> = set.iter().map(|e| e.id).collect();
         assert!(pick(&set, &all, Duration::ZERO, 5, |_| 0).is_none());
         assert!(pick(&[], &[], Duration::ZERO, 5, |_| 0).is_none());
+    }
+
+    #[test]
+    fn an_endpoint_that_starts_slowly_gets_its_part_and_never_nothing() {
+        let set = endpoints(4);
+        set[2].start_slowly(Some(Duration::ZERO), Duration::from_secs(30));
+        let mut dice = SmallRng::seed_from_u64(4);
+        for (second, expected) in [(0, 0.1), (15, 0.5), (30, 1.0)] {
+            let now = Duration::from_secs(second);
+            let mut got = 0.0;
+            for _ in 0..40_000 {
+                let picked = pick(&set, &[], now, dice.random(), |_| 0).unwrap();
+                got += f64::from(u8::from(picked.id == set[2].id));
+            }
+            // Of two that are equally busy the first drawn is taken: a full share is a quarter.
+            let share = got / 10_000.0;
+            assert!(
+                (share - expected).abs() < 0.04,
+                "{share} instead of {expected} at {second} s"
+            );
+        }
+    }
+
+    #[test]
+    fn endpoints_that_all_start_slowly_share_evenly() {
+        let set = endpoints(2);
+        for one in &set {
+            one.start_slowly(Some(Duration::ZERO), Duration::from_secs(30));
+        }
+        let mut dice = SmallRng::seed_from_u64(5);
+        let first = (0..10_000)
+            .filter(|_| pick(&set, &[], Duration::ZERO, dice.random(), |_| 0).unwrap().id == set[0].id)
+            .count();
+        assert!((4_700..=5_300).contains(&first), "{first}");
     }
 }

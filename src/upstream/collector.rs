@@ -58,6 +58,12 @@ impl Collector for ServicesCollector {
     }
 }
 
+fn healthy(key: [&str; 3], endpoint: &str, healthy: bool) -> Metric {
+    let labels = [key[0], key[1], key[2], endpoint];
+    let value = f64::from(u8::from(healthy));
+    gauge(names::ENDPOINT_HEALTHY.labels, &labels, value)
+}
+
 fn read(
     service: &LiveService,
     weights: &mut Vec<Metric>,
@@ -76,18 +82,15 @@ fn read(
     let mut one = |role: Role, target: &Arc<Target>, weight: Weight| {
         let key = [service.name.as_str(), role.as_str(), target.version.name.as_str()];
         weights.push(gauge(names::WEIGHT.labels, &key, weight.as_ratio()));
-        for endpoint in target.version.endpoints().iter().take(MOST_ENDPOINTS) {
+        let pool = target.version.endpoints();
+        for endpoint in pool.iter().take(MOST_ENDPOINTS) {
             let url = endpoint.url.to_string();
-            let healthy = match endpoint.health() {
-                super::Health::Good => endpoint.is_ready(),
-                super::Health::Failing(_) => false,
-            };
-            let labels = [key[0], key[1], key[2], &url];
-            endpoints.push(gauge(
-                names::ENDPOINT_HEALTHY.labels,
-                &labels,
-                f64::from(u8::from(healthy)),
-            ));
+            endpoints.push(healthy(key, &url, endpoint.is_healthy()));
+        }
+        let mut rest = pool.iter().skip(MOST_ENDPOINTS);
+        if let Some(first) = rest.next() {
+            let all = first.is_healthy() && rest.all(|endpoint| endpoint.is_healthy());
+            endpoints.push(healthy(key, "_overflow", all));
         }
     };
     one(Role::Stable, &split.stable, canary_weight.complement());

@@ -3,16 +3,17 @@
 //! Control publishes splits and endpoints; workers read them and may trip a service. A trip travels to control over one
 //! channel, so that nothing has to poll for it.
 
-use super::{Target, Version};
+use super::{Target, Version, rotation::Policy};
 use crate::{
     metrics::{Evidence, Registry, VersionKey, VersionMetrics},
-    model::{Role, ServiceName, VersionName, Weight},
+    model::{EndpointUrl, Role, ServiceName, VersionName, Weight},
     split::{Split, SplitCell, StickyHash, Trip},
 };
+use arc_swap::ArcSwap;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock, Weak,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -43,9 +44,33 @@ pub struct LiveService {
     pub cell: SplitCell<Arc<Target>>,
     attempts: AtomicU32,
     trips: mpsc::UnboundedSender<TripReport>,
+    policy: Arc<ArcSwap<Policy>>,
+    /// All pools that exist, also those that do not serve: they are looked after as well.
+    versions: Mutex<Vec<Weak<Version>>>,
 }
 
 impl LiveService {
+    /// A pool for a version of this service.
+    pub fn version(&self, name: &VersionName, endpoints: &[EndpointUrl]) -> Arc<Version> {
+        let policy = Arc::clone(&self.policy);
+        let version = Arc::new(Version::with(self.name.clone(), name.clone(), endpoints, policy));
+        let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        versions.retain(|known| known.strong_count() > 0);
+        versions.push(Arc::downgrade(&version));
+        version
+    }
+
+    /// All pools that exist.
+    pub(super) fn versions(&self) -> Vec<Arc<Version>> {
+        let versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        versions.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// What the operator asks for all its versions from now on.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+    }
+
     /// How many consecutive failures on every endpoint make a hard failure; at least 1.
     pub fn set_hard_failure_attempts(&self, attempts: u32) {
         self.attempts.store(attempts.max(1), Ordering::Relaxed);
@@ -56,7 +81,7 @@ impl LiveService {
         self.attempts.load(Ordering::Relaxed)
     }
 
-    /// A worker's attempt on the canary failed hard. When that leaves no endpoint of the canary standing, the cell trips:
+    /// Something has failed hard on the canary. When that leaves no endpoint of the canary standing, the cell trips:
     /// from the next request on everything goes to stable. Control is told once.
     pub fn canary_failed(
         &self,
@@ -146,6 +171,8 @@ impl Services {
                 cell: SplitCell::new(split),
                 attempts: AtomicU32::new(3),
                 trips: self.trips.clone(),
+                policy: Arc::default(),
+                versions: Mutex::default(),
             })
         }))
     }
@@ -188,6 +215,7 @@ impl Services {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::Fault;
 
     #[test]
     fn the_canary_trips_once_when_its_last_endpoint_fails() {
@@ -215,7 +243,7 @@ mod tests {
         ));
         let split = live.cell.load_full();
         for expected in [false, true, true] {
-            v2.endpoints()[0].failed(Duration::ZERO);
+            v2.endpoints()[0].failed(Fault::Hard, Duration::ZERO);
             assert_eq!(
                 live.canary_failed(&split, Duration::ZERO, &"connection refused"),
                 expected

@@ -1,19 +1,27 @@
 //! Reaching a version: endpoints, balancing, pooled connections.
 //!
 //! What both planes share stands in `endpoint`, `version` and `live`; control publishes there, workers read. What only a
-//! worker uses (`balance`, `pool`, `connect`) is `!Send` and never leaves its thread.
+//! worker uses (`balance`, `pool`, `connect`) is `!Send` and never leaves its thread. Who is in rotation is decided by
+//! `health`, a pure machine; `rotation` and `active` are its hands, beside the workers.
 
+mod active;
 pub mod balance;
+mod check;
 mod collector;
 mod connect;
 mod endpoint;
+pub mod health;
 mod live;
 mod pool;
+mod rotation;
 mod version;
 
+pub use active::look_after;
+pub use check::check;
 pub use collector::ServicesCollector;
 pub use connect::{ConnectError, LocalExecutor};
-pub use endpoint::{Endpoint, Health};
+pub use endpoint::{Endpoint, Fault, Health};
 pub use live::{LiveService, Services, TripReport};
 pub use pool::{Connections, Lease, Pools, SendError};
+pub use rotation::{Policy, Rotation};
 pub use version::{Target, Version};

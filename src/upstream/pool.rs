@@ -72,6 +72,8 @@ pub struct Connections<B> {
     idle: RefCell<Vec<Idle<B>>>,
     shared: RefCell<Option<http2::SendRequest<B>>>,
     active: Cell<u32>,
+    /// Requests sent since the endpoint was last told.
+    sent: Cell<u64>,
     connecting: Cell<u32>,
 }
 
@@ -129,6 +131,7 @@ where
             idle: RefCell::default(),
             shared: RefCell::default(),
             active: Cell::new(0),
+            sent: Cell::new(0),
             connecting: Cell::new(0),
         });
         self.by_id.borrow_mut().insert(endpoint.id, Rc::clone(&fresh));
@@ -143,9 +146,14 @@ where
             .map_or(0, |known| known.active.get())
     }
 
-    /// Closes what has been idle for too long and forgets endpoints nobody publishes any more. Called once a second.
+    /// Closes what has been idle for too long, tells endpoints what they were sent, and forgets those that nobody publishes any
+    /// more. Called once a second.
     pub fn sweep(&self, now: Instant) {
         self.by_id.borrow_mut().retain(|_, connections| {
+            let sent = connections.sent.take();
+            if sent > 0 {
+                connections.endpoint.add_served(sent);
+            }
             connections.idle.borrow_mut().retain(|idle| {
                 !idle.sender.is_closed() && now.saturating_duration_since(idle.since) < KEEP_IDLE
             });
@@ -211,6 +219,7 @@ where
 
     fn lent(self: &Rc<Self>, sender: Sender<B>, reused: bool) -> Lease<B> {
         self.active.set(self.active.get() + 1);
+        self.sent.set(self.sent.get() + 1);
         Lease {
             connections: Rc::clone(self),
             sender: Some(sender),

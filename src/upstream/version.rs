@@ -1,6 +1,9 @@
 //! A version as both planes see it: its endpoints, and what is recorded when it serves in a role.
 
-use super::{Endpoint, Health};
+use super::{
+    Endpoint, Health,
+    rotation::{Policy, Rotation},
+};
 use crate::{
     metrics::{Evidence, VersionMetrics},
     model::{EndpointUrl, ServiceName, VersionName},
@@ -15,16 +18,27 @@ pub struct Version {
     pub service: ServiceName,
     /// Its name.
     pub name: VersionName,
-    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    rotation: Arc<Rotation>,
 }
 
 impl Version {
-    /// A version with these endpoints.
+    /// A version with these endpoints, by itself: its policy is the default and stays so.
     pub fn new(service: ServiceName, name: VersionName, endpoints: &[EndpointUrl]) -> Version {
+        Version::with(service, name, endpoints, Arc::default())
+    }
+
+    /// A version with these endpoints under its service's policy.
+    pub(super) fn with(
+        service: ServiceName,
+        name: VersionName,
+        endpoints: &[EndpointUrl],
+        policy: Arc<ArcSwap<Policy>>,
+    ) -> Version {
+        let rotation = Rotation::new(format!("{service}/{name}"), policy);
         let version = Version {
             service,
             name,
-            endpoints: ArcSwap::default(),
+            rotation: Arc::new(rotation),
         };
         version.set_endpoints(endpoints);
         version
@@ -33,31 +47,41 @@ impl Version {
     /// Replaces the whole set. An endpoint whose address stays keeps what is known about it and its connections. Control is
     /// the only writer.
     pub fn set_endpoints(&self, urls: &[EndpointUrl]) {
-        let old = self.endpoints.load();
+        let old = self.endpoints();
         let mut set: Vec<Arc<Endpoint>> = Vec::with_capacity(urls.len());
         for url in urls {
             if set.iter().any(|known| known.url == *url) {
                 continue;
             }
             let kept = old.iter().find(|known| known.url == *url);
-            set.push(kept.map_or_else(|| Arc::new(Endpoint::new(url.clone())), Arc::clone));
+            let rotation = || Arc::downgrade(&self.rotation);
+            set.push(kept.map_or_else(|| Arc::new(Endpoint::of(url.clone(), rotation())), Arc::clone));
         }
-        self.endpoints.store(Arc::new(set));
+        self.rotation.publish(set);
     }
 
-    /// The endpoints in rotation.
+    /// The endpoints.
     pub fn endpoints(&self) -> Guard<Arc<Vec<Arc<Endpoint>>>> {
-        self.endpoints.load()
+        self.rotation.members.load()
     }
 
-    /// Whether every endpoint in rotation has failed at least `attempts` times in a row. False for an empty pool.
+    pub(super) fn rotation(&self) -> &Arc<Rotation> {
+        &self.rotation
+    }
+
+    /// Whether none of its endpoints can be expected to answer: each has failed at least `attempts` times in a row, or is bad
+    /// by its health checks. Endpoints that were never ready are not in rotation and do not count. False for an empty pool.
     pub fn is_down(&self, attempts: u32) -> bool {
-        let endpoints = self.endpoints.load();
-        !endpoints.is_empty()
-            && endpoints.iter().all(|endpoint| match endpoint.health() {
-                Health::Failing(n) => n >= attempts.max(1),
-                Health::Good => false,
-            })
+        let endpoints = self.endpoints();
+        let failing = |endpoint: &Endpoint| match endpoint.health() {
+            Health::Failing(n) => n >= attempts.max(1),
+            Health::Good => false,
+        };
+        let down = |endpoint: &Endpoint| endpoint.is_bad() || failing(endpoint);
+        endpoints.iter().any(|endpoint| down(endpoint))
+            && endpoints
+                .iter()
+                .all(|endpoint| down(endpoint) || !endpoint.is_ready())
     }
 }
 
@@ -75,6 +99,7 @@ pub struct Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::Fault;
     use std::time::Duration;
 
     fn urls(ports: &[u16]) -> Vec<EndpointUrl> {
@@ -106,11 +131,11 @@ mod tests {
             &urls(&[1, 2]),
         );
         for _ in 0..3 {
-            version.endpoints()[0].failed(Duration::ZERO);
+            version.endpoints()[0].failed(Fault::Hard, Duration::ZERO);
         }
         assert!(!version.is_down(3));
         for _ in 0..3 {
-            version.endpoints()[1].failed(Duration::ZERO);
+            version.endpoints()[1].failed(Fault::Hard, Duration::ZERO);
         }
         assert!(version.is_down(3) && !version.is_down(4));
         version.set_endpoints(&[]);

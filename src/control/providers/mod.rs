@@ -108,13 +108,7 @@ impl Outside for Network {
     ) -> BoxFuture<'static, Result<(), String>> {
         let (endpoint, path) = (endpoint.clone(), path.map(str::to_owned));
         let clients = self.clients.clone();
-        Box::pin(async move {
-            let probing = super::ready::probe(&clients, &endpoint, path.as_deref());
-            match tokio::time::timeout(timeout, probing).await {
-                Ok(result) => result,
-                Err(_) => Err(format!("no answer within {}", Span::from(timeout))),
-            }
-        })
+        Box::pin(async move { super::ready::probe(&clients, &endpoint, path.as_deref(), timeout).await })
     }
 
     fn fetch(&self, question: Question) -> BoxFuture<'static, Result<(u16, Vec<u8>), String>> {

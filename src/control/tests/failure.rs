@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::rollout::{AbortCause, Phase};
+use crate::upstream::Fault;
 
 const MANUAL: &str = "    strategy: {canary: {steps: [{setWeight: 5}, {pause: {}}]}}";
 
@@ -9,7 +10,7 @@ fn kill(lab: &Lab, role: Role) {
     let (live, split) = (lab.live(), lab.live().cell.load_full());
     for endpoint in split.target(role).version.endpoints().iter() {
         for _ in 0..3 {
-            endpoint.failed(Duration::ZERO);
+            endpoint.failed(Fault::Hard, Duration::ZERO);
         }
     }
     if role == Role::Canary {

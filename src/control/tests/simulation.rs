@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::control::EndpointChange;
+use crate::upstream::Fault;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 const STRATEGY: &str = "    strategy:
@@ -52,7 +53,7 @@ async fn act(lab: &Lab, rng: &mut StdRng) {
             if let Some(canary) = &split.canary {
                 for endpoint in canary.version.endpoints().iter() {
                     for _ in 0..3 {
-                        endpoint.failed(Duration::ZERO);
+                        endpoint.failed(Fault::Hard, Duration::ZERO);
                     }
                 }
                 live.canary_failed(&split, Duration::ZERO, &"refused");
