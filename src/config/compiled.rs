@@ -348,6 +348,8 @@ pub struct Service {
     pub limits: Limits,
     /// Within a version.
     pub retries: Retries,
+    /// Protocols that connections may switch to.
+    pub upgrades: Arc<[Box<str>]>,
 }
 
 /// A version and where it can be reached.

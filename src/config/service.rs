@@ -63,6 +63,8 @@ pub(super) struct ServiceConfig {
     /// Absent: the defaults written at each.
     #[serde(default)]
     retries: RetriesConfig,
+    /// Protocols that connections may switch to (`Upgrade`). Absent: websocket.
+    upgrades: Option<Vec<Located<String>>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -287,7 +289,29 @@ pub(super) fn compile(
             budget: config.retries.budget.unwrap_or(retries.budget),
             per_try: config.retries.per_try.and_then(|per_try| per_try.0),
         },
+        upgrades: match &config.upgrades {
+            Some(list) => list.iter().filter_map(|one| upgrade(one, cx)).collect(),
+            None => std::sync::Arc::new(["websocket".into()]),
+        },
     }
+}
+
+/// A protocol to switch to. HTTP itself is none: what would follow is past every rule (`h2c` smuggling).
+fn upgrade(Located { path, value }: &Located<String>, cx: &mut Cx) -> Option<Box<str>> {
+    let (name, version) = value.split_once('/').unwrap_or((value, "1"));
+    let is_token = |part: &str| HeaderName::from_bytes(part.as_bytes()).is_ok();
+    let lower = name.to_ascii_lowercase();
+    if !is_token(name) || !is_token(version) {
+        let what = format!("`{value}` is not a protocol");
+        cx.error(path, what, "write for example websocket or tcp");
+        return None;
+    }
+    if ["h2c", "h2", "h3", "http", "tls"].contains(&lower.as_str()) {
+        let what = format!("a switch to `{value}` would carry requests past every rule");
+        cx.error(path, what, "remove it; HTTP/2 without TLS needs no upgrade here");
+        return None;
+    }
+    Some(value.as_str().into())
 }
 
 fn version(config: &VersionConfig, path: &str, cx: &mut Cx) -> VersionBlock {

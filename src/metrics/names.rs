@@ -51,6 +51,8 @@ families! {
         "Canary tickets minus N times the weight in this generation: always inside (-1, 1).";
     RESCUED = COUNTER "serin_rescued_requests_total" VERSION,
         "Requests assigned to this version that never reached it and were served by stable.";
+    GRPC_RESPONSES = COUNTER "serin_grpc_responses_total" &["serin_service", "role", "version", "code"],
+        "gRPC calls by the code that the client saw, 0 to 16, for versions that have served any.";
     ATTEMPTS = COUNTER "serin_upstream_attempts_total" &["serin_service", "role", "version", "outcome"],
         "Attempts on endpoints and how they ended.";
     ENDPOINT_HEALTHY = GAUGE "serin_upstream_endpoint_healthy" &["serin_service", "role", "version", "endpoint"],

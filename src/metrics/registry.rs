@@ -341,6 +341,16 @@ fn version_families(read: &[(VersionKey, VersionSnapshot)]) -> Vec<MetricFamily>
             AssignReason::ALL.map(AssignReason::as_str).to_vec(),
             |s| &s.assigned,
         ),
+        make(&names::GRPC_RESPONSES, &|key, s, metrics| {
+            if s.grpc.iter().all(|count| *count == 0) {
+                return;
+            }
+            for (code, count) in s.grpc.iter().enumerate() {
+                let code = code.to_string();
+                let values = [key[0], key[1], key[2], &code];
+                metrics.push(counter(names::GRPC_RESPONSES.labels, &values, *count));
+            }
+        }),
         by(
             &names::ATTEMPTS,
             Attempt::ALL.map(Attempt::as_str).to_vec(),

@@ -146,6 +146,7 @@ pub struct Shard {
     assigned: [Cell; 3],
     attempts: [Cell; 7],
     rescued: Cell,
+    grpc: [Cell; 17],
     in_flight: Cell,
     duration: HistogramCells,
     first_byte: HistogramCells,
@@ -197,6 +198,12 @@ impl Shard {
         self.first_byte.observe(took);
     }
 
+    /// A gRPC call that this version served ended with `code`; a code that nobody knows is `UNKNOWN`.
+    pub fn answered_grpc(&self, code: u32) {
+        let known = usize::try_from(code).ok().and_then(|code| self.grpc.get(code));
+        known.unwrap_or(&self.grpc[2]).inc();
+    }
+
     /// The client has seen a response by this version end.
     pub fn answered(&self, method: &Method, status: StatusCode, took: Duration) {
         let row = self.requests[method_index(method)]
@@ -228,6 +235,8 @@ pub struct VersionSnapshot {
     pub attempts: [u64; 7],
     /// Requests assigned here and saved by stable.
     pub rescued: u64,
+    /// gRPC calls by their code; all 0 for a version that has never served one.
+    pub grpc: [u64; 17],
     /// Requests being served right now.
     pub in_flight: u64,
     /// Head received to body sent.
@@ -281,6 +290,7 @@ impl VersionMetrics {
             add(&mut merged.outcomes, &shard.outcomes);
             add(&mut merged.assigned, &shard.assigned);
             add(&mut merged.attempts, &shard.attempts);
+            add(&mut merged.grpc, &shard.grpc);
             merged.rescued += shard.rescued.get();
             shard.duration.add_to(&mut merged.duration);
             shard.first_byte.add_to(&mut merged.first_byte);

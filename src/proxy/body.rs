@@ -9,19 +9,29 @@ use super::{
     timer::LazyTimer,
 };
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::{
     cell::RefCell,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 use tokio::time::Instant;
 
 /// How much of a body is remembered so that the request can be repeated.
 pub(super) const MOST_KEPT: u64 = 64 * 1024;
+/// How much of a request body is still read after its answer is over, and for how long.
+const MOST_REST: u64 = 64 * 1024;
+const LONGEST_REST: Duration = Duration::from_secs(1);
+/// How long a version is waited for to say that it wants the body.
+const MOST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a body broke off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +45,9 @@ pub(super) enum BodyError {
     /// The client's body is malformed or ended early.
     #[error("the request body broke off")]
     Broken,
+    /// The version has answered and the rest is not worth waiting for.
+    #[error("the request body is not wanted any more")]
+    Unwanted,
     /// The version's body is malformed or ended early.
     #[error("the response body broke off")]
     Upstream,
@@ -66,6 +79,29 @@ pub(super) struct Source {
     timer: LazyTimer,
     waiting_since: Option<Instant>,
     fault: Option<BodyError>,
+    /// Closed until the version has asked for the body (`Expect: 100-continue`).
+    gate: Option<Arc<Gate>>,
+    /// The version has answered without it.
+    answered: bool,
+    /// The answer is over: how much and how long may still come.
+    rest: Option<(u64, Instant)>,
+    waker: Option<Waker>,
+}
+
+/// What holds a body back until the version says 100, and no longer than [`MOST_PATIENCE`]: a version that never says it
+/// still gets the body.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    open: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Gate {
+    /// The version wants the body.
+    pub(super) fn open(&self) {
+        self.open.store(true, Ordering::Release);
+        self.waker.wake();
+    }
 }
 
 /// The handle by which the request's own task asks about a body that a connection task reads.
@@ -88,7 +124,46 @@ impl BodyHandle {
             timer: LazyTimer::default(),
             waiting_since: None,
             fault: None,
+            gate: None,
+            answered: false,
+            rest: None,
+            waker: None,
         })))
+    }
+
+    /// Holds the body back; what is returned lets it go.
+    pub(super) fn hold(&self) -> Arc<Gate> {
+        let mut source = self.0.borrow_mut();
+        Arc::clone(source.gate.get_or_insert_default())
+    }
+
+    /// The version's answer begins; a body that it has not asked for stays with the client.
+    pub(super) fn answered(&self) {
+        let mut source = self.0.borrow_mut();
+        source.answered = source
+            .gate
+            .as_ref()
+            .is_some_and(|gate| !gate.open.load(Ordering::Acquire));
+    }
+
+    /// The answer is over. What the client is still sending is read for a moment, then cut off.
+    pub(super) fn abandon(&self, now: Instant) {
+        let mut source = self.0.borrow_mut();
+        if source.ended || source.rest.is_some() {
+            return;
+        }
+        source.rest = Some((source.read.saturating_add(MOST_REST), now + LONGEST_REST));
+        let waker = source.waker.take();
+        drop(source);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether all of it has come.
+    pub(super) fn has_ended(&self) -> bool {
+        let source = self.0.borrow();
+        source.ended || source.incoming.is_end_stream()
     }
 
     /// A body that begins at the beginning: for the first attempt, and for a repeated one.
@@ -141,12 +216,24 @@ impl Source {
         if self.ended {
             return Poll::Ready(None);
         }
+        if self.gate.is_some() {
+            ready!(self.poll_gate(cx));
+            if let Some(fault) = self.fault {
+                return Poll::Ready(Some(Err(fault)));
+            }
+        }
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Pending => {
                 let now = Instant::now();
                 let since = *self.waiting_since.get_or_insert(now);
-                ready!(self.timer.poll(cx, now, since + self.idle));
-                self.fail(BodyError::Slow)
+                let (mut until, mut fault) = (since + self.idle, BodyError::Slow);
+                match self.rest {
+                    Some((_, last)) if last < until => (until, fault) = (last, BodyError::Unwanted),
+                    Some(_) => {}
+                    None => self.wakes(cx),
+                }
+                ready!(self.timer.poll(cx, now, until));
+                self.fail(fault)
             }
             Poll::Ready(None) => {
                 self.ended = true;
@@ -158,6 +245,38 @@ impl Source {
                 self.take(frame)
             }
         }
+    }
+
+    /// Remembers whom to tell when the answer is over.
+    fn wakes(&mut self, cx: &Context<'_>) {
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => self.waker = Some(cx.waker().clone()),
+        }
+    }
+
+    fn poll_gate(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.answered {
+            if self.rest.is_some() {
+                self.fault = Some(BodyError::Unwanted);
+                self.gate = None;
+                return Poll::Ready(());
+            }
+            self.wakes(cx);
+            return Poll::Pending;
+        }
+        let Some(gate) = &self.gate else {
+            return Poll::Ready(());
+        };
+        gate.waker.register(cx.waker());
+        if !gate.open.load(Ordering::Acquire) {
+            let now = Instant::now();
+            let since = *self.waiting_since.get_or_insert(now);
+            ready!(self.timer.poll(cx, now, since + MOST_PATIENCE));
+        }
+        gate.open.store(true, Ordering::Release);
+        (self.gate, self.waiting_since, self.timer) = (None, None, LazyTimer::default());
+        Poll::Ready(())
     }
 
     fn take(&mut self, frame: Frame<Bytes>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -177,6 +296,9 @@ impl Source {
         self.read = self.read.saturating_add(length);
         if self.limit.is_some_and(|limit| self.read > limit) {
             return self.fail(BodyError::TooLarge);
+        }
+        if self.rest.is_some_and(|(most, _)| self.read > most) {
+            return self.fail(BodyError::Unwanted);
         }
         if self.keeping {
             self.kept_bytes += length;
@@ -268,6 +390,8 @@ enum Kind {
 #[derive(Debug)]
 struct Upstream {
     incoming: Incoming,
+    /// The request's body, when the answer came before its end.
+    asking: Option<BodyHandle>,
     exchange: Option<Exchange>,
     idle: Duration,
     deadline: Option<Instant>,
@@ -289,12 +413,14 @@ impl OutBody {
     /// A version's body; its end is the exchange's.
     pub(super) fn upstream(
         incoming: Incoming,
+        asking: Option<BodyHandle>,
         exchange: Exchange,
         idle: Duration,
         deadline: Option<Instant>,
     ) -> OutBody {
         let upstream = Upstream {
             incoming,
+            asking,
             exchange: Some(exchange),
             idle,
             deadline,
@@ -351,6 +477,9 @@ impl Upstream {
     fn end(&mut self, end: End) {
         if let Some(exchange) = self.exchange.take() {
             exchange.end(end);
+            if let Some(asking) = self.asking.take() {
+                asking.abandon(Instant::now());
+            }
         }
     }
 
@@ -378,6 +507,9 @@ impl Upstream {
                 self.waiting_since = None;
                 Poll::Ready(Some(Ok(match frame.into_trailers() {
                     Ok(mut trailers) => {
+                        if let Some(exchange) = &mut self.exchange {
+                            exchange.trailers(&trailers);
+                        }
                         clean_trailers(&mut trailers);
                         Frame::trailers(trailers)
                     }

@@ -3,10 +3,12 @@
 use super::{
     account,
     arrival::Arrival,
+    closing,
     frames::Watched,
     headers::Peer,
     io::{ClientIo, ConnectionTimeouts, Progress},
     service,
+    upgrade::Tunnel,
     worker::{ListenerState, WorkerState},
 };
 use crate::{metrics::Rejection, upstream::LocalExecutor};
@@ -14,7 +16,9 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue};
 use hyper::server::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
 use std::{
+    cell::RefCell,
     future::{Future, poll_fn},
     net::{IpAddr, Ipv4Addr},
     panic::AssertUnwindSafe,
@@ -32,6 +36,8 @@ pub(super) struct Client {
     pub(super) listener: Rc<ListenerState>,
     pub(super) peer: Peer,
     pub(super) progress: Rc<Progress>,
+    /// What this connection does when it no longer speaks HTTP.
+    pub(super) tunnel: RefCell<Option<Tunnel>>,
     pub(super) http2: bool,
     /// Whether the client's side is encrypted.
     pub(super) secure: bool,
@@ -63,6 +69,7 @@ impl Client {
             listener,
             peer,
             progress,
+            tunnel: RefCell::default(),
             http2,
             secure: arrival.secure,
             ip,
@@ -181,6 +188,7 @@ pub(super) async fn run<S>(
         Rc::clone(&progress),
         http2,
     ));
+    let switches = Rc::clone(&client);
     let serve = hyper::service::service_fn(move |request| service::serve(Rc::clone(&client), request));
     let limits = &listener.config.limits;
     let served = if http2 {
@@ -219,16 +227,51 @@ pub(super) async fn run<S>(
         if limits.headers != 100 {
             builder.max_headers(usize::try_from(limits.headers).unwrap_or(100));
         }
-        guarded(
+        let mut connection = builder.serve_connection(io, serve);
+        let served = guarded(
             &worker,
-            drained(&progress, builder.serve_connection(io, serve), |c| {
-                c.graceful_shutdown();
+            drained(&progress, &mut connection, |mut c| {
+                Pin::new(&mut **c).graceful_shutdown();
             }),
         )
-        .await
+        .await;
+        if let Some(served) = &served {
+            let http1::Parts { io, read_buf, .. } = connection.into_parts();
+            let tunnel = switches.tunnel.take();
+            let _ = guarded(
+                &worker,
+                after(TokioIo::new(io), read_buf, served, &progress, tunnel),
+            )
+            .await;
+        }
+        served
     };
     if let Some(Err(error)) = served {
         closed(&worker, &listener, arrival.ip, &progress, &error);
+    }
+}
+
+/// What is left to do when hyper is done with an HTTP/1.1 connection.
+async fn after<S>(
+    io: S,
+    unread: Bytes,
+    served: &Result<(), hyper::Error>,
+    progress: &Progress,
+    tunnel: Option<Tunnel>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    if let Some(tunnel) = tunnel {
+        return tunnel.run(io, unread).await;
+    }
+    match served {
+        // The beginning of a request that was never ended: hyper closes without a word.
+        Err(error) if closing::is_begun(&unread) && !error.is_parse() && progress.is_idle() => {
+            closing::linger(io, Some(closing::BROKEN_OFF)).await;
+        }
+        Err(error) if error.is_parse() => closing::linger(io, None).await,
+        Ok(()) | Err(_) if progress.unread.get() => closing::linger(io, None).await,
+        Ok(()) | Err(_) => {}
     }
 }
 
@@ -282,7 +325,7 @@ fn closed(
         (progress.timed_out.get() != Some("keep-alive")).then_some(Rejection::Timeout)
     } else if error.is_parse_too_large() {
         Some(Rejection::HeaderLimit)
-    } else if error.is_parse() {
+    } else if error.is_parse() || error.is_incomplete_message() {
         Some(Rejection::Malformed)
     } else {
         None

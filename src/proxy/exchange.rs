@@ -6,12 +6,15 @@
 use super::{
     account::{Account, Flag},
     body::{BodyHandle, RequestBody},
+    grpc,
     io::Progress,
     reply::{Failure, Fault},
     worker::WorkerState,
 };
 use crate::{
+    config::Service,
     metrics::{AssignReason, Attempt, Outcome},
+    model::Role,
     upstream::{Endpoint, Lease, Target},
 };
 use http::{HeaderMap, Method, StatusCode, header};
@@ -61,6 +64,14 @@ fn client_closed() -> StatusCode {
     StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST)
 }
 
+/// What a gRPC call has told of its end.
+#[derive(Debug)]
+struct Grpc {
+    /// What counts as a failure.
+    service: Arc<Service>,
+    code: Option<u32>,
+}
+
 /// One request's record.
 pub(super) struct Exchange {
     worker: Rc<WorkerState>,
@@ -74,6 +85,7 @@ pub(super) struct Exchange {
     /// When the head came, for a response that is judged by it.
     stream_head: Option<Instant>,
     lease: Option<Lease<RequestBody>>,
+    grpc: Option<Grpc>,
     recorded: bool,
     /// Only while somebody observes.
     account: Option<Box<Account>>,
@@ -116,6 +128,7 @@ impl Exchange {
             status: None,
             stream_head: None,
             lease: None,
+            grpc: None,
             recorded: false,
             account,
         }
@@ -140,6 +153,11 @@ impl Exchange {
         if let Some(account) = &mut self.account {
             account.sends(bytes);
         }
+    }
+
+    /// The version that serves it now, and in which role.
+    pub(super) fn serves(&self) -> (&Arc<Target>, Role) {
+        (&self.served, self.served.metrics.key.role)
     }
 
     /// The version that serves it now.
@@ -176,6 +194,7 @@ impl Exchange {
         status: StatusCode,
         headers: &HeaderMap,
         failed: bool,
+        service: &Arc<Service>,
         lease: Lease<RequestBody>,
     ) {
         let now = Instant::now();
@@ -189,8 +208,24 @@ impl Exchange {
         }
         self.status = Some(status);
         self.lease = Some(lease);
-        if is_stream(headers) {
-            self.stream_head = Some(now);
+        match stream(status, headers) {
+            None => {}
+            Some(Stream::Endless) => self.stream_head = Some(now),
+            Some(Stream::Grpc) => {
+                self.stream_head = Some(now);
+                // An answer without a message says in its head how the call went.
+                self.grpc = Some(Grpc {
+                    service: Arc::clone(service),
+                    code: grpc::code(headers),
+                });
+            }
+        }
+    }
+
+    /// The fields after the body came.
+    pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(grpc) = &mut self.grpc {
+            grpc.code = grpc::code(trailers).or(grpc.code);
         }
     }
 
@@ -204,10 +239,15 @@ impl Exchange {
         self.record(end, None);
     }
 
-    /// Serin answers itself with `failure`, because of `outcome`.
-    pub(super) fn fail(mut self, failure: Failure, outcome: Outcome) {
+    /// Serin answers itself with `failure`, because of `outcome`. `grpc`: the client is told so in gRPC's way.
+    pub(super) fn fail(mut self, failure: Failure, outcome: Outcome, grpc: bool) {
         self.judge(outcome);
         self.status = Some(failure.status);
+        if grpc {
+            self.status = Some(StatusCode::OK);
+            let shard = self.served.metrics.shard(self.worker.index);
+            shard.answered_grpc(grpc::of(failure.status));
+        }
         self.record(End::Complete, Some(failure));
     }
 
@@ -218,6 +258,18 @@ impl Exchange {
         let now = Instant::now();
         let worker = self.worker.index;
         let took = now.saturating_duration_since(self.started);
+        if let Some(grpc) = self.grpc.take() {
+            let code = match end {
+                // A whole answer without a code is not gRPC's; clients take it for UNKNOWN.
+                End::Complete => grpc.code.unwrap_or(grpc::UNKNOWN),
+                End::Broken => grpc::UNAVAILABLE,
+                End::ClientGone => grpc::CANCELLED,
+            };
+            self.served.metrics.shard(worker).answered_grpc(code);
+            if end == End::Complete && grpc.service.failure.is_failure_grpc(code) {
+                self.judge(Outcome::Failed);
+            }
+        }
         let outcome = self.verdict.unwrap_or(match end {
             End::Complete => Outcome::Ok,
             End::Broken => Outcome::Failed,
@@ -270,9 +322,19 @@ impl Drop for Exchange {
 }
 
 /// Responses without a natural end: judged when they begin.
-fn is_stream(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|kind| {
-        let kind = kind.as_bytes();
-        kind.starts_with(b"text/event-stream") || kind.starts_with(b"application/grpc")
-    })
+enum Stream {
+    Endless,
+    /// Judged by the code at its end, too.
+    Grpc,
+}
+
+fn stream(status: StatusCode, headers: &HeaderMap) -> Option<Stream> {
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return Some(Stream::Endless);
+    }
+    let kind = headers.get(header::CONTENT_TYPE)?;
+    if kind.as_bytes().starts_with(b"text/event-stream") {
+        return Some(Stream::Endless);
+    }
+    grpc::is_grpc(kind).then_some(Stream::Grpc)
 }

@@ -9,9 +9,10 @@ use super::{
     exchange::Exchange,
     headers,
     reply::Failure,
-    service::{is_idempotent, is_unsolicited},
+    service::is_idempotent,
     table::{Entry, Limits},
     timer::LazyTimer,
+    upgrade,
 };
 use crate::{
     metrics::{Attempt, Outcome},
@@ -19,7 +20,7 @@ use crate::{
     split::Split,
     upstream::{ConnectError, Endpoint, Fault, SendError, Target, balance},
 };
-use http::{Request, Response, Version, request::Parts};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::body::Incoming;
 use std::{
     future::Future,
@@ -44,6 +45,10 @@ pub(super) struct Outbound<'a> {
     pub(super) role: Role,
     pub(super) started: Instant,
     pub(super) framing: headers::Framing,
+    /// The protocols that the client asks to switch to.
+    pub(super) upgrade: Option<&'a HeaderValue>,
+    /// Whether the client waits for a word before it sends its body.
+    pub(super) expects: bool,
 }
 
 /// How an attempt failed, and what may be done about it.
@@ -171,7 +176,7 @@ impl Outbound<'_> {
                 Err(error) => return Err(self.unconnected(endpoint, head, &error, exchange, role)),
             };
             let reused = lease.reused;
-            let outgoing = outgoing(head, body, self.framing, lease.is_http2());
+            let outgoing = self.outgoing(head, body, lease.is_http2());
             // The time that connecting took is not the version's to answer in.
             let begun = if reused { now } else { Instant::now() };
             match self.within_deadline(begun, lease.send(outgoing)).await {
@@ -181,12 +186,17 @@ impl Outbound<'_> {
                     endpoint.failed(Fault::TimedOut, self.now());
                     return Err(Missed::Final(Failure::TIMED_OUT, Outcome::Failed));
                 }
-                Some(Ok(response)) if is_unsolicited(response.status()) => {
+                Some(Ok(response)) if self.is_invalid(&response, lease.is_http2()) => {
                     exchange.attempted(Attempt::Protocol);
                     exchange.judge(Outcome::Failed);
                     return Err(Missed::Final(Failure::INVALID, Outcome::Failed));
                 }
                 Some(Ok(response)) => {
+                    if self.expects
+                        && let Some(body) = body
+                    {
+                        body.answered();
+                    }
                     exchange.attempted(Attempt::Answered);
                     let failure = &self.entry.service.failure;
                     let failed = failure.is_failure_head(response.status().as_u16(), response.headers());
@@ -195,7 +205,8 @@ impl Outbound<'_> {
                     } else {
                         endpoint.succeeded();
                     }
-                    exchange.responded(response.status(), response.headers(), failed, lease);
+                    let service = &self.entry.service;
+                    exchange.responded(response.status(), response.headers(), failed, service, lease);
                     return Ok(response);
                 }
                 Some(Err(SendError {
@@ -312,7 +323,52 @@ impl Outbound<'_> {
     }
 }
 
-/// The request as this connection speaks it.
+impl Outbound<'_> {
+    /// An answer that must not go on: a switch that nobody asked for, an interim answer as a final one, a coding that we do
+    /// not take off and the client would not know of.
+    fn is_invalid(&self, response: &Response<Incoming>, http2: bool) -> bool {
+        let (status, headers) = (response.status(), response.headers());
+        if status.is_informational() {
+            let asked = self
+                .upgrade
+                .filter(|_| status == StatusCode::SWITCHING_PROTOCOLS && !http2);
+            return asked.and_then(|asked| upgrade::agreed(asked, headers)).is_none();
+        }
+        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+        codings.next().is_some_and(|coding| {
+            !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") || codings.next().is_some()
+        })
+    }
+
+    /// The request as this connection speaks it.
+    fn outgoing(&self, mut head: Parts, body: Option<&BodyHandle>, http2: bool) -> Request<RequestBody> {
+        let mut framing = self.framing;
+        if let Some(protocols) = self.upgrade {
+            headers::ask_upgrade(&mut head.headers, http2, protocols);
+            framing.trailers = false;
+        }
+        let waits = self.expects.then_some(body).flatten();
+        if let Some(body) = waits {
+            if http2 {
+                // There the head alone is a question already: the version answers or grants a window.
+                head.headers.remove(header::EXPECT);
+            } else {
+                head.headers
+                    .insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+                let gate = body.hold();
+                let mut request = outgoing(head, Some(body), framing, false);
+                hyper::ext::on_informational(&mut request, move |interim| {
+                    if interim.status() == StatusCode::CONTINUE {
+                        gate.open();
+                    }
+                });
+                return request;
+            }
+        }
+        outgoing(head, body, framing, http2)
+    }
+}
+
 fn outgoing(
     mut head: Parts,
     body: Option<&BodyHandle>,
@@ -324,7 +380,7 @@ fn outgoing(
     if http2 {
         head.version = Version::HTTP_2;
         head.uri = headers::absolute_form(&head.uri, &head.headers);
-        head.headers.remove(http::header::HOST);
+        head.headers.remove(header::HOST);
     } else {
         head.version = Version::HTTP_11;
         if head.uri.scheme().is_some() {
@@ -343,7 +399,9 @@ fn of_body(fault: BodyError) -> Failure {
     match fault {
         BodyError::TooLarge => Failure::TOO_LARGE,
         BodyError::Slow => Failure::SLOW_BODY,
-        BodyError::Broken | BodyError::Upstream | BodyError::Stalled => Failure::BROKEN_BODY,
+        BodyError::Broken | BodyError::Unwanted | BodyError::Upstream | BodyError::Stalled => {
+            Failure::BROKEN_BODY
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! only then are our own fields added, so that nothing a client nominates can remove them. RFC 9110 section 7.6.
 
 use super::{
+    grpc,
     inbound::Accepted,
     seen::{HOP_BY_HOP, Seen},
 };
@@ -163,6 +164,10 @@ pub(super) fn to_version(
     } else {
         seen.host.take()
     };
+    if host.is_none() {
+        // HTTP/1.0 may leave it out, what we speak may not.
+        headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+    }
     forwarded(headers, peer, host, &seen);
     let known = peer.trusted && headers.get(&X_REQUEST_ID).is_some_and(is_plain_id);
     if !known {
@@ -286,6 +291,33 @@ pub(super) fn frame_for(headers: &mut HeaderMap, framing: Framing, http2: bool, 
     }
     if !http2 && framing.trailers {
         headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// Asks an HTTP/1.1 version for another protocol. What was asked for on another attempt is forgotten.
+pub(super) fn ask_upgrade(headers: &mut HeaderMap, http2: bool, protocols: &HeaderValue) {
+    if http2 {
+        headers.remove(header::UPGRADE);
+        headers.remove(header::CONNECTION);
+    } else {
+        headers.remove(header::TE);
+        headers.insert(header::UPGRADE, protocols.clone());
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+}
+
+/// What a 101 says to the client.
+pub(super) fn switched(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(header::UPGRADE, protocol);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+}
+
+/// Names the trailers of a gRPC answer that came by HTTP/2: over HTTP/1.1 only those that are announced are sent.
+pub(super) fn announce_grpc(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::TRAILER) && headers.get(header::CONTENT_TYPE).is_some_and(grpc::is_grpc)
+    {
+        let names = HeaderValue::from_static("grpc-status, grpc-message, grpc-status-details-bin");
+        headers.insert(header::TRAILER, names);
     }
 }
 

@@ -4,7 +4,7 @@
 //! request is served none does here (its body and its response have their own). A client that does not read has the
 //! write-stall deadline at any time. One timer serves them all.
 
-use super::timer::LazyTimer;
+use super::{timer::LazyTimer, upgrade::Ending};
 use bytes::Bytes;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
@@ -51,6 +51,10 @@ pub(super) struct Progress {
     offered: Cell<u32>,
     /// When that wait began; each piece that is taken starts it anew.
     offered_since: Cell<Option<Instant>>,
+    /// The request's body had not come whole when its answer began.
+    pub(super) unread: Cell<bool>,
+    /// Since the connection switched to another protocol.
+    pub(super) tunnel: RefCell<Option<Rc<Ending>>>,
     draining: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Why the connection was closed by a deadline, for its log line.
@@ -67,6 +71,8 @@ impl Progress {
             requests: Cell::new(0),
             offered: Cell::new(0),
             offered_since: Cell::new(None),
+            unread: Cell::new(false),
+            tunnel: RefCell::default(),
             draining: Cell::new(false),
             waker: RefCell::default(),
             timed_out: Cell::new(None),

@@ -3,7 +3,9 @@
 //! The one place where a failure becomes a status code and a text.
 
 use super::body::OutBody;
+use super::grpc;
 use super::inbound::Refusal;
+use super::seen::Seen;
 use crate::metrics::Rejection;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -164,8 +166,48 @@ impl From<Refusal> for Failure {
     }
 }
 
-/// Renders a failure: as problem+json for a client that accepts JSON, as plain text for everybody else.
-pub(super) fn render(failure: Failure, json: bool) -> Response<OutBody> {
+/// How a failure is told to a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As problem+json.
+    Json,
+    /// As plain text.
+    Text,
+    /// As gRPC's status: such a client looks at no other.
+    Grpc,
+}
+
+impl Form {
+    /// What the sender of a request understands.
+    pub(super) const fn of(seen: &Seen) -> Form {
+        if seen.grpc {
+            Form::Grpc
+        } else if seen.accepts_json {
+            Form::Json
+        } else {
+            Form::Text
+        }
+    }
+}
+
+/// An answer without a message: its head is also its end.
+fn render_grpc(failure: Failure) -> Response<OutBody> {
+    let mut response = Response::new(OutBody::own(Bytes::new()));
+    let headers: &mut HeaderMap = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, grpc::CONTENT_TYPE);
+    headers.insert(grpc::STATUS, HeaderValue::from(grpc::of(failure.status)));
+    // Our texts are printable ASCII without `%`: nothing to encode.
+    headers.insert(grpc::MESSAGE, HeaderValue::from_static(failure.detail));
+    response
+}
+
+/// Renders a failure in the form that its client understands.
+pub(super) fn render(failure: Failure, form: Form) -> Response<OutBody> {
+    let json = match form {
+        Form::Grpc => return render_grpc(failure),
+        Form::Json => true,
+        Form::Text => false,
+    };
     let title = failure.status.canonical_reason().unwrap_or("Error");
     let (content_type, body) = if json {
         let body = serde_json::json!({
@@ -205,8 +247,8 @@ mod tests {
     use super::*;
     use http_body_util::BodyExt;
 
-    async fn text(failure: Failure, json: bool) -> (String, String) {
-        let response = render(failure, json);
+    async fn text(failure: Failure, form: Form) -> (String, String) {
+        let response = render(failure, form);
         let kind = response.headers()[header::CONTENT_TYPE]
             .to_str()
             .unwrap()
@@ -215,15 +257,22 @@ mod tests {
         (kind, String::from_utf8(body.to_vec()).unwrap())
     }
 
+    #[test]
+    fn a_grpc_client_gets_a_grpc_status() {
+        let response = render(Failure::TIMED_OUT, Form::Grpc);
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["grpc-status"], "4");
+    }
+
     #[tokio::test]
     async fn an_answer_says_whose_fault_it_was_in_either_form() {
-        let (kind, body) = text(Failure::UNREACHABLE, true).await;
+        let (kind, body) = text(Failure::UNREACHABLE, Form::Json).await;
         let json: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert_eq!(
             (kind.as_str(), &json["fault"], &json["status"]),
             ("application/problem+json", &"upstream".into(), &502.into())
         );
-        let (kind, body) = text(Failure::NO_ROUTE, false).await;
+        let (kind, body) = text(Failure::NO_ROUTE, Form::Text).await;
         assert_eq!(kind, "text/plain; charset=utf-8");
         assert!(
             body.starts_with("404 Not Found: ") && body.contains("fault: client"),

@@ -2,6 +2,7 @@
 //!
 //! A look-up costs a hash each; a request has a dozen fields and we ask about twenty.
 
+use super::grpc;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// What the fields of a request contain. Counts stop at 255.
@@ -25,6 +26,8 @@ pub(super) struct Seen {
     pub(super) via: bool,
     /// Whether the client understands JSON: how it is told of a failure.
     pub(super) accepts_json: bool,
+    /// Whether the request speaks gRPC: how it is told of a failure, too.
+    pub(super) grpc: bool,
     /// The first Host field: asked for by the door, the routes and the forwarded fields.
     pub(super) host: Option<HeaderValue>,
     /// Hop-by-hop fields other than `Connection` and `TE`, by their place in [`HOP_BY_HOP`].
@@ -50,6 +53,11 @@ impl Seen {
         seen
     }
 
+    /// Whether there is an `Upgrade` field.
+    pub(super) const fn asks_upgrade(&self) -> bool {
+        self.hop[2]
+    }
+
     fn note(&mut self, name: &HeaderName, value: &HeaderValue) {
         let more = |count: &mut u8| *count = count.saturating_add(1);
         match name.as_str() {
@@ -58,6 +66,7 @@ impl Seen {
                 self.host.get_or_insert_with(|| value.clone());
             }
             "accept" => self.accepts_json |= names_json(value),
+            "content-type" => self.grpc = grpc::is_grpc(value),
             "content-length" => more(&mut self.lengths),
             "transfer-encoding" => more(&mut self.codings),
             "expect" => more(&mut self.expectations),
@@ -87,6 +96,15 @@ fn names_json(value: &HeaderValue) -> bool {
         .as_bytes()
         .windows(4)
         .any(|part| part.eq_ignore_ascii_case(b"json"))
+}
+
+/// Whether a list field has this member.
+pub(super) fn has_token(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|b| *b == b','))
+        .any(|token| token.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes()))
 }
 
 /// Whether a `TE` field says that trailers are understood.

@@ -11,11 +11,18 @@ use super::{
     exchange::{Exchange, InService},
     forward::{self, Outbound},
     headers, inbound,
-    reply::{self, Failure},
+    reply::{self, Failure, Form},
     seen::Seen,
-    table::Entry,
+    table::{Entry, Limits},
+    upgrade::{self, Ending, Tunnel},
+    worker::WorkerState,
 };
-use crate::{metrics::Rejection, route::RequestView};
+use crate::{
+    metrics::{Outcome, Rejection},
+    route::RequestView,
+    upstream::Target,
+};
+use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -32,19 +39,20 @@ pub(super) async fn serve(
     let (parts, body) = request.into_parts();
     let version = parts.version;
     let seen = Seen::scan(&parts.headers);
-    let json = seen.accepts_json;
+    let form = Form::of(&seen);
+    client.progress.unread.set(!body.is_end_stream());
     let mut account = Account::begin(&client, &parts, started);
     let mut failed = None;
-    let mut response = match handle(&client, parts, seen, body, started, &mut account).await {
+    let mut response = match handle(&client, parts, seen, body, started, form, &mut account).await {
         Ok(response) => response,
         Err((failure, reason)) => {
             failed = Some(failure);
             if let Some(reason) = reason.or(failure.rejection()) {
                 client.listener.metrics.reject(reason);
             }
-            let mut response = reply::render(failure, json);
-            if reason.is_some() && version != Version::HTTP_2 {
-                // What was refused for its form may be followed by more of the same.
+            let mut response = reply::render(failure, form);
+            if (reason.is_some() || client.progress.unread.get()) && version != Version::HTTP_2 {
+                // What was refused for its form may be followed by more of the same; a body that nobody reads is in the way.
                 response
                     .headers_mut()
                     .insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -67,6 +75,7 @@ async fn handle(
     seen: Seen,
     body: Incoming,
     started: Instant,
+    form: Form,
     account: &mut Option<Box<Account>>,
 ) -> Result<Response<OutBody>, (Failure, Option<Rejection>)> {
     let accepted =
@@ -94,22 +103,17 @@ async fn handle(
         || worker.dice128(),
     );
     let target = split.target(choice.role);
-    if target.version.endpoints().is_empty() && target.version.name == split.stable.version.name {
-        return Err((Failure::NO_VERSION, None));
-    }
-    if worker.is_over(
-        target,
-        entry
-            .service
-            .limits
-            .requests
-            .min(entry.service.limits.connections),
-    ) {
-        return Err((Failure::OVERLOAD, None));
-    }
+    admit(worker, &entry, target, &split.stable).map_err(|failure| (failure, None))?;
 
     // Nothing of the inbound connection (its upgrade handle) goes further.
     parts.extensions.clear();
+    let has_body = accepted.chunked || !body.is_end_stream();
+    let upgrade = seen
+        .asks_upgrade()
+        .then(|| upgrade::asked(&parts, has_body, &entry.service.upgrades))
+        .flatten();
+    // HTTP/1.0 knows no interim answers; without a body there is nothing to wait for.
+    let expects = seen.expectations > 0 && has_body && parts.version == Version::HTTP_11;
     let method = parts.method.clone();
     let mut exchange = Exchange::begin(
         worker,
@@ -145,16 +149,29 @@ async fn handle(
         role: choice.role,
         started,
         framing,
+        upgrade: upgrade.as_ref(),
+        expects,
     };
-    let (mut response, exchange) = match forward::forward(outbound, parts, source.as_ref(), exchange).await {
+    let answered = forward::forward(outbound, parts, source.as_ref(), exchange).await;
+    let asking = source.filter(|source| !source.has_ended());
+    client.progress.unread.set(asking.is_some());
+    let (mut response, exchange) = match answered {
         Ok(answered) => answered,
         Err((failure, outcome, exchange)) => {
-            exchange.fail(failure, outcome);
+            exchange.fail(failure, outcome, form == Form::Grpc);
             return Err((failure, None));
         }
     };
 
     let status = response.status();
+    if let Some(asked) = &upgrade
+        && status == StatusCode::SWITCHING_PROTOCOLS
+    {
+        return switch(client, &entry, &limits, asked, response, exchange).await;
+    }
+    if inbound_version == Version::HTTP_11 && response.version() == Version::HTTP_2 {
+        headers::announce_grpc(response.headers_mut());
+    }
     headers::to_client(response.headers_mut(), status, inbound_version);
     if let Some(cookie) = choice.cookie
         && !choose::is_shared_cacheable(&method, status, response.headers())
@@ -162,7 +179,63 @@ async fn handle(
         response.headers_mut().append(header::SET_COOKIE, cookie);
     }
     let deadline = limits.request.map(|whole| started + whole);
-    Ok(response.map(|body| OutBody::upstream(body, exchange, limits.stream_idle, deadline)))
+    Ok(response.map(|body| OutBody::upstream(body, asking, exchange, limits.stream_idle, deadline)))
+}
+
+/// Whether the version that a request was assigned to may get one more.
+fn admit(
+    worker: &WorkerState,
+    entry: &Entry,
+    target: &Arc<Target>,
+    stable: &Arc<Target>,
+) -> Result<(), Failure> {
+    if target.version.endpoints().is_empty() && target.version.name == stable.version.name {
+        return Err(Failure::NO_VERSION);
+    }
+    let limits = &entry.service.limits;
+    if worker.is_over(target, limits.requests.min(limits.connections)) {
+        return Err(Failure::OVERLOAD);
+    }
+    Ok(())
+}
+
+/// Both sides have agreed to speak something else: the connection's task takes over when this answer has gone out.
+async fn switch(
+    client: &Rc<Client>,
+    entry: &Entry,
+    limits: &Limits,
+    asked: &HeaderValue,
+    mut response: Response<Incoming>,
+    mut exchange: Exchange,
+) -> Result<Response<OutBody>, (Failure, Option<Rejection>)> {
+    let protocol = upgrade::agreed(asked, response.headers());
+    let upstream = hyper::upgrade::on(&mut response).await;
+    let (Some(protocol), Ok(upstream)) = (protocol, upstream) else {
+        exchange.judge(Outcome::Failed);
+        exchange.fail(Failure::INVALID, Outcome::Failed, false);
+        return Err((Failure::INVALID, None));
+    };
+    headers::to_client(
+        response.headers_mut(),
+        StatusCode::SWITCHING_PROTOCOLS,
+        Version::HTTP_11,
+    );
+    let websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
+    let (target, role) = exchange.serves();
+    let ending = Ending::new(&entry.live, target, role, limits.drain);
+    client.progress.tunnel.replace(Some(Rc::clone(&ending)));
+    client.tunnel.replace(Some(Tunnel {
+        upstream,
+        exchange,
+        in_service: InService::begin(&client.progress),
+        idle: limits.upgrade_idle,
+        websocket,
+        ending,
+        dice: client.worker.dice64(),
+    }));
+    let mut answer = response.map(|_| OutBody::own(Bytes::new()));
+    headers::switched(answer.headers_mut(), protocol);
+    Ok(answer)
 }
 
 fn find(client: &Client, parts: &Parts, seen: &Seen, accepted: inbound::Accepted) -> Option<Arc<Entry>> {
@@ -179,12 +252,7 @@ fn find(client: &Client, parts: &Parts, seen: &Seen, accepted: inbound::Accepted
 }
 
 /// The body to send on, if there is one; remembered while it is small when the method may be repeated.
-fn outbound_body(
-    parts: &Parts,
-    body: Incoming,
-    chunked: bool,
-    limits: &super::table::Limits,
-) -> Option<BodyHandle> {
+fn outbound_body(parts: &Parts, body: Incoming, chunked: bool, limits: &Limits) -> Option<BodyHandle> {
     if body.is_end_stream() && !chunked {
         return None;
     }
@@ -202,9 +270,4 @@ pub(super) fn is_idempotent(method: &Method) -> bool {
         Method::OPTIONS,
     ]
     .contains(method)
-}
-
-/// A response that a version must not send: we asked for no upgrade.
-pub(super) fn is_unsolicited(status: StatusCode) -> bool {
-    status == StatusCode::SWITCHING_PROTOCOLS || status.is_informational()
 }

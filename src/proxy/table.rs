@@ -26,6 +26,9 @@ pub(super) struct Limits {
     pub(super) body_idle: Duration,
     pub(super) response_headers: Duration,
     pub(super) stream_idle: Duration,
+    pub(super) upgrade_idle: Duration,
+    /// How long what a withdrawn version serves may go on.
+    pub(super) drain: Duration,
     pub(super) request: Option<Duration>,
     pub(super) body: Option<u64>,
 }
@@ -53,6 +56,8 @@ impl Table {
                     response_headers: per_try
                         .map_or(response_headers, |per_try| per_try.min(response_headers)),
                     stream_idle: timeouts.stream_idle.as_duration(),
+                    upgrade_idle: timeouts.upgrade_idle.as_duration(),
+                    drain: timeouts.drain.as_duration(),
                     request: timeouts.request.map(Span::as_duration),
                     body: service
                         .limits

@@ -92,6 +92,9 @@ struct Budget {
     at: Instant,
 }
 
+/// How long before the end of a drain tunnels are closed.
+const TO_CLOSE: Duration = Duration::from_millis(1500);
+
 const RETRIES_PER_SECOND: f64 = 10.0;
 const MOST_RETRY_TOKENS: f64 = 100.0;
 
@@ -174,6 +177,23 @@ impl WorkerState {
         let open: Vec<Rc<Progress>> = self.open.borrow().values().cloned().collect();
         for progress in open {
             progress.drain();
+        }
+    }
+
+    /// Asks every tunnel whether it must end.
+    fn look_at_tunnels(&self, now: Instant) {
+        for progress in self.open.borrow().values() {
+            if let Some(tunnel) = &*progress.tunnel.borrow() {
+                tunnel.look(now);
+            }
+        }
+    }
+
+    fn end_tunnels(&self) {
+        for progress in self.open.borrow().values() {
+            if let Some(tunnel) = &*progress.tunnel.borrow() {
+                tunnel.end();
+            }
         }
     }
 
@@ -278,6 +298,12 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
 /// Lets what is in flight finish, for at most `grace`.
 async fn drain(worker: &Rc<WorkerState>, stop: &mut watch::Receiver<Stop>, grace: Duration) {
     let deadline = tokio::time::sleep(grace);
+    // A tunnel has no natural end: those that are left are told a little earlier, while there is time to say goodbye.
+    let last_call = async {
+        tokio::time::sleep(grace.saturating_sub(TO_CLOSE.min(grace / 4))).await;
+        worker.end_tunnels();
+        std::future::pending::<()>().await;
+    };
     let finished = async {
         // Connections whose protocol was still being found out join late; a look every 10 ms catches them.
         let mut look = tokio::time::interval(Duration::from_millis(10));
@@ -290,6 +316,7 @@ async fn drain(worker: &Rc<WorkerState>, stop: &mut watch::Receiver<Stop>, grace
     };
     tokio::select! {
         () = finished => {}
+        () = last_call => {}
         () = deadline => {
             tracing::warn!(worker = worker.index, busy = worker.busy(), "stopped before everything in flight had finished");
         }
@@ -303,6 +330,7 @@ async fn sweep(worker: Rc<WorkerState>) {
     loop {
         let now = every.tick().await;
         worker.pools.sweep(now);
+        worker.look_at_tunnels(now);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Opening one connection to an endpoint, and whose fault it is when that fails.
 
-use super::Endpoint;
+use super::{Endpoint, patient::Patient};
 use crate::model::Scheme;
 use http_body::Body;
 use hyper::client::conn::{http1, http2};
@@ -140,19 +140,19 @@ async fn tcp(endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
 
 async fn handshake1<B, S>(stream: S) -> Result<Sender<B>, ConnectError>
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     B: Body + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let (sender, connection) = http1::Builder::new()
         .writev(false)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Patient::new(stream)))
         .await
         .map_err(ConnectError::Handshake)?;
     // The connection's errors reach whoever waits for a response on it.
     tokio::task::spawn_local(async move {
-        let _ = connection.await;
+        let _ = connection.with_upgrades().await;
     });
     Ok(Sender::Http1(sender))
 }

@@ -12,6 +12,7 @@ mod connect;
 mod endpoint;
 pub mod health;
 mod live;
+mod patient;
 mod pool;
 mod rotation;
 mod version;

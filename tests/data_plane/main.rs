@@ -7,4 +7,6 @@ mod support;
 mod access_log;
 mod bad_input;
 mod split;
+mod streaming;
 mod tls;
+mod upgrades;
