@@ -143,7 +143,7 @@ impl Reload {
     /// Why this configuration would not be taken.
     async fn problems(&self, config: &Arc<Config>) -> Vec<Problem> {
         let mut problems = config.not_yet().to_vec();
-        problems.extend(needs_restart(&self.current.load(), config));
+        problems.extend(needs_restart(&self.name(), &self.current.load(), config));
         let (certificates, new) = (self.parts.certificates.clone(), Arc::clone(config));
         let found = tokio::task::spawn_blocking(move || certificates.problems(&new)).await;
         problems.extend(found.unwrap_or_default());
@@ -231,7 +231,7 @@ fn refusal(problems: &[Problem]) -> ConfigCheck {
 }
 
 /// What a running process cannot change: its sockets and its state file.
-fn needs_restart(old: &Config, new: &Config) -> Vec<Problem> {
+fn needs_restart(file: &str, old: &Config, new: &Config) -> Vec<Problem> {
     let mut changed = Vec::new();
     let sockets = |config: &Config| -> Vec<(String, String)> {
         config
@@ -275,7 +275,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<Problem> {
     }
     let problem = |key: &str| {
         let mut problem = Problem::of_file(
-            "",
+            file,
             format!("`{key}` cannot change while Serin runs"),
             "undo that change, or restart Serin to apply it (rollouts continue where they stand)",
         );

@@ -5,7 +5,7 @@ use crate::{
     analysis::RunPhase,
     control::{ServiceStatus, VersionState},
     model::Timestamp,
-    rollout::Phase,
+    rollout::{Phase, Verb},
 };
 
 /// In sentences, each with what it rests on.
@@ -117,12 +117,19 @@ fn paused(status: &ServiceStatus, now: Timestamp, lines: &mut Vec<String>) {
             "It goes on by itself in {}.",
             render::short(until.since(now))
         )),
-        None => lines.push(format!(
-            "It goes on when somebody says so: `serin promote {0}` or `serin resume {0}`, as listed below.",
-            status.service
-        )),
+        None => {
+            let verbs = goes_on(status).map(|verb| format!("`serin {verb} {}`", status.service));
+            let verbs = verbs.collect::<Vec<_>>().join(" or ");
+            lines.push(format!("It goes on when somebody says so: {verbs}."));
+        }
     }
     next_step(status, lines);
+}
+
+/// The verbs that would let it go on now.
+pub(super) fn goes_on(status: &ServiceStatus) -> impl Iterator<Item = Verb> + '_ {
+    let verbs = [Verb::Promote, Verb::Resume];
+    verbs.into_iter().filter(|verb| status.legal.contains(verb))
 }
 
 fn progressing(status: &ServiceStatus, lines: &mut Vec<String>) {
@@ -182,6 +189,19 @@ mod tests {
             rolling.contains("step 1 of 4: pause 5m") && rolling.contains("Next: setWeight 50%"),
             "{rolling}"
         );
+    }
+
+    #[test]
+    fn a_pause_of_the_plan_is_promoted_and_a_pause_by_hand_resumed_too() {
+        let mut status = paused(None);
+        status.legal = vec![Verb::Promote, Verb::Abort];
+        assert!(
+            said(&status).contains("says so: `serin promote shop`.\n"),
+            "{}",
+            said(&status)
+        );
+        status.legal.push(Verb::Resume);
+        assert!(said(&status).contains("says so: `serin promote shop` or `serin resume shop`.\n"));
     }
 
     #[test]

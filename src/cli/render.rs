@@ -174,7 +174,12 @@ fn measured(status: &ServiceStatus) -> Vec<String> {
         rollout.is_some_and(|rollout| rollout.id == run.rollout)
     };
     let lines = |run: &AnalysisStatus| {
-        let line = |metric: &MetricStatus| format!("analysis #{}  {}", run.run, metric_line(metric));
+        // A run that was stopped keeps the phase that Argo gives it; it has proved nothing.
+        let why = run
+            .reason
+            .as_deref()
+            .map_or(String::new(), |why| format!("  [{why}]"));
+        let line = |metric: &MetricStatus| format!("analysis #{}{why}  {}", run.run, metric_line(metric));
         let mut all: Vec<String> = run.metrics.iter().map(line).collect();
         if all.is_empty() {
             all.push(format!("analysis #{}  {} {}", run.run, run.phase, run.message));

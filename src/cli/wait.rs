@@ -6,10 +6,11 @@
 use super::{
     client::{Ask, Client, NoAnswer, segment},
     exit::{Exit, Failure},
+    explain::goes_on,
     out::Out,
     render,
 };
-use crate::{admin::Wait, control::ServiceStatus};
+use crate::{admin::Wait, control::ServiceStatus, rollout::Verb};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -106,9 +107,11 @@ pub(super) fn why(ended: &Ended, wait: &Wait) -> String {
             wait.goal,
             render::brief(status)
         ),
-        Exit::NeedsHuman => format!(
-            "{service}: waits for somebody ({message}): promote, resume or abort it; --through-pauses waits on"
-        ),
+        Exit::NeedsHuman => {
+            let verbs = goes_on(status).map(Verb::as_str);
+            let verbs = verbs.chain(["abort"]).collect::<Vec<_>>().join(" or ");
+            format!("{service}: waits for somebody ({message}): {verbs} it; --through-pauses waits on")
+        }
         Exit::Superseded => {
             let now = status
                 .desired

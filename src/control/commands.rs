@@ -142,7 +142,7 @@ impl Engine {
     }
 
     /// Phase, step and weight, for the audit.
-    fn standing(&self, service: &str) -> String {
+    pub(super) fn standing(&self, service: &str) -> String {
         let Some(managed) = self.managed.get(service) else {
             return String::new();
         };

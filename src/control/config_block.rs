@@ -203,6 +203,7 @@ impl Engine {
                     self.services.metrics().retire(name, role, &version.name, now);
                 }
             }
+            self.services.metrics().control.forget_service(name.as_str());
             self.resting.insert(name.clone(), managed.saved);
             self.shared.forget(name);
         }

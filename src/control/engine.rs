@@ -34,6 +34,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const ALIVE: Duration = Duration::from_secs(2);
 /// How often the past is swept.
 const SWEEP: Duration = Duration::from_secs(3600);
+/// How often series of versions that are gone are looked through.
+const TIDY: Duration = Duration::from_secs(60);
 /// How long the first retry of a failed write waits; doubles up to [`SLOWEST`].
 const RETRY: Duration = Duration::from_millis(200);
 const SLOWEST: Duration = Duration::from_secs(5);
@@ -125,6 +127,7 @@ pub(crate) struct Engine {
     pub(super) downtime: Duration,
     alive: Timestamp,
     swept: Option<Timestamp>,
+    tidied: Option<Timestamp>,
 }
 
 /// The store has failed last time.
@@ -179,6 +182,7 @@ impl Engine {
             downtime: last.map_or(Duration::ZERO, |last| wall.since(last)),
             alive: wall,
             swept: None,
+            tidied: None,
         };
         for service in stored {
             let name = &service.name;
@@ -267,7 +271,11 @@ impl Engine {
                 };
                 let _ = reply.send(result);
             }
-            Ask::Attempted(attempt) => self.audit(&attempt),
+            Ask::Attempted(mut attempt) => {
+                let standing = self.standing(&attempt.service);
+                (attempt.before, attempt.after) = (standing.clone(), standing);
+                self.audit(&attempt);
+            }
             Ask::Measured {
                 service,
                 run,
@@ -298,6 +306,10 @@ impl Engine {
             self.show_time(name, now);
         }
         self.keep_alive(now);
+        if self.tidied.is_none_or(|tidied| now.since(tidied) >= TIDY) {
+            self.tidied = Some(now);
+            self.services.metrics().sweep(now);
+        }
         if self.swept.is_none_or(|swept| now.since(swept) >= SWEEP) {
             self.swept = Some(now);
             self.sweep(now);
@@ -642,7 +654,6 @@ impl Engine {
         if let Err(error) = self.store.sweep(retention, now) {
             self.store_failed(&error);
         }
-        self.services.metrics().sweep(now);
     }
 
     fn until_next(&self) -> Duration {

@@ -11,7 +11,7 @@ use super::{
     providers::{Network, Outside},
     ready, report,
     samples::Samples,
-    store::{SqliteStore, Store, StoreError},
+    store::{Patient, SqliteStore, Store, StoreError},
 };
 use crate::{
     config::Config,
@@ -65,7 +65,10 @@ impl StoreChoice {
     pub fn open(&self) -> Result<OpenStore, StartError> {
         let failed = |error: StoreError| StartError::Store(error.to_string());
         let store: Arc<dyn Store> = match self {
-            StoreChoice::File(path) => Arc::new(SqliteStore::open(path).map_err(failed)?),
+            StoreChoice::File(path) => {
+                let file = Arc::new(SqliteStore::open(path).map_err(failed)?);
+                Arc::new(Patient::new(file, path.clone()).map_err(failed)?)
+            }
             StoreChoice::Stateless | StoreChoice::Memory => {
                 Arc::new(SqliteStore::in_memory().map_err(failed)?)
             }

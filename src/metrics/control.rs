@@ -77,6 +77,39 @@ impl ControlMetrics {
         Ok(metrics)
     }
 
+    /// A service is served no more: its series go.
+    pub fn forget_service(&self, service: &str) {
+        use prometheus::core::Collector;
+        // What was never shown need not be forgotten.
+        let _ = self.step.remove_label_values(&[service]);
+        let _ = self.paused_seconds.remove_label_values(&[service]);
+        for (family, labels) in [
+            (self.phase.collect(), &["phase"][..]),
+            (self.aborts.collect(), &["cause"]),
+            (self.measurements.collect(), &["metric", "outcome"]),
+        ] {
+            for metric in family
+                .iter()
+                .flat_map(prometheus::proto::MetricFamily::get_metric)
+            {
+                let of = |name: &str| {
+                    let pair = metric.get_label().iter().find(|pair| pair.name() == name);
+                    pair.map_or("", |pair| pair.value())
+                };
+                if of("serin_service") != service {
+                    continue;
+                }
+                let rest: Vec<&str> = labels.iter().map(|label| of(label)).collect();
+                let values = [&[service], &rest[..]].concat();
+                let _ = match labels {
+                    ["phase"] => self.phase.remove_label_values(&values),
+                    ["cause"] => self.aborts.remove_label_values(&values),
+                    _ => self.measurements.remove_label_values(&values),
+                };
+            }
+        }
+    }
+
     /// Shows a certificate: when the one in force expires, and whether it is the one in its file.
     pub fn show_certificate(&self, listener: &str, certificate: &str, expires_at: i64, fresh: bool) {
         let labels = &[listener, certificate];

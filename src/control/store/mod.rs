@@ -4,9 +4,11 @@
 //! Another store shared by several proxies can be a second implementation: nothing outside this folder knows SQL.
 
 mod lock;
+mod patient;
 mod schema;
 mod sqlite;
 
+pub(crate) use patient::Patient;
 pub(crate) use sqlite::{KEY_LIFE, SqliteStore};
 
 use super::{
@@ -175,6 +177,15 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
         saved: &Saved,
         key: Option<&KeyRow>,
     ) -> Result<Vec<u64>, StoreError>;
+    /// Undoes an append whose caller has been told that it failed: its facts go, and the service is what it was before
+    /// (nothing, when it was not known).
+    fn take_back(
+        &self,
+        service: &ServiceName,
+        ids: &[u64],
+        before: Option<&Saved>,
+        key: Option<&str>,
+    ) -> Result<(), StoreError>;
     /// A sign of life: time from here to the next start counts as downtime.
     fn alive(&self, at: Timestamp) -> Result<(), StoreError>;
     /// Facts after a number, oldest first.

@@ -420,6 +420,53 @@ impl Store for SqliteStore {
         Ok(ids.into_iter().map(number).collect())
     }
 
+    fn take_back(
+        &self,
+        service: &ServiceName,
+        ids: &[u64],
+        before: Option<&Saved>,
+        key: Option<&str>,
+    ) -> Result<(), StoreError> {
+        let name = service.as_str();
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let content = Self::content(name);
+        let transaction = connection.unchecked_transaction().map_err(failed)?;
+        let execute = |sql: &str, params: &[&dyn rusqlite::ToSql]| -> Result<(), StoreError> {
+            transaction.execute(sql, params).map(drop).map_err(failed)
+        };
+        for id in ids {
+            let id = i64::try_from(*id).unwrap_or(i64::MAX);
+            execute("DELETE FROM events WHERE id = ?1 AND service = ?2", &[&id, &name])?;
+        }
+        if let Some(key) = key {
+            execute("DELETE FROM keys WHERE service = ?1 AND key = ?2", &[&name, &key])?;
+        }
+        if let Some(before) = before {
+            execute(
+                "UPDATE services SET saved = ?2, saved_event =
+                 coalesce((SELECT max(id) FROM events WHERE service = ?1), base_event) WHERE name = ?1",
+                &[&name, &json(before).map_err(&content)?],
+            )?;
+        } else {
+            execute("DELETE FROM services WHERE name = ?1", &[&name])?;
+        }
+        let last = before.and_then(|before| before.rollout.as_ref());
+        let started = last.map_or(-1, |last| millis(last.started));
+        execute(
+            "DELETE FROM rollouts WHERE service = ?1 AND started > ?2",
+            &[&name, &started],
+        )?;
+        if let Some(last) = last {
+            let shown = json(last).map_err(&content)?;
+            execute(
+                "UPDATE rollouts SET shown = ?3 WHERE service = ?1 AND id = ?2",
+                &[&name, &last.id, &shown],
+            )?;
+        }
+        transaction.commit().map_err(failed)
+    }
+
     fn alive(&self, at: Timestamp) -> Result<(), StoreError> {
         self.connection()
             .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('alive', ?1)")

@@ -1,6 +1,7 @@
 //! The whole control plane in paused time: real engine, real store, pretended network and traffic.
 
 mod failure;
+mod hang;
 mod operate;
 mod rollout;
 mod simulation;
@@ -135,6 +136,15 @@ impl Store for Faulty {
         let left = self.appends.load(Ordering::SeqCst);
         self.appends.store(left - i64::from(left > 0), Ordering::SeqCst);
         self.inner.append(service, rows, saved, key)
+    }
+    fn take_back(
+        &self,
+        service: &ServiceName,
+        ids: &[u64],
+        before: Option<&Saved>,
+        key: Option<&str>,
+    ) -> Result<(), StoreError> {
+        self.inner.take_back(service, ids, before, key)
     }
     fn alive(&self, at: Timestamp) -> Result<(), StoreError> {
         self.check()?;

@@ -1,0 +1,244 @@
+//! A store that answers in time. A disk may hang for minutes (a network volume, a controller that resets); the engine must
+//! not hang with it, because an abort would wait for the disk.
+//!
+//! The engine's calls run on a thread of their own and are given up after a while. What was given up and came about all the
+//! same is taken back before anything else is stored, so that the caller's "it failed and changed nothing" is true.
+//! Reads for people go past this: they wait on threads that may.
+
+use super::{KeyRow, Retention, Row, RunRow, Store, StoreError, StoredService};
+use crate::{
+    control::{Attempt, RolloutStatus, StoredEvent, ledger::Saved},
+    model::{ServiceName, Timestamp},
+};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+/// How long the engine waits for the disk: above what SQLite itself waits for a lock, below what a person calls stuck.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two attempts to take back what was given up.
+const AGAIN: Duration = Duration::from_millis(200);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// See the module.
+pub(crate) struct Patient {
+    inner: Arc<dyn Store>,
+    /// Named in errors.
+    path: PathBuf,
+    jobs: mpsc::Sender<Job>,
+    patience: Duration,
+    /// A call was given up and has not come back.
+    stuck: Arc<AtomicBool>,
+    /// What is stored for each service: what taking back goes back to.
+    stored: Arc<Mutex<BTreeMap<ServiceName, Saved>>>,
+}
+
+impl fmt::Debug for Patient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Patient")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Patient {
+    /// Waits three seconds for each call.
+    pub(crate) fn new(inner: Arc<dyn Store>, path: PathBuf) -> Result<Patient, StoreError> {
+        Patient::with(inner, path, PATIENCE)
+    }
+
+    pub(crate) fn with(
+        inner: Arc<dyn Store>,
+        path: PathBuf,
+        patience: Duration,
+    ) -> Result<Patient, StoreError> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        // The thread owns no store, only what a job brings: the file is released with the last handle.
+        let thread = thread::Builder::new().name("store".to_owned());
+        let spawned = thread.spawn(move || queue.into_iter().for_each(|job| job()));
+        spawned.map_err(|error| StoreError::Io {
+            path: path.clone(),
+            why: format!("its thread cannot be started: {error}"),
+        })?;
+        Ok(Patient {
+            inner,
+            path,
+            jobs,
+            patience,
+            stuck: Arc::default(),
+            stored: Arc::default(),
+        })
+    }
+
+    fn hangs(&self) -> StoreError {
+        StoreError::Io {
+            path: self.path.clone(),
+            why: "the disk does not answer; Serin goes on as soon as it does".to_owned(),
+        }
+    }
+
+    /// Runs `job` on the store's thread. When its time is up the call has failed, and `take_back` undoes what it may
+    /// still do.
+    fn ask<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
+        take_back: impl Fn(&dyn Store, &T) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        if self.stuck.load(Ordering::Acquire) {
+            return Err(self.hangs());
+        }
+        let (reply, answer) = mpsc::sync_channel(1);
+        let given_up = Arc::new(Mutex::new(false));
+        let (inner, stuck, abandoned) = (
+            Arc::clone(&self.inner),
+            Arc::clone(&self.stuck),
+            Arc::clone(&given_up),
+        );
+        let job: Job = Box::new(move || {
+            let result = job(inner.as_ref());
+            let late = abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+            if *late {
+                while let Ok(done) = &result
+                    && take_back(inner.as_ref(), done).is_err()
+                {
+                    thread::sleep(AGAIN);
+                }
+                stuck.store(false, Ordering::Release);
+            } else {
+                // Before the answer: whoever has it may close the file and open it again at once.
+                drop(inner);
+                // Under the lock, so that nobody gives up a call whose answer is on its way.
+                let _ = reply.send(result);
+            }
+        });
+        if self.jobs.send(job).is_err() {
+            return Err(self.hangs());
+        }
+        if let Ok(result) = answer.recv_timeout(self.patience) {
+            return result;
+        }
+        let mut late = given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(result) = answer.try_recv() {
+            return result;
+        }
+        *late = true;
+        self.stuck.store(true, Ordering::Release);
+        Err(self.hangs())
+    }
+
+    /// For calls that do no harm when they come about late.
+    fn ask_idempotent<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.ask(job, |_, _| Ok(()))
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<ServiceName, Saved>> {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for Patient {
+    fn load(&self) -> Result<Vec<StoredService>, StoreError> {
+        let services = self.inner.load()?;
+        let mut known = self.known();
+        for service in &services {
+            known.insert(service.name.clone(), service.saved.clone());
+        }
+        drop(known);
+        Ok(services)
+    }
+
+    fn secret(&self, fresh: [u8; 16]) -> Result<[u8; 16], StoreError> {
+        self.inner.secret(fresh)
+    }
+
+    fn append(
+        &self,
+        service: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+    ) -> Result<Vec<u64>, StoreError> {
+        let before = self.known().get(service).cloned();
+        let (name, rows, next, key) = (service.clone(), rows.to_vec(), saved.clone(), key.cloned());
+        let (whose, used) = (name.clone(), key.as_ref().map(|key| key.key.clone()));
+        let ids = self.ask(
+            move |store| store.append(&name, &rows, &next, key.as_ref()),
+            move |store, ids: &Vec<u64>| store.take_back(&whose, ids, before.as_ref(), used.as_deref()),
+        )?;
+        self.known().insert(service.clone(), saved.clone());
+        Ok(ids)
+    }
+
+    fn take_back(
+        &self,
+        service: &ServiceName,
+        ids: &[u64],
+        before: Option<&Saved>,
+        key: Option<&str>,
+    ) -> Result<(), StoreError> {
+        self.inner.take_back(service, ids, before, key)
+    }
+
+    fn alive(&self, at: Timestamp) -> Result<(), StoreError> {
+        self.ask_idempotent(move |store| store.alive(at))
+    }
+
+    fn events(
+        &self,
+        service: Option<&str>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        self.inner.events(service, after, limit)
+    }
+
+    fn last_events(&self, service: &str, limit: usize) -> Result<Vec<StoredEvent>, StoreError> {
+        self.inner.last_events(service, limit)
+    }
+
+    fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError> {
+        self.inner.rollouts(service)
+    }
+
+    fn audit(&self, attempt: &Attempt) -> Result<(), StoreError> {
+        // Once more in the list is better than not at all.
+        let attempt = attempt.clone();
+        self.ask_idempotent(move |store| store.audit(&attempt))
+    }
+
+    fn attempts(&self, service: &str, limit: usize) -> Result<Vec<Attempt>, StoreError> {
+        self.inner.attempts(service, limit)
+    }
+
+    fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError> {
+        let (service, key) = (service.to_owned(), key.to_owned());
+        self.ask_idempotent(move |store| store.recall(&service, &key, since))
+    }
+
+    fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError> {
+        let (service, row) = (service.to_owned(), row.clone());
+        self.ask_idempotent(move |store| store.save_run(&service, &row))
+    }
+
+    fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError> {
+        let service = service.to_owned();
+        self.ask_idempotent(move |store| store.runs(&service, limit))
+    }
+
+    fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
+        self.ask_idempotent(move |store| store.sweep(retention, now))
+    }
+}

@@ -1,0 +1,170 @@
+//! A disk that does not answer: what it may hold up, and what becomes of a write that was given up.
+
+use super::*;
+use crate::{control::store::Patient, rollout::Phase};
+use std::sync::Condvar;
+
+/// A store whose appends hang while it is told so, and then come about all the same.
+#[derive(Debug)]
+struct Hanging {
+    inner: SqliteStore,
+    hangs: Mutex<bool>,
+    woken: Condvar,
+}
+
+impl Hanging {
+    fn new() -> Arc<Hanging> {
+        Arc::new(Hanging {
+            inner: SqliteStore::in_memory().unwrap(),
+            hangs: Mutex::new(false),
+            woken: Condvar::new(),
+        })
+    }
+
+    fn hang(&self, hangs: bool) {
+        *self.hangs.lock().unwrap() = hangs;
+        self.woken.notify_all();
+    }
+
+    /// The disk answers when it likes.
+    fn wait(&self) {
+        let hangs = self.hangs.lock().unwrap();
+        drop(self.woken.wait_while(hangs, |hangs| *hangs).unwrap());
+    }
+}
+
+impl Store for Hanging {
+    fn load(&self) -> Result<Vec<StoredService>, StoreError> {
+        self.inner.load()
+    }
+    fn secret(&self, fresh: [u8; 16]) -> Result<[u8; 16], StoreError> {
+        self.inner.secret(fresh)
+    }
+    fn append(
+        &self,
+        service: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+    ) -> Result<Vec<u64>, StoreError> {
+        let done = self.inner.append(service, rows, saved, key);
+        self.wait();
+        done
+    }
+    fn take_back(
+        &self,
+        service: &ServiceName,
+        ids: &[u64],
+        before: Option<&Saved>,
+        key: Option<&str>,
+    ) -> Result<(), StoreError> {
+        self.inner.take_back(service, ids, before, key)
+    }
+    fn alive(&self, at: Timestamp) -> Result<(), StoreError> {
+        self.wait();
+        self.inner.alive(at)
+    }
+    fn events(
+        &self,
+        service: Option<&str>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        self.inner.events(service, after, limit)
+    }
+    fn last_events(&self, service: &str, limit: usize) -> Result<Vec<StoredEvent>, StoreError> {
+        self.inner.last_events(service, limit)
+    }
+    fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError> {
+        self.inner.rollouts(service)
+    }
+    fn audit(&self, attempt: &Attempt) -> Result<(), StoreError> {
+        self.wait();
+        self.inner.audit(attempt)
+    }
+    fn attempts(&self, service: &str, limit: usize) -> Result<Vec<Attempt>, StoreError> {
+        self.inner.attempts(service, limit)
+    }
+    fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError> {
+        self.wait();
+        self.inner.recall(service, key, since)
+    }
+    fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError> {
+        self.wait();
+        self.inner.save_run(service, row)
+    }
+    fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError> {
+        self.inner.runs(service, limit)
+    }
+    fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
+        self.inner.sweep(retention, now)
+    }
+}
+
+/// Serin on a disk that is given up after a tenth of a second.
+async fn paused_at_5() -> (Lab, Arc<Hanging>) {
+    let disk = Hanging::new();
+    let patient = Patient::with(disk.clone(), "serin.db".into(), Duration::from_millis(100)).unwrap();
+    let lab = Lab::begin(
+        config(
+            "    strategy: {canary: {steps: [{setWeight: 5}, {pause: {}}, {setWeight: 50}, {pause: {}}]}}",
+            "",
+        ),
+        Faulty::new(Arc::new(patient)),
+        PausedClock::new(),
+        Arc::default(),
+    )
+    .unwrap();
+    lab.deploy("v2", 9002).await.unwrap();
+    lab.until("paused", |status| status.phase == Phase::Paused).await;
+    (lab, disk)
+}
+
+const PROMOTE: Command = Command::Promote {
+    full: false,
+    skip_analysis: false,
+};
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_does_not_wait_for_a_disk_that_hangs_and_is_stored_when_it_answers() {
+    let (lab, disk) = paused_at_5().await;
+    disk.hang(true);
+    lab.command(Command::Abort).await.unwrap();
+    assert_eq!(lab.weight(), Weight::ZERO);
+    assert!(!lab.control.is_store_healthy());
+    let refusal = lab.command(Command::Retry).await.unwrap_err();
+    assert!(refusal.message.contains("the disk does not answer"), "{refusal}");
+    disk.hang(false);
+    lab.until("healthy store", |_| lab.control.is_store_healthy())
+        .await;
+    let aborts = disk.inner.events(Some("shop"), 0, 100).unwrap();
+    let aborts = aborts.iter().filter(|event| event.event == "abort").count();
+    assert_eq!(
+        aborts, 1,
+        "the write that was given up was taken back, and made again"
+    );
+    let loaded = disk.inner.load().unwrap();
+    assert_eq!(loaded[0].replayed.as_ref(), Some(&loaded[0].saved));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_raise_that_was_given_up_does_not_come_about_later() {
+    let (lab, disk) = paused_at_5().await;
+    let before = disk.inner.load().unwrap();
+    disk.hang(true);
+    let refusal = lab.command(PROMOTE).await.unwrap_err();
+    assert_eq!(
+        (refusal.code.as_str(), lab.weight()),
+        ("storeUnhealthy", Weight::percent(5))
+    );
+    disk.hang(false);
+    lab.until("healthy store", |_| lab.control.is_store_healthy())
+        .await;
+    let after = disk.inner.load().unwrap();
+    assert_eq!(
+        (&after[0].saved, &after[0].replayed),
+        (&before[0].saved, &before[0].replayed)
+    );
+    lab.command(PROMOTE).await.unwrap();
+    assert_eq!(lab.weight(), Weight::percent(50));
+}
