@@ -9,30 +9,72 @@ use crate::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// Splits traffic between a stable and a canary version exactly, measures both, promotes or rolls back by itself.
+/// A reverse proxy that splits traffic between a stable and a canary version exactly, measures both, and promotes or rolls
+/// back by itself.
 #[derive(Debug, Parser)]
-#[command(name = "serin", version, after_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "serin", version, after_help = first_steps(), arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
+/// What somebody who types `serin` for the first time needs.
+fn first_steps() -> String {
+    format!("{FIRST_STEPS}\n\n{EXIT_CODES}")
+}
+
+const FIRST_STEPS: &str = "To begin:
+  serin demo                                                     see all of it, in half a minute
+  serin check config/minimal.yaml                                is a configuration right, and what would it do?
+  serin serve -c config/minimal.yaml                             proxy at 127.0.0.1:8080
+  serin deploy app --version v2 --endpoint http://127.0.0.1:9002 --until healthy";
+
+/// What `serve --help` adds.
+const SERVING: &str = "Signals:
+  TERM, INT  accept nothing new, finish what is in flight, end; a second one ends at once
+  HUP        read the configuration again (a changed file is noticed by itself), open the access log again
+
+Environment:
+  SERIN_LOG         what is logged to standard error: error, warn, info (default), debug, or serin=debug
+  SERIN_LOG_FORMAT  text (default) or json
+
+Exit codes:
+  0  stopped by a signal, after what was in flight
+  1  could not start, or something went wrong inside: the message says what, and how to mend it
+  2  usage, or the configuration cannot be used";
+
+/// What `check --help` adds.
+const CHECKING: &str = "Exit codes:
+  0  it can be used, perhaps with warnings
+  2  it has faults: each is shown with its place and its mend";
+
+/// What `demo --help` adds.
+const SHOWING: &str = "Exit codes:
+  0  the healthy canary was promoted and the bad one rolled back
+  1  something came out otherwise, or could not start";
+
+/// What `rehearse --help` adds.
+const REHEARSING: &str = "Exit codes:
+  0  every expectation holds
+  1  some do not: the lines that say BROKEN
+  2  usage, or a file cannot be understood";
+
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve: proxy, measure, decide
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = SERVING)]
     Serve(ServeArgs),
     /// Check a configuration, warn of what is likely not meant, and show the plan's timeline
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = CHECKING)]
     Check {
         /// The configuration
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
     /// Watch a healthy canary being promoted and a bad one being rolled back, on this machine
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = SHOWING)]
     Demo(DemoArgs),
     /// Bring in a version
     #[command(after_help = EXIT_CODES)]
@@ -77,10 +119,9 @@ pub enum Command {
     #[command(after_help = EXIT_CODES)]
     Explain(OneArgs),
     /// Run plans and analyses of scenario files in virtual time
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = REHEARSING)]
     Rehearse(RehearseArgs),
     /// Print a completion script for a shell
-    #[command(after_help = EXIT_CODES)]
     Completion {
         /// Which shell
         shell: clap_complete::Shell,
@@ -145,7 +186,8 @@ pub enum Format {
 /// What every changing verb takes.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Changing {
-    /// Then wait for healthy, paused, step=N, weight=P or released=V
+    /// Then wait until: healthy (the version is stable), paused, step=N (counted from 0), weight=P (percent, or more), or
+    /// released=V (nothing is in flight to V: its processes may be stopped)
     #[arg(long, value_name = "GOAL")]
     pub until: Option<Goal>,
     /// Wait this long at most, then exit 4 [default: as long as it takes]
@@ -195,7 +237,7 @@ pub struct DeployArgs {
     #[arg(long = "endpoint", value_name = "URL")]
     pub endpoints: Vec<EndpointUrl>,
     /// What happens to another rollout that is going on [default: supersede; with -o github: refuse]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "HOW")]
     pub on_conflict: Option<Conflicting>,
     /// Counts up with a pipeline's releases: a lower one is refused
     #[arg(long, value_name = "N")]
@@ -332,7 +374,8 @@ pub struct WaitArgs {
     /// The service
     #[arg(value_name = "SVC")]
     pub service: String,
-    /// Wait for healthy, paused, step=N, weight=P or released=V
+    /// healthy (the version is stable), paused, step=N (counted from 0), weight=P (percent, or more), or released=V (nothing
+    /// is in flight to V: its processes may be stopped)
     #[arg(long, value_name = "GOAL")]
     pub until: Goal,
     /// The version that is waited for [default: the one asked for last]
@@ -400,7 +443,7 @@ pub struct OneArgs {
 /// `rehearse`.
 #[derive(Debug, Clone, Args)]
 pub struct RehearseArgs {
-    /// Scenario files (JSON)
+    /// Scenario files (JSON or YAML): cases, or `events` for a plan of --config
     #[arg(value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
     /// Run the events on a plan of this configuration
@@ -459,15 +502,26 @@ mod tests {
     }
 
     #[test]
-    fn every_command_explains_the_exit_codes() {
+    fn every_command_explains_the_exit_codes_that_it_can_end_with() {
         let command = Cli::command();
         for verb in command
             .get_subcommands()
-            .filter(|verb| verb.get_name() != "version")
+            .filter(|verb| !["version", "completion"].contains(&verb.get_name()))
         {
             let help = verb.clone().render_help().to_string();
-            assert!(help.contains("8  superseded"), "{}", verb.get_name());
+            let local = ["serve", "check", "demo", "rehearse"].contains(&verb.get_name());
+            let last = if local {
+                "Exit codes:\n  0  "
+            } else {
+                "8  superseded"
+            };
+            assert!(help.contains(last), "{}", verb.get_name());
         }
+        let overview = Cli::command().render_help().to_string();
+        assert!(
+            overview.contains("8  superseded") && overview.contains("serin demo"),
+            "{overview}"
+        );
     }
 
     #[test]
