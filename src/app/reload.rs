@@ -194,6 +194,7 @@ impl Operator for Reload {
                 .file
                 .as_ref()
                 .and_then(|file| file.parent())
+                .filter(|folder| !folder.as_os_str().is_empty())
                 .unwrap_or(Path::new("."))
                 .to_owned();
             let load =

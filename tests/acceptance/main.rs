@@ -4,8 +4,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
 mod argo;
 mod crash;
 mod disk;
+mod events;
+mod exits;
+mod lifecycle;
 mod milestones;
+mod reload;
 mod store;

@@ -123,6 +123,34 @@ fn a_damaged_store_is_refused_and_stateless_serves_stable_meanwhile() {
     assert_eq!(std::fs::read(&file).unwrap(), bytes, "the file was touched");
 }
 
+#[test]
+fn a_store_that_another_program_locks_raises_nothing_and_lets_abort_through() {
+    let (v1, v2) = (Upstream::start("v1"), Upstream::start("v2"));
+    let serin = Serin::start(&service(&v1));
+    let (code, out, err) = serin.run(&format!(
+        "deploy shop --version v2 --endpoint {} --until paused --timeout 20s",
+        v2.url()
+    ));
+    assert_eq!(code, 0, "{out}{err}");
+    let other = Connection::open(serin.file("serin.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (code, out, err) = serin.run("promote shop");
+    assert!(
+        code == 1 && err.contains("another program holds it locked"),
+        "{code} {out}{err}"
+    );
+    assert_eq!(serin.status("shop")["setWeight"].as_f64(), Some(20.0));
+    let (code, out, err) = serin.run("abort shop");
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(get(serin.web, "/"), (200, "v1".to_owned()));
+    other.execute_batch("ROLLBACK").unwrap();
+    serin.wait_status("shop", "the store to work again", |status| {
+        status["warnings"].as_array().is_some_and(Vec::is_empty)
+    });
+    let serin = serin.crash_and_restart();
+    assert_eq!(serin.status("shop")["phase"], "Degraded");
+}
+
 /// What a run with a deploy leaves behind.
 fn stopped_cleanly(v1: &Upstream) -> tempfile::TempDir {
     let v2 = Upstream::start("v2");

@@ -182,6 +182,19 @@ impl Serin {
         )
     }
 
+    /// Begins a verb that will take a while.
+    pub fn begin(&self, line: &str) -> Verb {
+        let child = Command::new(env!("CARGO_BIN_EXE_serin"))
+            .args(line.split_whitespace())
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Verb(Some(child))
+    }
+
     /// The status of a service as the API gives it.
     pub fn status(&self, service: &str) -> serde_json::Value {
         let (status, body) = get(self.admin, &format!("/v1/services/{service}"));
@@ -286,12 +299,46 @@ pub fn refused_start_by(starter: &[&str], folder: &Path, arguments: &[&str]) -> 
     let status = wait_for("the start to be refused", Duration::from_secs(20), || {
         serin.0.try_wait().unwrap()
     });
-    // The pipe's reader may be a moment behind.
-    let said = wait_for("a reason", Duration::from_secs(20), || {
-        let said = log.lock().unwrap().join("\n");
-        (!said.is_empty()).then_some(said)
+    // The pipe's reader may be a moment behind; it lets go of the lines when it has read them all.
+    let said = wait_for("the whole of its log", Duration::from_secs(20), || {
+        (Arc::strong_count(&log) == 1).then(|| log.lock().unwrap().join("\n"))
     });
     (status.code().unwrap_or(-1), said)
+}
+
+/// A verb that runs; killed if nobody waits for it.
+pub struct Verb(Option<Child>);
+
+impl Verb {
+    /// Its exit code and what it said.
+    pub fn end(mut self) -> (i32, String) {
+        let mut child = self.0.take().unwrap();
+        wait_for("the verb to end", Duration::from_secs(60), || {
+            child.try_wait().unwrap()
+        });
+        let output = child.wait_with_output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (
+            output.status.code().unwrap_or(-1),
+            String::from_utf8_lossy(&said).into_owned(),
+        )
+    }
+
+    /// Waits until it has said something: it is waiting for its goal.
+    pub fn is_under_way(&mut self) {
+        use std::io::Read;
+        let said = self.0.as_mut().unwrap().stderr.as_mut().unwrap();
+        said.read_exact(&mut [0]).unwrap();
+    }
+}
+
+impl Drop for Verb {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 /// A process that does not outlive its test.
