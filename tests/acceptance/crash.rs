@@ -1,6 +1,6 @@
 //! `kill -9` at any moment of a rollout, and a start on what is left.
 
-use crate::support::{Serin, get, upstream::Upstream, wait_for};
+use crate::support::{Serin, exchange, get, upstream::Upstream, wait_for};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 use std::{path::Path, time::Duration};
@@ -175,4 +175,32 @@ fn what_was_answered_is_stored_when_it_is_killed_right_after() {
         assert_eq!(status["setWeight"].as_f64(), Some(weight), "{verb}: {status:#}");
         assert_eq!(status["stable"], "v1");
     }
+}
+
+#[test]
+fn users_stay_where_they_were_over_a_crash() {
+    let (v1, v2) = (Upstream::start("v1"), Upstream::start("v2"));
+    let serin = Serin::start(&format!(
+        "services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}, deploy: {{allowedEndpoints: [\"127.0.0.0/8\"]}},
+          sticky: {{header: x-user-id, missing: weight}}, strategy: {{canary: {{steps: [{{setWeight: 30}}, {{pause: {{}}}}]}}}}}}]",
+        v1.url(),
+    ));
+    let (code, out, err) = serin.run(&format!(
+        "deploy shop --version v2 --endpoint {} --until paused --timeout 20s",
+        v2.url()
+    ));
+    assert_eq!(code, 0, "{out}{err}");
+    let users = |serin: &Serin| -> Vec<String> {
+        let ask = |user: u32| {
+            let host = serin.web;
+            let request =
+                format!("GET / HTTP/1.1\r\nhost: {host}\r\nx-user-id: {user}\r\nconnection: close\r\n\r\n");
+            exchange(host, &request).2
+        };
+        (0..100).map(ask).collect()
+    };
+    let before = users(&serin);
+    assert!(before.iter().any(|by| by == "v2") && before.iter().any(|by| by == "v1"));
+    let serin = serin.crash_and_restart();
+    assert_eq!(users(&serin), before);
 }

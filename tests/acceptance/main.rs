@@ -5,6 +5,7 @@
 mod support;
 
 mod access;
+mod analysis;
 mod argo;
 mod crash;
 mod disk;

@@ -2,7 +2,7 @@
 //! real Prometheus that scrapes it.
 
 use crate::support::{
-    HEAD, Serin,
+    HEAD, Serin, get,
     load::Load,
     prometheus::{Prometheus, promtool_complains},
     upstream::Upstream,
@@ -118,6 +118,9 @@ analysisTemplates:
         (status["canary"].as_str(), status["setWeight"].as_f64()),
         (Some("v2"), Some(5.0))
     );
+    for path in ["/metrics", "/metrics/compat"] {
+        assert_eq!(promtool_complains(&get(serin.admin, path).1), None, "{path}");
+    }
     let failed = pipeline(&serin, "deploy order-gateway --version v2", &v2, "healthy");
     assert_eq!(failed.0, 3, "{failed:?}");
     let status = serin.status("order-gateway");
@@ -154,11 +157,16 @@ analysisTemplates:
     let seen = load.seen();
     assert_eq!(seen.errors(), clean.errors(), "{seen:?}");
     assert_eq!(seen.with(500, "v2"), seen.errors(), "only v2 failed: {seen:?}");
-    assert_eq!(
-        promtool_complains(&crate::support::get(serin.admin, "/metrics").1),
-        None
-    );
-    drop((load.stop(), prometheus));
+    // What Serin has counted is what clients saw, to the last request.
+    let seen = load.stop();
+    for ((status, version), count) in &seen.answers {
+        let labels = [("status", &*status.to_string()), ("version", version)];
+        wait_for("the count to be clients' count", Duration::from_secs(10), || {
+            let counted = serin.metric("serin_http_requests_total", &labels);
+            (format!("{counted}") == count.to_string()).then_some(())
+        });
+    }
+    drop(prometheus);
 }
 
 /// What a CI job runs: exit code and what it said.

@@ -34,10 +34,13 @@ pub(crate) struct Clients {
 impl Clients {
     /// Asks, and gives the status and the body.
     pub(crate) async fn fetch(&self, question: Question) -> Result<(u16, Vec<u8>), String> {
-        let timeout = question.timeout;
+        let (timeout, place) = (question.timeout, place(&question.url));
         match tokio::time::timeout(timeout, self.exchange(question)).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("no answer within {}", crate::model::Span::from(timeout))),
+            Ok(result) => result.map_err(|why| format!("ask {place}: {why}")),
+            Err(_) => {
+                let patience = crate::model::Span::from(timeout);
+                Err(format!("ask {place}: no answer within {patience}"))
+            }
         }
     }
 
@@ -72,10 +75,19 @@ impl Clients {
     }
 }
 
-/// An error with what caused it, for people.
+/// Who was asked, for people: no path, query or user, where secrets may be.
+fn place(url: &str) -> String {
+    let url: http::Uri = url.parse().unwrap_or_default();
+    let port = url.port_u16().map_or(String::new(), |port| format!(":{port}"));
+    let (scheme, host) = (url.scheme_str(), url.host());
+    format!("{}://{}{port}", scheme.unwrap_or("http"), host.unwrap_or("?"))
+}
+
+/// What caused the client's error, for people; the client itself says only that there was one.
 fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
+    let cause = error.source().unwrap_or(error);
+    let mut text = cause.to_string();
+    let mut source = cause.source();
     while let Some(cause) = source {
         text = format!("{text}: {cause}");
         source = cause.source();
@@ -149,5 +161,19 @@ impl ServerCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_who_was_asked_and_no_secret() {
+        assert_eq!(
+            place("https://user:secret@prometheus.test:9090/api?token=secret"),
+            "https://prometheus.test:9090"
+        );
+        assert_eq!(place("not a url"), "http://?");
     }
 }
