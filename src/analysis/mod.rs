@@ -6,6 +6,7 @@
 
 mod args;
 mod condition;
+mod json_path;
 mod judge;
 mod outcome;
 mod run;
@@ -14,6 +15,7 @@ mod validate;
 
 pub use args::{ArgSpec, ArgValue, Args, BadArgs};
 pub use condition::{BadCondition, Conditions};
+pub use json_path::JsonPath;
 pub use judge::{Advice, Judge, JudgeConfig};
 pub use outcome::{Measurement, Outcome, RunPhase};
 pub use run::{Ignored, MetricState, Run};

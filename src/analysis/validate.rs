@@ -139,7 +139,8 @@ pub fn validate_all<'a>(
             bad.push(BadMetric {
                 metric: spec.name.clone(),
                 key: "name",
-                reason: "two metrics of one analysis have this name: rename one".to_owned(),
+                reason: "metric names must be unique within an analysis, and two have this one: rename one"
+                    .to_owned(),
             });
         }
     }

@@ -1,6 +1,6 @@
 //! What is legal and probably not meant: the warnings of `serin check` (design section 3), each computed.
 
-use super::compiled::Service;
+use super::compiled::{Config, Service};
 use super::cx::Cx;
 use super::template::CompiledTemplate;
 use crate::analysis::{MetricSpec, Provider, SerinMetric};
@@ -11,7 +11,19 @@ use regex::Regex;
 use std::sync::LazyLock;
 
 /// Warns about a service's plan; `path` is where the service stands.
-pub(super) fn advise(service: &Service, path: &str, cx: &mut Cx) {
+pub(super) fn advise(config: &Config, service: &Service, path: &str, cx: &mut Cx) {
+    for (block, version) in [("stable", &service.stable), ("canary", &service.canary)] {
+        let endpoints = version.iter().flat_map(|version| &version.endpoints).enumerate();
+        for (index, endpoint) in endpoints {
+            if let Some(what) = config.own_address(endpoint) {
+                cx.warn(
+                    &format!("{path}.{block}.endpoints[{index}]"),
+                    format!("this is Serin's own {what}: its requests would come back to it"),
+                    "name the address that the instance serves at",
+                );
+            }
+        }
+    }
     match &service.plan.strategy {
         Strategy::Canary(_) => canary(service, path, cx),
         Strategy::Immediate => cx.warn(
@@ -342,6 +354,23 @@ mod tests {
         assert!(blind("x{service=\"{{args.service}}\"}"));
         assert!(!blind("x{version=\"{{args.canary-version}}\"}"));
         assert!(!blind("x{role=\"canary\"}"));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_serin_itself_is_named() {
+        let text = "listeners: [{name: web, address: '0.0.0.0:8080'}]\nservices:\n- name: a\n  stable: {version: v1, \
+                    endpoints: ['http://127.0.0.1:8080', 'http://127.0.0.1:9001', 'http://localhost:9900']}\n";
+        let loaded = crate::config::load_text(text, "f", std::path::Path::new("."), &|_| None).unwrap();
+        let said: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(said.len(), 2, "{said:#?}");
+        assert!(
+            said[0].contains("endpoints[0]: this is Serin's own listener `web`"),
+            "{said:#?}"
+        );
+        assert!(
+            said[1].contains("endpoints[2]: this is Serin's own admin address"),
+            "{said:#?}"
+        );
     }
 
     #[test]

@@ -209,7 +209,7 @@ pub fn load_text(
     for file in &mut files {
         for located in &file.services {
             if let Some(service) = config.service(located.value.name.as_str()) {
-                advice::advise(service, &located.path, &mut file.cx);
+                advice::advise(&config, service, &located.path, &mut file.cx);
             }
         }
     }

@@ -15,6 +15,7 @@ mod listener;
 mod load;
 mod matching;
 mod observe;
+mod own;
 mod problem;
 mod secret;
 mod service;

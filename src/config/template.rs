@@ -511,6 +511,9 @@ fn web(config: &WebConfig, path: &str, cx: &mut Cx) -> WebQuery {
             "",
         );
     }
+    if let Some(Err(why)) = config.json_path.as_deref().map(analysis::JsonPath::parse) {
+        cx.error(&format!("{path}.jsonPath"), why, "");
+    }
     WebQuery {
         url: config.url.clone(),
         method: config.method.clone(),

@@ -1006,3 +1006,13 @@ fn an_access_log_and_a_collector_are_off_until_written_and_their_faults_named() 
         assert!(faults.contains(fault), "{line}: {faults}");
     }
 }
+
+#[test]
+fn a_json_path_that_cannot_be_followed_is_refused_where_it_stands() {
+    let template = "analysisTemplates:\n- name: t\n  metrics:\n  - {name: m, successCondition: result, provider: {web: {url: 'http://127.0.0.1:9', jsonPath: '{$.a'}}}\n";
+    let faults = faults(&format!("{MINIMAL}{template}"));
+    assert!(
+        faults.contains("provider.web.jsonPath: ") && faults.contains("the brace is not closed"),
+        "{faults}"
+    );
+}

@@ -470,7 +470,7 @@ impl Engine {
             .as_ref()
             .map_or(RETRY, |fails| (fails.wait * 2).min(SLOWEST));
         if self.store_fails.as_ref().is_none_or(|fails| fails.why != why) {
-            error!(error = %why, "the state cannot be stored: {why}");
+            error!(error = %why, "the state cannot be stored, Serin tries again by itself: {why}");
         }
         let before = self.store_fails.replace(StoreFails {
             why: why.clone(),

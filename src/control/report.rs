@@ -153,7 +153,9 @@ impl Engine {
     fn warnings(&self, managed: &Managed) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(why) = self.store_trouble() {
-            warnings.push(format!("the state cannot be stored: {why}"));
+            warnings.push(format!(
+                "the state cannot be stored, Serin tries again by itself: {why}"
+            ));
         }
         if managed.saved.state.stable.is_none() {
             warnings.push(

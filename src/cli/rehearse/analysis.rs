@@ -457,9 +457,10 @@ fn refusals(case: &Map<String, Value>, context: Context) -> Result<Vec<String>, 
     let mut reasons = Vec::new();
     let mut specs = Vec::new();
     for one in &list {
-        match metric(one)? {
-            Ok(spec) => specs.push(spec),
-            Err(reason) => reasons.push(reason),
+        match metric(one) {
+            Ok(Ok(spec)) => specs.push(spec),
+            // What cannot be read is not accepted: here that is an answer, and no fault of the file.
+            Ok(Err(reason)) | Err(BadScenario(reason)) => reasons.push(reason),
         }
     }
     if let Err(reason) = dry_run(case, &mut specs)? {

@@ -40,6 +40,14 @@ fn every_given_rollout_case_holds() {
 }
 
 #[test]
+fn every_case_derived_from_the_rules_holds() {
+    let files = [given("analysis-rules.json"), given("rollout-rules.json")];
+    let (code, out) = rehearse(&files, None);
+    assert_eq!(code, HELD, "{out}");
+    assert!(out.ends_with("208/208 hold\n"), "{out}");
+}
+
+#[test]
 fn every_given_judge_case_holds() {
     let (code, out) = rehearse(&[given("judge.json")], None);
     assert_eq!(code, HELD, "{out}");

@@ -9,7 +9,7 @@ pub(crate) mod serin;
 pub(crate) mod web;
 
 use crate::{
-    analysis::{Args, BadArgs, PrometheusQuery, WebQuery},
+    analysis::{Args, BadArgs, JsonPath, PrometheusQuery, WebQuery},
     model::{EndpointUrl, Span},
 };
 use futures_util::future::BoxFuture;
@@ -134,7 +134,7 @@ pub(crate) enum External {
     /// A Prometheus server.
     Prometheus(Question),
     /// Any HTTP endpoint, and the part of its answer that counts.
-    Web(Question, Option<web::Path>),
+    Web(Question, Option<JsonPath>),
 }
 
 impl External {
@@ -147,7 +147,7 @@ impl External {
 
     /// A question to a web endpoint.
     pub(crate) fn web(query: &WebQuery, args: &Args) -> Result<External, String> {
-        let path = query.json_path.as_deref().map(web::Path::parse).transpose()?;
+        let path = query.json_path.as_deref().map(JsonPath::parse).transpose()?;
         let question = web::question(query, args)?;
         Ok(External::Web(question, path))
     }

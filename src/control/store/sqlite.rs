@@ -267,17 +267,17 @@ fn explain(path: &Path, error: &rusqlite::Error) -> StoreError {
         },
         Some(ErrorCode::DiskFull) => StoreError::Io {
             path,
-            why: "the disk is full: make room, Serin tries again by itself".to_owned(),
+            why: "the disk is full: make room".to_owned(),
         },
         Some(ErrorCode::SystemIoFailure) => StoreError::Io {
             path,
             why: format!(
-                "{error}: make room, or lift what limits the file (quota, file size), or mend the disk; Serin tries again by itself"
+                "{error}: make room, or lift what limits the file (quota, file size), or mend the disk"
             ),
         },
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Io {
             path,
-            why: "another program holds it locked: close it, Serin tries again by itself".to_owned(),
+            why: "another program holds it locked: close that program".to_owned(),
         },
         _ => StoreError::Io {
             path,
