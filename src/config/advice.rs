@@ -34,7 +34,9 @@ pub(super) fn advise(config: &Config, service: &Service, path: &str, cx: &mut Cx
         Strategy::BlueGreen(_) => {}
     }
     for (index, matching) in service.matches.iter().enumerate() {
-        let everything = service.matches.len() > 1 && matching.is_everything();
+        // An entry with filters of its own means something also beside one that matches everything.
+        let several = service.matches.len() > 1 && service.filters.is_empty();
+        let everything = several && matching.is_everything();
         if everything {
             cx.warn(
                 &format!("{path}.match[{index}]"),

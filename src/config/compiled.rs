@@ -3,6 +3,7 @@
 //! `proxy`, `control`, `upstream` and `admin` build on these; what an operator may write is next door, one file per
 //! concern. Nothing here is optional because it was not written, only because absence means something.
 
+use super::filters::Filters;
 use super::health::{Ejection, Health};
 use super::observe::{AccessLog, Otlp};
 use super::problem::Problem;
@@ -316,6 +317,8 @@ pub struct Service {
     pub name: ServiceName,
     /// Alternatives; none at all: every request.
     pub matches: Vec<RouteMatch>,
+    /// What is changed in the requests of each alternative (of every request, when there is none); empty: nothing.
+    pub filters: Vec<Option<Arc<Filters>>>,
     /// The initial stable version (design section 8.1).
     pub stable: Option<VersionBlock>,
     /// The initial canary; none until somebody deploys.

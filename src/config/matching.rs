@@ -2,6 +2,7 @@
 
 use super::cx::Cx;
 use super::decode::Located;
+use super::filters::FilterConfig;
 use super::problem::did_you_mean;
 use crate::route::{FieldMatch, HostMatch, PathMatch, RouteMatch, ValueMatch};
 use http::{HeaderName, Method};
@@ -30,6 +31,9 @@ pub(super) struct MatchConfig {
     /// As `headers`.
     #[serde(default)]
     query: BTreeMap<String, ValueConfig>,
+    /// What is changed in these requests. Absent: what the service says.
+    #[serde(default)]
+    pub(super) filters: Vec<Located<FilterConfig>>,
 }
 
 #[derive(Debug, serde::Deserialize)]

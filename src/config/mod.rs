@@ -10,6 +10,7 @@ mod compiled;
 mod cx;
 mod decode;
 mod diff;
+mod filters;
 mod health;
 mod listener;
 mod load;
@@ -37,6 +38,7 @@ pub use compiled::{
     VersionBlock,
 };
 pub use diff::{Diff, ServiceDiff, diff};
+pub use filters::{Filters, HeaderEdits, PathEdit, Redirect};
 pub use health::{Check, Ejection, Health, SuccessRate};
 pub use load::{Loaded, load, load_text, load_with};
 pub use observe::{AccessLog, LogFormat, LogPath, Otlp};

@@ -7,6 +7,7 @@ use super::compiled::{
 };
 use super::cx::Cx;
 use super::decode::Located;
+use super::filters::{self, FilterConfig};
 use super::health::{EjectionConfig, HealthConfig};
 use super::listener::{LimitsConfig, TimeoutsConfig};
 use super::matching::{self, MatchConfig};
@@ -25,6 +26,9 @@ pub(super) struct ServiceConfig {
     /// Alternatives. Absent: every request.
     #[serde(default, rename = "match")]
     matches: Vec<Located<MatchConfig>>,
+    /// What is changed in requests and responses. Absent: nothing; an entry of `match` may have its own.
+    #[serde(default)]
+    filters: Vec<Located<FilterConfig>>,
     /// An initial value (design section 8.1). Absent: the first version deployed.
     stable: Option<VersionConfig>,
     /// An initial value. Absent: until somebody deploys.
@@ -253,9 +257,11 @@ pub(super) fn compile(
             "write off for no limit",
         );
     }
+    let matches = matching::compile(&config.matches, listeners, cx);
     Service {
         name: config.name.clone(),
-        matches: matching::compile(&config.matches, listeners, cx),
+        filters: filters::compile(&config.filters, &config.matches, &matches, cx),
+        matches,
         sticky: config
             .sticky
             .as_ref()

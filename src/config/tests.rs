@@ -1016,3 +1016,63 @@ fn a_json_path_that_cannot_be_followed_is_refused_where_it_stands() {
         "{faults}"
     );
 }
+
+#[test]
+fn filters_are_compiled_for_each_alternative_and_their_faults_named() {
+    let config = good(&with(
+        "match:\n- {path: {prefix: /a/}}\n- {path: {exact: /b}, filters: [{requestRedirect: {hostname: Other.test}}]}\n\
+         filters: [{urlRewrite: {path: {replacePrefixMatch: /x/}}}]",
+    ));
+    let filters = &config.services[0].filters;
+    let (matched, with_what) = ("/a".to_owned(), "/x".to_owned());
+    assert_eq!(
+        filters[0].as_ref().unwrap().path,
+        Some(PathEdit::Prefix {
+            matched,
+            with: with_what
+        })
+    );
+    let redirect = filters[1].as_ref().unwrap().redirect.as_ref().unwrap();
+    assert_eq!(
+        (redirect.hostname.as_deref(), redirect.status.as_u16()),
+        (Some("other.test"), 302)
+    );
+    assert!(good(MINIMAL).services[0].filters.is_empty());
+    for (filter, fault) in [
+        ("{}", "a filter is exactly one thing"),
+        ("{requestMirror: {}}", "requestMirror"),
+        ("{requestHeaderModifier: {}}", "nothing is changed"),
+        (
+            "{requestHeaderModifier: {set: [{name: Host, value: a}]}}",
+            "use urlRewrite.hostname",
+        ),
+        (
+            "{requestHeaderModifier: {remove: [X-Forwarded-For]}}",
+            "Serin's own field",
+        ),
+        (
+            "{responseHeaderModifier: {add: [{name: content-length, value: '1'}]}}",
+            "Serin's own field",
+        ),
+        (
+            "{type: URLRewrite, requestRedirect: {hostname: a}}",
+            "is not `requestRedirect`",
+        ),
+        ("{urlRewrite: {path: {replaceFullPath: x}}}", "is not a path"),
+        ("{urlRewrite: {hostname: 'a:80'}}", "is not a host name"),
+        ("{requestRedirect: {}}", "where they are"),
+        (
+            "{requestRedirect: {hostname: a, statusCode: 200}}",
+            "write 301, 302",
+        ),
+        ("{requestRedirect: {scheme: ftp}}", "write http or https"),
+    ] {
+        let faults = faults(&with(&format!("filters: [{filter}]")));
+        assert!(faults.contains(fault), "{filter}: {faults}");
+    }
+    let regex =
+        with("match: [{path: {regex: '/a.*'}}]\nfilters: [{urlRewrite: {path: {replacePrefixMatch: /x}}}]");
+    assert!(faults(&regex).contains("matches no prefix"));
+    let both = with("filters: [{urlRewrite: {hostname: a}}, {requestRedirect: {hostname: b}}]");
+    assert!(faults(&both).contains("exclude each other"));
+}

@@ -47,6 +47,8 @@ rejections! {
     BodyLimit = "body_limit",
     /// The client was too slow with its head or body.
     Timeout = "timeout",
+    /// The route sends clients elsewhere.
+    Redirect = "redirect",
     /// No route matches.
     NoRoute = "no_route",
     /// The service has no version that could answer.

@@ -14,6 +14,7 @@ mod choose;
 mod closing;
 mod connection;
 mod exchange;
+mod filters;
 mod forward;
 mod frames;
 mod grpc;

@@ -9,6 +9,7 @@ use super::{
     choose,
     connection::Client,
     exchange::{Exchange, InService},
+    filters,
     forward::{self, Outbound},
     headers, inbound,
     reply::{self, Failure, Form},
@@ -81,6 +82,9 @@ async fn handle(
     let accepted =
         inbound::accept(&parts, &seen).map_err(|refusal| (refusal.into(), Some(refusal.reason)))?;
     let entry = find(client, &parts, &seen, accepted).ok_or((Failure::NO_ROUTE, None))?;
+    if let Some(answer) = elsewhere(client, &entry, &parts, &seen, accepted) {
+        return answer.map_err(|failure| (failure, None));
+    }
     let limits = entry.per_listener[client.listener.index];
     if let Some(limit) = limits.body
         && body.size_hint().lower() > limit
@@ -140,6 +144,9 @@ async fn handle(
         request_id,
     );
     let source = outbound_body(&parts, body, accepted.chunked, &limits);
+    if let Some(filters) = &entry.filters {
+        filters::to_version(filters, &mut parts);
+    }
     exchange.leaves(&mut parts.headers, source.as_ref());
     let outbound = Outbound {
         client,
@@ -163,21 +170,12 @@ async fn handle(
         }
     };
 
-    let status = response.status();
     if let Some(asked) = &upgrade
-        && status == StatusCode::SWITCHING_PROTOCOLS
+        && response.status() == StatusCode::SWITCHING_PROTOCOLS
     {
         return switch(client, &entry, &limits, asked, response, exchange).await;
     }
-    if inbound_version == Version::HTTP_11 && response.version() == Version::HTTP_2 {
-        headers::announce_grpc(response.headers_mut());
-    }
-    headers::to_client(response.headers_mut(), status, inbound_version);
-    if let Some(cookie) = choice.cookie
-        && !choose::is_shared_cacheable(&method, status, response.headers())
-    {
-        response.headers_mut().append(header::SET_COOKIE, cookie);
-    }
+    head_to_client(&mut response, &entry, inbound_version, &method, choice.cookie);
     let deadline = limits.request.map(|whole| started + whole);
     Ok(response.map(|body| OutBody::upstream(body, asking, exchange, limits.stream_idle, deadline)))
 }
@@ -236,6 +234,42 @@ async fn switch(
     let mut answer = response.map(|_| OutBody::own(Bytes::new()));
     headers::switched(answer.headers_mut(), protocol);
     Ok(answer)
+}
+
+/// The answer of a route that sends clients elsewhere, if it is one; there may be no host to send them to.
+fn elsewhere(
+    client: &Client,
+    entry: &Entry,
+    parts: &Parts,
+    seen: &Seen,
+    accepted: inbound::Accepted,
+) -> Option<Result<Response<OutBody>, Failure>> {
+    let redirect = entry.filters.as_ref()?.redirect.as_ref()?;
+    client.listener.metrics.reject(Rejection::Redirect);
+    Some(filters::redirect(redirect, parts, seen, accepted, client.secure).ok_or(Failure::NO_ROUTE))
+}
+
+/// The response head as the client gets it.
+fn head_to_client(
+    response: &mut Response<Incoming>,
+    entry: &Entry,
+    inbound: Version,
+    method: &Method,
+    cookie: Option<HeaderValue>,
+) {
+    let status = response.status();
+    if inbound == Version::HTTP_11 && response.version() == Version::HTTP_2 {
+        headers::announce_grpc(response.headers_mut());
+    }
+    headers::to_client(response.headers_mut(), status, inbound);
+    if let Some(filters) = &entry.filters {
+        filters::to_client(filters, response.headers_mut());
+    }
+    if let Some(cookie) = cookie
+        && !choose::is_shared_cacheable(method, status, response.headers())
+    {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
 }
 
 fn find(client: &Client, parts: &Parts, seen: &Seen, accepted: inbound::Accepted) -> Option<Arc<Entry>> {

@@ -1,7 +1,7 @@
 //! The routes as workers see them: swapped whole, loaded once per request.
 
 use crate::{
-    config::{Config, Service, Timeouts},
+    config::{Config, Filters, Service, Timeouts},
     model::Span,
     route::{Router, Rule},
     upstream::{LiveService, Policy, Services},
@@ -17,6 +17,8 @@ pub struct Entry {
     pub live: Arc<LiveService>,
     /// What holds for requests of each listener, by the listener's index.
     pub(super) per_listener: Box<[Limits]>,
+    /// What is changed in requests and responses.
+    pub(super) filters: Option<Arc<Filters>>,
 }
 
 /// What one listener and one service together allow a request.
@@ -42,7 +44,7 @@ pub struct Table {
 impl Table {
     /// The routes of a configuration. Services without a live side yet get one.
     pub fn build(config: &Config, services: &Services) -> Table {
-        let rules = config.services.iter().map(|service| {
+        let rules = config.services.iter().flat_map(|service| {
             let live = services.ensure(&service.name);
             live.set_hard_failure_attempts(service.hard_failure.attempts);
             live.set_policy(Policy::of(service));
@@ -66,15 +68,28 @@ impl Table {
                         .map(crate::model::ByteSize::as_u64),
                 }
             });
-            let per_listener = per_listener.collect();
-            Rule {
-                matches: service.matches.clone(),
-                target: Arc::new(Entry {
+            let per_listener: Box<[Limits]> = per_listener.collect();
+            let entry = |filters: Option<&Option<Arc<Filters>>>| {
+                Arc::new(Entry {
                     service: Arc::clone(service),
-                    live,
-                    per_listener,
-                }),
+                    live: Arc::clone(&live),
+                    per_listener: per_listener.clone(),
+                    filters: filters.cloned().flatten(),
+                })
+            };
+            if service.filters.len() < 2 {
+                return vec![Rule {
+                    matches: service.matches.clone(),
+                    target: entry(service.filters.first()),
+                }];
             }
+            // Each alternative may change something else.
+            let each = service.matches.iter().zip(&service.filters);
+            each.map(|(conditions, filters)| Rule {
+                matches: vec![conditions.clone()],
+                target: entry(Some(filters)),
+            })
+            .collect()
         });
         Table {
             router: Router::new(rules),

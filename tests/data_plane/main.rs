@@ -6,7 +6,9 @@ mod support;
 
 mod access_log;
 mod bad_input;
+mod rewrite;
 mod split;
 mod streaming;
 mod tls;
+mod tracing;
 mod upgrades;

@@ -1,0 +1,197 @@
+//! Trace context and spans: passed on untouched without a collector, continued and told with one.
+
+use crate::support::{HEAD, Serin, exchange, wait_for};
+use serde_json::Value;
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::mpsc::{Receiver, channel},
+    time::Duration,
+};
+
+const SOON: Duration = Duration::from_secs(20);
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+
+/// A server that keeps every request's head and body, and answers with `status`.
+fn recorder(status: &'static str) -> (SocketAddr, Receiver<(String, String)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { return };
+            let tell = tell.clone();
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream);
+                while let Some(request) = read(&mut reader) {
+                    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\n\r\n{{}}");
+                    let _ = reader.get_mut().write_all(answer.as_bytes());
+                    if tell.send(request).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (address, told)
+}
+
+fn read(reader: &mut BufReader<TcpStream>) -> Option<(String, String)> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    let head = head.to_ascii_lowercase();
+    let length = head
+        .split("content-length: ")
+        .nth(1)
+        .and_then(|rest| rest.split("\r\n").next());
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    reader.read_exact(&mut body).ok()?;
+    Some((head, String::from_utf8(body).unwrap()))
+}
+
+fn serin(upstream: SocketAddr, tracing: &str) -> Serin {
+    Serin::start_with(&format!(
+        "{HEAD}{tracing}services: [{{name: shop, stable: {{version: v1, endpoints: [\"http://{upstream}\"]}}}}]"
+    ))
+}
+
+fn ask(serin: &Serin, more: &str) -> u16 {
+    let request = format!("GET /a?key=geheim HTTP/1.1\r\nhost: shop.test\r\n{more}connection: close\r\n\r\n");
+    exchange(serin.web, &request).0
+}
+
+/// All spans received so far and until there are `count`.
+fn spans(exports: &Receiver<(String, String)>, count: usize) -> Vec<Value> {
+    let mut found = Vec::new();
+    wait_for("spans", SOON, || {
+        while let Ok((head, body)) = exports.try_recv() {
+            assert!(head.starts_with("post /v1/traces http/1.1"), "{head}");
+            let export: Value = serde_json::from_str(&body).unwrap();
+            let list = &export["resourceSpans"][0]["scopeSpans"][0]["spans"];
+            found.extend(list.as_array().unwrap().iter().cloned());
+        }
+        (found.len() >= count).then_some(())
+    });
+    found
+}
+
+fn attribute<'v>(span: &'v Value, key: &str) -> &'v Value {
+    let all = span["attributes"].as_array().unwrap();
+    let one = all.iter().find(|one| one["key"] == key);
+    one.map_or(&Value::Null, |one| {
+        one["value"].as_object().unwrap().values().next().unwrap()
+    })
+}
+
+#[test]
+fn without_a_collector_the_context_passes_as_it_came() {
+    let (upstream, requests) = recorder("200 OK");
+    let serin = serin(upstream, "");
+    for parent in [format!("00-{TRACE}-b7ad6b7169203331-01"), "anything".to_owned()] {
+        ask(&serin, &format!("traceparent: {parent}\r\ntracestate: a=1\r\n"));
+        let (head, _) = requests.recv().unwrap();
+        assert!(
+            head.contains(&format!("traceparent: {parent}\r\ntracestate: a=1\r\n")),
+            "{head}"
+        );
+    }
+    ask(&serin, "");
+    assert!(!requests.recv().unwrap().0.contains("traceparent"));
+}
+
+#[test]
+fn a_span_names_service_role_and_version_and_is_the_parent_of_what_the_version_does() {
+    let (upstream, requests) = recorder("503 Service Unavailable");
+    let (collector, exports) = recorder("200 OK");
+    let serin = serin(
+        upstream,
+        &format!("tracing: {{otlp: {{endpoint: \"http://{collector}\"}}}}\n"),
+    );
+    assert_eq!(
+        ask(
+            &serin,
+            &format!("traceparent: 00-{TRACE}-b7ad6b7169203331-01\r\ntracestate: a=1\r\n")
+        ),
+        503
+    );
+    let (head, _) = requests.recv().unwrap();
+    let span = spans(&exports, 1).remove(0);
+    let id = span["spanId"].as_str().unwrap();
+    assert!(
+        head.contains(&format!("traceparent: 00-{TRACE}-{id}-01\r\n"))
+            && head.contains("tracestate: a=1\r\n"),
+        "{head}"
+    );
+    assert_eq!(
+        (&span["traceId"], &span["parentSpanId"]),
+        (&TRACE.into(), &"b7ad6b7169203331".into())
+    );
+    for (key, value) in [
+        ("serin.service", "shop"),
+        ("serin.role", "stable"),
+        ("serin.version", "v1"),
+        ("url.path", "/a"),
+    ] {
+        assert_eq!(attribute(&span, key), value, "{span}");
+    }
+    assert_eq!(attribute(&span, "http.response.status_code"), "503");
+    assert!(
+        span["status"]["code"] == 2 && !span.to_string().contains("geheim"),
+        "{span}"
+    );
+    let time = |key: &str| span[key].as_str().unwrap().parse::<u64>().unwrap();
+    assert!(
+        time("endTimeUnixNano") >= time("startTimeUnixNano")
+            && time("startTimeUnixNano") > 1_500_000_000_000_000_000
+    );
+}
+
+#[test]
+fn a_parent_that_is_not_sampled_is_followed_and_a_malformed_one_replaced() {
+    let (upstream, requests) = recorder("200 OK");
+    let (collector, exports) = recorder("200 OK");
+    let serin = serin(
+        upstream,
+        &format!("tracing: {{otlp: {{endpoint: \"http://{collector}\"}}}}\n"),
+    );
+    ask(
+        &serin,
+        &format!("traceparent: 00-{TRACE}-b7ad6b7169203331-00\r\n"),
+    );
+    let (head, _) = requests.recv().unwrap();
+    assert!(
+        head.contains(&format!("traceparent: 00-{TRACE}-")) && head.contains("-00\r\n"),
+        "{head}"
+    );
+    ask(&serin, "traceparent: 00-nonsense\r\ntracestate: a=1\r\n");
+    let (head, _) = requests.recv().unwrap();
+    assert!(
+        !head.contains("nonsense") && !head.contains("tracestate") && head.contains("traceparent: 00-"),
+        "{head}"
+    );
+    let told = spans(&exports, 1);
+    assert!(
+        told.len() == 1 && told[0].get("parentSpanId").is_none(),
+        "only the new trace is told: {told:?}"
+    );
+}
+
+#[test]
+fn a_collector_that_is_away_costs_spans_and_no_request() {
+    let (upstream, _requests) = recorder("200 OK");
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let serin = serin(
+        upstream,
+        &format!("tracing: {{otlp: {{endpoint: \"http://{gone}\"}}}}\n"),
+    );
+    for _ in 0..10 {
+        assert_eq!(ask(&serin, ""), 200);
+    }
+    wait_for("the lost spans to be counted", SOON, || {
+        (serin.metric("serin_trace_spans_dropped_total", &[]) >= 10.0).then_some(())
+    });
+}
