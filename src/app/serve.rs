@@ -2,11 +2,15 @@
 
 use super::{AppError, Options, Reload, Serin};
 use crate::{
-    config::{self, Config, Problem},
+    config::{self, Config, Loaded, Problem},
     control::StoreChoice,
     telemetry,
 };
-use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What the system sends when a write meets the limit of a file's size.
@@ -46,7 +50,7 @@ async fn run(args: &ServeArgs) -> Result<(), AppError> {
     // Unheard it ends the process. A file that may not grow is a full disk: an error of that one write.
     let _file_size = listen(SignalKind::from_raw(SIGXFSZ))?;
 
-    let loaded = config::load(&args.config).map_err(AppError::Config)?;
+    let (loaded, mut watch) = read_and_watch(&args.config)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -58,16 +62,6 @@ async fn run(args: &ServeArgs) -> Result<(), AppError> {
     let serin = Serin::start(Arc::clone(&loaded.config), options).await?;
     announce(&serin, &loaded.config);
 
-    let mut watch = match config::Watch::new(&loaded.to_watch()) {
-        Ok(watch) => Some(watch),
-        Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "changes of the file are not noticed; reload with SIGHUP"
-            );
-            None
-        }
-    };
     loop {
         tokio::select! {
             _ = term.recv() => break,
@@ -86,6 +80,26 @@ async fn run(args: &ServeArgs) -> Result<(), AppError> {
     serin.stop(second(&mut term, &mut int)).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Reads the configuration, and watches its files from before it was read: what is changed during the start is noticed.
+fn read_and_watch(file: &Path) -> Result<(Loaded, Option<config::Watch>), AppError> {
+    let read = || config::load(file).map_err(AppError::Config);
+    // Which files there are is known only when they are read.
+    let files = read()?.to_watch();
+    let unwatched = |error: &(dyn std::error::Error + 'static)| {
+        tracing::warn!(error, "changes of the file are not noticed; reload with SIGHUP");
+    };
+    let mut watch = config::Watch::new(&files)
+        .inspect_err(|error| unwatched(error))
+        .ok();
+    let loaded = read()?;
+    if let Some(watch) = &mut watch
+        && let Err(error) = watch.also(&loaded.to_watch())
+    {
+        unwatched(&error);
+    }
+    Ok((loaded, watch))
 }
 
 fn announce(serin: &Serin, config: &Config) {

@@ -33,6 +33,22 @@ fn a_file_that_is_renamed_into_place_is_taken_and_endpoints_move_without_a_rollo
 }
 
 #[test]
+fn a_file_that_changes_while_it_starts_is_taken_too() {
+    let (a, b) = (Upstream::start("a"), Upstream::start("b"));
+    let folder = Serin::start_with(&configuration(&a.url())).stop();
+    std::fs::remove_file(folder.path().join("serin.db")).unwrap();
+    let serin = Serin::run_and(folder, &[], |folder| {
+        // The configuration has been read by now, and nothing is served yet.
+        wait_for("the state file", Duration::from_secs(20), || {
+            folder.join("serin.db").exists().then_some(())
+        });
+        std::fs::write(folder.join("new"), configuration(&b.url())).unwrap();
+        std::fs::rename(folder.join("new"), folder.join("serin.yaml")).unwrap();
+    });
+    served_by(&serin, "b");
+}
+
+#[test]
 fn a_half_written_file_keeps_the_old_one_and_the_whole_one_is_taken() {
     let (a, b) = (Upstream::start("a"), Upstream::start("b"));
     let serin = Serin::start_with(&configuration(&a.url()));

@@ -79,7 +79,13 @@ impl Serin {
 
     /// Starts in a folder that has a configuration.
     pub fn run_in(folder: tempfile::TempDir, arguments: &[&str]) -> Serin {
+        Serin::run_and(folder, arguments, |_| {})
+    }
+
+    /// The same, and does something to the folder while it starts.
+    pub fn run_and(folder: tempfile::TempDir, arguments: &[&str], meanwhile: impl FnOnce(&Path)) -> Serin {
         let (child, log) = spawn(folder.path(), arguments);
+        meanwhile(folder.path());
         let mut serin = Serin {
             folder,
             child,
