@@ -199,6 +199,9 @@ pub(super) async fn run<S>(
             Rc::clone(&listener),
             Rc::clone(&progress),
         );
+        if stream.is_cut() {
+            return;
+        }
         let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, false);
         let mut builder = http2::Builder::new(LocalExecutor);
         builder

@@ -27,6 +27,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
@@ -118,7 +119,10 @@ pub(super) struct Watched<S> {
     block: bool,
     control: u32,
     window: Option<Instant>,
-    flooded: bool,
+    /// The first frame has been SETTINGS, as it must be (9113 3.4).
+    settled: bool,
+    /// Why the connection is not read any further.
+    cut: Option<Rejection>,
 }
 
 impl<S> Watched<S> {
@@ -139,31 +143,49 @@ impl<S> Watched<S> {
             block: false,
             control: 0,
             window: None,
-            flooded: false,
+            settled: false,
+            cut: None,
         };
         watched.received(prefix.get(preface..).unwrap_or_default());
         watched
     }
 
+    /// Whether what has come already is a reason to go no further.
+    pub(super) const fn is_cut(&self) -> bool {
+        self.cut.is_some()
+    }
+
     fn received(&mut self, bytes: &[u8]) {
         let (mut control, mut block) = (self.control, self.block);
-        self.incoming.follow(bytes, |frame| match frame.kind {
-            HEADERS | CONTINUATION => block = frame.flags & END_HEADERS == 0,
-            // Those have limits of the library's, or come with the data that a client reads.
-            DATA | RST_STREAM | WINDOW_UPDATE => {}
-            _ => control += 1,
+        let (mut settled, mut cut) = (self.settled, self.cut);
+        self.incoming.follow(bytes, |frame| {
+            if !settled {
+                settled = true;
+                // The library would take anything.
+                cut = (frame.kind != SETTINGS).then_some(Rejection::Malformed);
+            }
+            match frame.kind {
+                HEADERS | CONTINUATION => block = frame.flags & END_HEADERS == 0,
+                // Those have limits of the library's, or come with the data that a client reads.
+                DATA | RST_STREAM | WINDOW_UPDATE => {}
+                _ => control += 1,
+            }
         });
+        self.settled = settled;
         (self.control, self.block) = (control, block);
         self.progress.frames_arrived(block || self.incoming.is_within());
         if control > MOST_CONTROL {
             let now = Instant::now();
             let since = self.window.replace(now);
             self.control = 0;
-            if since.is_some_and(|since| now.saturating_duration_since(since) < WINDOW) && !self.flooded {
-                self.flooded = true;
-                self.listener.metrics.reject(Rejection::Flood);
+            if since.is_some_and(|since| now.saturating_duration_since(since) < WINDOW) {
+                cut = cut.or(Some(Rejection::Flood));
             }
         }
+        if let (None, Some(reason)) = (self.cut, cut) {
+            self.listener.metrics.reject(reason);
+        }
+        self.cut = cut;
     }
 
     fn sent(&mut self, bytes: &[u8]) {
@@ -188,11 +210,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
         if polled.is_ready() {
             self.received(buf.filled().get(before..).unwrap_or_default());
-            if self.flooded {
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "too many control frames",
-                )));
+            if let Some(reason) = self.cut {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, reason.as_str())));
             }
         }
         polled

@@ -6,6 +6,8 @@ mod support;
 
 mod access_log;
 mod bad_input;
+mod clients;
+mod http2;
 mod rewrite;
 mod split;
 mod streaming;
