@@ -8,7 +8,7 @@ use super::{
 use crate::{
     metrics::Registry,
     model::{Role, ServiceName},
-    rollout::{Pause, Stage, State, Step, Verb},
+    rollout::{Pause, Pool, Stage, State, Step, Verb},
     upstream::{Health, LiveService},
 };
 use std::{sync::Arc, time::Duration};
@@ -117,7 +117,9 @@ impl Engine {
                 until: state
                     .next_wakeup(&saved.plan)
                     .filter(|_| {
-                        saved.state.pause_reason() == Some(crate::rollout::PauseReason::CanaryPauseStep)
+                        // Without endpoints it is the deadline that comes next, and no resume.
+                        let ready = state.rolling().is_some_and(|rolling| rolling.pool == Pool::Ready);
+                        ready && state.pause_reason() == Some(crate::rollout::PauseReason::CanaryPauseStep)
                     })
                     .map(|until| until.minus(Duration::from_millis(1))),
                 reason: state

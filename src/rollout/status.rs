@@ -349,6 +349,7 @@ impl Rolling {
             let said = match (&self.at, reason) {
                 (_, PauseReason::Manual) => None,
                 (At::Undecided { message, .. }, _) => said.or(Some(message)),
+                (_, _) if said.is_none() && self.pool != Pool::Ready => Some("waiting for endpoints"),
                 (_, _) => said,
             };
             return match said.filter(|said| !said.is_empty()) {

@@ -449,6 +449,16 @@ fn shared_fate_takes_an_abort_for_a_hard_failure_back_and_no_other() {
 }
 
 #[test]
+fn a_pause_without_endpoints_says_so() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5), pause(60), weight(50)]));
+    service.at(10, &Event::EndpointsLost);
+    let said = service.state.message(&service.plan);
+    assert_eq!(said, "CanaryPauseStep: waiting for endpoints");
+    service.at(20, &Event::EndpointsReady);
+    assert_eq!(service.state.message(&service.plan), "CanaryPauseStep");
+}
+
+#[test]
 fn the_deadline_does_not_count_a_shared_failure_nor_a_pause_by_hand() {
     let fate = Event::SharedFate {
         message: "the database is down".into(),

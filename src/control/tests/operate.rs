@@ -314,3 +314,27 @@ async fn a_deploy_leads_neither_to_serin_itself_nor_to_where_nobody_allowed() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_timed_pause_without_endpoints_promises_no_resume() {
+    let lab = Lab::new(config(STEPS, ERRORS));
+    lab.deploy("v2", 9002).await.unwrap();
+    let paused = lab.until("paused", |status| status.phase == Phase::Paused).await;
+    assert!(paused.paused.unwrap().until.is_some());
+    let none = Command::SetEndpoints {
+        version: v("v2"),
+        change: EndpointChange::Set(Vec::new()),
+    };
+    lab.command(none).await.unwrap();
+    let status = lab.status();
+    assert!(
+        status.message.contains("waiting for endpoints"),
+        "{}",
+        status.message
+    );
+    assert_eq!(
+        status.paused.unwrap().until,
+        None,
+        "what comes next is the deadline"
+    );
+}
