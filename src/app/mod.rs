@@ -105,7 +105,8 @@ pub struct Serin {
     metrics: Registry,
     probes: admin::Probes,
     admin: JoinHandle<()>,
-    health: JoinHandle<()>,
+    /// Health checks and names.
+    beside: [JoinHandle<()>; 2],
     stop_admin: watch::Sender<bool>,
     workers: Workers,
     reload: Reload,
@@ -137,6 +138,7 @@ impl Serin {
         let listeners =
             admin::Listeners::bind(&config.admin, certificates.of_admin(), config.telemetry).await?;
         let services = Services::new(metrics.clone());
+        services.names().set(config.dns.clone());
         metrics.register(Box::new(ServicesCollector::new(services.clone())?))?;
 
         let mut seed = [0u8; 32];
@@ -150,12 +152,15 @@ impl Serin {
         })
         .await?;
 
+        let beside = look_after(&services, clock).await;
+
         let shared = Arc::new(Shared {
             table: ArcSwap::from_pointee(Table::build(&config, &services)),
             metrics: metrics.clone(),
             epoch: clock.epoch,
             connections: AtomicU64::new(0),
             most_connections: limits::most_connections(),
+            crowded: services.crowded(),
             observers: proxy::Observers::default(),
         });
         let observers = observers::Observers::new(Arc::clone(&shared), metrics.clone(), clock);
@@ -171,9 +176,6 @@ impl Serin {
             .max()
             .unwrap_or_default();
         let workers = Workers::start(bound, &shared, grace, rand::rng().next_u64())?;
-
-        let watched = (services.clone(), Arc::new(clock) as Arc<dyn Clock>);
-        let health = tokio::spawn(upstream::look_after(watched.0, watched.1, rand::rng().next_u64()));
 
         let probes = admin::Probes::default();
         let tokens = admin::Tokens::new(config.admin.tokens.clone());
@@ -212,7 +214,7 @@ impl Serin {
             metrics,
             probes,
             admin,
-            health,
+            beside,
             stop_admin,
             workers,
             reload,
@@ -278,12 +280,23 @@ impl Serin {
             }
         }
         self.observers.stop().await;
-        self.health.abort();
+        self.beside.iter().for_each(JoinHandle::abort);
         self.control.shutdown().await;
         self.stop_admin.send_replace(true);
         // It bounds its own end; a panic in it has been logged.
         let _ = self.admin.await;
     }
+}
+
+/// Starts what looks after endpoints beside the workers, and waits until every name has been asked for: the first request
+/// finds an answer where there is one.
+async fn look_after(services: &Services, clock: SystemClock) -> [JoinHandle<()>; 2] {
+    let seed = rand::rng().next_u64();
+    let health = upstream::look_after(services.clone(), Arc::new(clock), seed);
+    let names = upstream::resolve(services.clone(), Arc::new(clock));
+    let beside = [tokio::spawn(health), tokio::spawn(names)];
+    upstream::first_answers(services).await;
+    beside
 }
 
 /// Drops the series of versions that are long gone.

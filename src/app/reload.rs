@@ -118,6 +118,7 @@ impl Reload {
         match self.parts.control.apply_config(Arc::clone(&config)).await {
             Ok(changes) => {
                 self.parts.tokens.replace(config.admin.tokens.clone());
+                self.parts.services.names().set(config.dns.clone());
                 self.parts.observers.replace(observers);
                 self.current.store(config);
                 self.parts

@@ -3,6 +3,7 @@
 //! `proxy`, `control`, `upstream` and `admin` build on these; what an operator may write is next door, one file per
 //! concern. Nothing here is optional because it was not written, only because absence means something.
 
+use super::dns::Dns;
 use super::filters::Filters;
 use super::health::{Ejection, Health};
 use super::observe::{AccessLog, Otlp};
@@ -38,6 +39,8 @@ pub struct Config {
     pub access_log: Option<AccessLog>,
     /// Where spans go; none: nothing is traced.
     pub tracing: Option<Otlp>,
+    /// How endpoints' names are resolved.
+    pub dns: Dns,
     /// What is served, in the order of the files; names are unique.
     pub services: Vec<Arc<Service>>,
     /// Every template, by name; the built-in gate is among them.

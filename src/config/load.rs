@@ -11,7 +11,7 @@ use super::service::{self, ServiceConfig};
 use super::strategy::{self, StrategyConfig, Templates, Uses};
 use super::template::{self, TemplateConfig};
 use super::yaml::{self, Entry, Env, Kind, MAX_BYTES, Node};
-use super::{admin, advice, argo, listener, observe, shown};
+use super::{admin, advice, argo, dns, listener, observe, shown};
 use crate::analysis::{Context, Template};
 use crate::model::ServiceName;
 use serde::Deserialize;
@@ -60,6 +60,8 @@ struct FileConfig {
     access_log: Option<observe::AccessLogConfig>,
     /// Absent: `traceparent` is passed on, nothing is traced.
     tracing: Option<observe::TracingConfig>,
+    /// Absent: as the system resolves names.
+    dns: Option<dns::DnsConfig>,
     /// At least one, here or in an included file.
     #[serde(default)]
     services: Vec<Located<ServiceConfig>>,
@@ -173,6 +175,11 @@ pub fn load_text(
         .as_ref()
         .map(|config| observe::access_log(config, cx));
     let tracing = main.tracing.as_ref().map(|config| observe::tracing(config, cx));
+    let dns = main
+        .dns
+        .as_ref()
+        .map(|config| config.compile(cx))
+        .unwrap_or_default();
     if names.is_empty() {
         cx.error(
             "services",
@@ -201,6 +208,7 @@ pub fn load_text(
         state,
         access_log,
         tracing,
+        dns,
         services: services.into_iter().map(Arc::new).collect(),
         templates: shared,
         shown: shown::show(files.iter().map(|file| &file.root)),

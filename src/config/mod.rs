@@ -10,6 +10,7 @@ mod compiled;
 mod cx;
 mod decode;
 mod diff;
+mod dns;
 mod filters;
 mod health;
 mod listener;
@@ -38,6 +39,7 @@ pub use compiled::{
     VersionBlock,
 };
 pub use diff::{Diff, ServiceDiff, diff};
+pub use dns::Dns;
 pub use filters::{Filters, HeaderEdits, PathEdit, Redirect};
 pub use health::{Check, Ejection, Health, SuccessRate};
 pub use load::{Loaded, load, load_text, load_with};

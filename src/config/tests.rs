@@ -775,6 +775,62 @@ fn a_services_words_become_types() {
 }
 
 #[test]
+fn how_endpoints_are_looked_after_is_said_in_a_few_words() {
+    let config = good(&format!(
+        "dns: {{servers: [10.0.0.53, '127.0.0.1:5353', '[::1]:53', '::1'], refresh: 10s}}\n{}",
+        with(
+            "health: {grpc: '', rise: 1}\nejection: {badResponses: 5, panic: 0, successRate: {minimum: 50%}}\nslowStart: \
+             30s\nready: {http: /ok}",
+        )
+    ));
+    let servers: Vec<String> = config.dns.servers.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        servers,
+        ["10.0.0.53:53", "127.0.0.1:5353", "[::1]:53", "[::1]:53"]
+    );
+    assert_eq!(
+        (config.dns.refresh, config.dns.timeout),
+        (Span::secs(10), Span::secs(2))
+    );
+    let service = &config.services[0];
+    assert_eq!(service.health.as_ref().unwrap().check, Check::Grpc(String::new()));
+    assert_eq!(service.slow_start, Some(Span::secs(30)));
+    assert_eq!(
+        (service.ejection.failures, service.ejection.bad_responses),
+        (3, Some(5))
+    );
+    let rate = service.ejection.success_rate.unwrap();
+    assert_eq!((rate.requests, rate.below_mean), (100, None));
+    for (text, part) in [
+        (
+            "health: {http: /a, tcp: true}",
+            "only one of http, tcp and grpc can be asked",
+        ),
+        ("health: {grpc: 'a b'}", "is not a gRPC service's name"),
+        (
+            "ejection: {successRate: {}}",
+            "nothing says which rate is too low",
+        ),
+        (
+            "ejection: {successRate: {minimum: 50%, window: 1s}}",
+            "write for example 10s",
+        ),
+        ("ejection: {base: 0s}", "no time at all would eject nothing"),
+    ] {
+        let said = faults(&with(text));
+        assert!(said.contains("services[0].") && said.contains(part), "{said}");
+    }
+    let said = faults(&format!(
+        "dns: {{servers: [ns.example.com], timeout: 0s}}\n{}",
+        with("")
+    ));
+    assert!(
+        said.contains("is not a DNS server's address") && said.contains("dns.timeout"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_deploys_steps_use_the_same_words() {
     let text = with_template("provider: {serin: {metric: errorRate, role: stable}}");
     let config = good(&text);

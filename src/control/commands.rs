@@ -332,7 +332,7 @@ impl Engine {
         }
         let ready = &managed.config.ready;
         Some(UndoTarget {
-            endpoints: version.endpoints.clone(),
+            endpoints: managed.pools.get(target)?.endpoints().to_vec(),
             path: ready.http.clone(),
             min_healthy: usize::try_from(ready.min_healthy.max(1)).unwrap_or(usize::MAX),
         })

@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     model::{Clock, EndpointUrl, ServiceName, Timestamp, VersionName},
     rollout::{Event, Refused, Stage},
-    upstream::{Services, TripReport},
+    upstream::{Endpoint, Services, TripReport},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
@@ -80,7 +80,9 @@ pub(crate) enum Ask {
     Probed {
         service: ServiceName,
         version: VersionName,
-        results: Vec<(EndpointUrl, Result<(), String>)>,
+        results: Vec<(Arc<Endpoint>, Result<(), String>)>,
+        /// Those that have no address to probe.
+        unresolved: Vec<EndpointUrl>,
     },
     /// Store the last sign of life and end.
     Shutdown(oneshot::Sender<()>),
@@ -89,7 +91,7 @@ pub(crate) enum Ask {
 /// A warm pool.
 #[derive(Debug)]
 pub(crate) struct UndoTarget {
-    pub(crate) endpoints: Vec<EndpointUrl>,
+    pub(crate) endpoints: Vec<Arc<Endpoint>>,
     pub(crate) path: Option<String>,
     pub(crate) min_healthy: usize,
 }
@@ -286,7 +288,8 @@ impl Engine {
                 service,
                 version,
                 results,
-            } => self.probed(&service, &version, results),
+                unresolved,
+            } => self.probed(&service, &version, results, &unresolved),
             Ask::Shutdown(_) => {}
         }
     }

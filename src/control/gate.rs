@@ -8,6 +8,7 @@ use super::{
 use crate::{
     model::{EndpointUrl, ServiceName, Timestamp, VersionName},
     rollout::Event,
+    upstream::Endpoint,
 };
 use futures_util::future::join_all;
 use std::{sync::Arc, time::Duration};
@@ -30,6 +31,7 @@ impl Engine {
         let (Some((version, endpoints)), Some(inbox)) = (managed.unready(), self.inbox.upgrade()) else {
             return;
         };
+        let unresolved = managed.pools.get(&version).map(|pool| pool.unresolved());
         managed.gate.in_flight = true;
         let path = managed.config.ready.http.clone();
         let outside = Arc::clone(&self.outside);
@@ -40,11 +42,13 @@ impl Engine {
                 async move { (endpoint, probe.await) }
             });
             let results = join_all(probes).await;
+            let unresolved = unresolved.unwrap_or_default();
             // The engine is gone only when the process is stopping.
             let _ = inbox.send(Ask::Probed {
                 service,
                 version,
                 results,
+                unresolved,
             });
         });
     }
@@ -54,7 +58,8 @@ impl Engine {
         &mut self,
         name: &ServiceName,
         version: &VersionName,
-        results: Vec<(EndpointUrl, Result<(), String>)>,
+        results: Vec<(Arc<Endpoint>, Result<(), String>)>,
+        unresolved: &[EndpointUrl],
     ) {
         let now = self.now();
         let Some(managed) = self.managed.get_mut(name) else {
@@ -62,16 +67,11 @@ impl Engine {
         };
         managed.gate.in_flight = false;
         managed.gate.next = now.plus(AGAIN);
-        let Some(pool) = managed.pools.get(version).cloned() else {
-            return;
-        };
         let mut ready = 0;
-        let mut trouble = None;
-        for (url, result) in results {
-            let endpoints = pool.endpoints();
-            let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.url == url) else {
-                continue;
-            };
+        let mut trouble = unresolved
+            .first()
+            .map(|url| format!("`{}` has no address yet", url.host()));
+        for (endpoint, result) in results {
             endpoint.set_ready(result.is_ok());
             match result {
                 Ok(()) => {
@@ -107,10 +107,10 @@ impl Engine {
 impl Managed {
     /// What is to be probed: all of a version that waits, otherwise those endpoints of a serving version that were not
     /// ready when enough others were.
-    fn unready(&self) -> Option<(VersionName, Vec<EndpointUrl>)> {
+    fn unready(&self) -> Option<(VersionName, Vec<Arc<Endpoint>>)> {
         if let Some(waiting) = self.waiting_version() {
-            let endpoints = self.saved.version(waiting)?.endpoints.clone();
-            return Some((waiting.clone(), endpoints));
+            let endpoints = self.pools.get(waiting)?.endpoints();
+            return Some((waiting.clone(), endpoints.to_vec()));
         }
         let state = &self.saved.state;
         [state.canary(), state.stable.as_ref()]
@@ -119,7 +119,7 @@ impl Managed {
             .find_map(|version| {
                 let endpoints = self.pools.get(version)?.endpoints();
                 let late = endpoints.iter().filter(|endpoint| !endpoint.is_ready());
-                let late: Vec<EndpointUrl> = late.map(|endpoint| endpoint.url.clone()).collect();
+                let late: Vec<Arc<Endpoint>> = late.cloned().collect();
                 (!late.is_empty()).then(|| (version.clone(), late))
             })
     }

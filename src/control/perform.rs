@@ -81,13 +81,7 @@ impl Managed {
         let versions = self.saved.versions.clone();
         for version in &versions {
             let pool = self.pool(&version.name);
-            let known = pool.endpoints();
-            let same = known.len() == version.endpoints.len()
-                && known
-                    .iter()
-                    .zip(&version.endpoints)
-                    .all(|(known, url)| known.url == *url);
-            if !same {
+            if pool.urls() != version.endpoints {
                 pool.set_endpoints(&version.endpoints);
             }
         }

@@ -3,8 +3,8 @@
 use super::providers::{Question, fetch::Clients};
 use crate::{
     config::Check,
-    model::{EndpointUrl, Scheme},
-    upstream,
+    model::Scheme,
+    upstream::{self, Endpoint},
 };
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ pub(crate) const PROBE: Duration = Duration::from_secs(2);
 /// Probes an endpoint once.
 pub(crate) async fn probe(
     clients: &Clients,
-    endpoint: &EndpointUrl,
+    endpoint: &Endpoint,
     path: Option<&str>,
     timeout: Duration,
 ) -> Result<(), String> {
-    match (endpoint.scheme(), path) {
+    match (endpoint.url.scheme(), path) {
         (Scheme::Https, Some(path)) => {
             let question = Question {
                 method: http::Method::GET,
-                url: format!("https://{}{path}", endpoint.authority()),
+                url: format!("https://{}{path}", endpoint.url.authority()),
                 headers: Vec::new(),
                 body: String::new(),
                 timeout,
@@ -35,7 +35,7 @@ pub(crate) async fn probe(
         }
         (Scheme::Http | Scheme::H2c | Scheme::Https | Scheme::Unix, path) => {
             let check = path.map_or(Check::Tcp, |path| Check::Http(path.to_owned()));
-            upstream::check(endpoint, None, &check, timeout).await
+            upstream::check(&endpoint.url, endpoint.address, &check, timeout).await
         }
     }
 }

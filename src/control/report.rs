@@ -241,7 +241,7 @@ fn versions(managed: &Managed) -> Vec<VersionStatus> {
             } else {
                 None
             };
-            let endpoints = managed.pools.get(&version.name).map(|pool| pool.endpoints());
+            let pool = managed.pools.get(&version.name);
             VersionStatus {
                 version: version.name.clone(),
                 role,
@@ -249,14 +249,7 @@ fn versions(managed: &Managed) -> Vec<VersionStatus> {
                 since: version.since,
                 until: version.until,
                 in_flight: 0,
-                endpoints: endpoints
-                    .map(|endpoints| {
-                        endpoints
-                            .iter()
-                            .map(|endpoint| endpoint_status(endpoint))
-                            .collect()
-                    })
-                    .unwrap_or_default(),
+                endpoints: pool.map(|pool| endpoints(pool)).unwrap_or_default(),
                 evidence: None,
             }
         })
@@ -269,6 +262,23 @@ fn versions(managed: &Managed) -> Vec<VersionStatus> {
     versions
 }
 
+/// The endpoints of a pool, and those whose names have no address yet.
+fn endpoints(pool: &crate::upstream::Version) -> Vec<EndpointStatus> {
+    let nowhere = pool.unresolved().into_iter().map(|url| EndpointStatus {
+        url: url.to_string(),
+        address: None,
+        ready: false,
+        failures: 0,
+        healthy: false,
+    });
+    let known = pool.endpoints();
+    known
+        .iter()
+        .map(|one| endpoint_status(one))
+        .chain(nowhere)
+        .collect()
+}
+
 fn endpoint_status(endpoint: &crate::upstream::Endpoint) -> EndpointStatus {
     let failures = match endpoint.health() {
         Health::Good => 0,
@@ -276,6 +286,7 @@ fn endpoint_status(endpoint: &crate::upstream::Endpoint) -> EndpointStatus {
     };
     EndpointStatus {
         url: endpoint.url.to_string(),
+        address: endpoint.url.ip().is_none().then_some(endpoint.address).flatten(),
         ready: endpoint.is_ready(),
         failures,
         healthy: endpoint.is_healthy(),
@@ -314,12 +325,7 @@ pub(crate) fn refresh(status: &mut ServiceStatus, live: &Arc<LiveService>, metri
         };
         version.evidence = target.map(|target| samples::summary(&target.evidence.counts()));
         if let Some(target) = target {
-            version.endpoints = target
-                .version
-                .endpoints()
-                .iter()
-                .map(|one| endpoint_status(one))
-                .collect();
+            version.endpoints = endpoints(&target.version);
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     rollout::{AbortCause, AnalysisKind, Phase, RunId, Verb},
 };
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 
 /// Where a service stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -191,6 +192,10 @@ pub struct VersionStatus {
 pub struct EndpointStatus {
     /// Where.
     pub url: String,
+    /// At which address, when `url` has a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<SocketAddr>,
     /// Whether the last readiness probe held.
     pub ready: bool,
     /// Attempts in a row without a response.

@@ -19,4 +19,6 @@ pub use evidence::{Evidence, EvidenceCounts};
 pub use histogram::{BUCKETS, HistogramCells, HistogramSnapshot};
 pub use listener::{ListenerMetrics, Rejection};
 pub use registry::{Registry, desc, exposition_text, family, gauge};
-pub use version::{AssignReason, Attempt, Outcome, Shard, VersionKey, VersionMetrics, VersionSnapshot};
+pub use version::{
+    AssignReason, Attempt, Outcome, Retry, Shard, VersionKey, VersionMetrics, VersionSnapshot,
+};

@@ -55,8 +55,12 @@ families! {
         "gRPC calls by the code that the client saw, 0 to 16, for versions that have served any.";
     ATTEMPTS = COUNTER "serin_upstream_attempts_total" &["serin_service", "role", "version", "outcome"],
         "Attempts on endpoints and how they ended.";
+    RETRIES = COUNTER "serin_upstream_retries_total" &["serin_service", "role", "version", "outcome"],
+        "Requests tried again at another endpoint of the same version, and those the budget did not allow.";
     ENDPOINT_HEALTHY = GAUGE "serin_upstream_endpoint_healthy" &["serin_service", "role", "version", "endpoint"],
         "1 while requests are sent to the endpoint, 0 while it is skipped. At most 200 endpoints per pool; `_overflow`: all others.";
+    DNS_STALE = GAUGE "serin_upstream_dns_stale" &["host"],
+        "1 while an endpoint's name cannot be resolved and its last known addresses, if any, are used.";
     PHASE = GAUGE "serin_rollout_phase" &["serin_service", "phase"],
         "1 for the phase the service is in, 0 for the others.";
     STEP = GAUGE "serin_rollout_step" &["serin_service"],

@@ -1,7 +1,7 @@
 //! What a scrape reads: all versions' shards merged, listeners, and the collectors others register.
 
 use super::{
-    AssignReason, Attempt, ControlMetrics, HistogramSnapshot, ListenerMetrics, Outcome, Rejection,
+    AssignReason, Attempt, ControlMetrics, HistogramSnapshot, ListenerMetrics, Outcome, Rejection, Retry,
     VersionKey, VersionMetrics, VersionSnapshot,
     histogram::BUCKETS,
     names::{self, Family},
@@ -356,6 +356,9 @@ fn version_families(read: &[(VersionKey, VersionSnapshot)]) -> Vec<MetricFamily>
             Attempt::ALL.map(Attempt::as_str).to_vec(),
             |s| &s.attempts,
         ),
+        by(&names::RETRIES, Retry::ALL.map(Retry::as_str).to_vec(), |s| {
+            &s.retries
+        }),
         make(&names::DURATION, &|key, s, metrics| {
             metrics.push(histogram(names::DURATION.labels, key, &s.duration));
         }),

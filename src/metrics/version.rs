@@ -123,6 +123,28 @@ impl Attempt {
     }
 }
 
+/// What became of a wish to try a request again at another endpoint of its version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// It was sent again.
+    Sent,
+    /// The budget did not allow it.
+    OverBudget,
+}
+
+impl Retry {
+    /// Both, in index order.
+    pub const ALL: [Retry; 2] = [Retry::Sent, Retry::OverBudget];
+
+    /// The label value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Retry::Sent => "sent",
+            Retry::OverBudget => "over_budget",
+        }
+    }
+}
+
 /// The nine standard methods; anything else is `_OTHER`.
 const METHODS: [&str; 10] = [
     "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "_OTHER",
@@ -145,6 +167,7 @@ pub struct Shard {
     outcomes: [Cell; 3],
     assigned: [Cell; 3],
     attempts: [Cell; 7],
+    retries: [Cell; 2],
     rescued: Cell,
     grpc: [Cell; 17],
     in_flight: Cell,
@@ -186,6 +209,11 @@ impl Shard {
     /// One attempt on an endpoint of this version ended.
     pub fn attempt(&self, attempt: Attempt) {
         self.attempts[attempt as usize].inc();
+    }
+
+    /// A request is tried again at another endpoint of this version, or would be.
+    pub fn retry(&self, retry: Retry) {
+        self.retries[retry as usize].inc();
     }
 
     /// A request assigned here was saved by the stable version.
@@ -233,6 +261,8 @@ pub struct VersionSnapshot {
     pub assigned: [u64; 3],
     /// By [`Attempt`] index.
     pub attempts: [u64; 7],
+    /// By [`Retry`] index.
+    pub retries: [u64; 2],
     /// Requests assigned here and saved by stable.
     pub rescued: u64,
     /// gRPC calls by their code; all 0 for a version that has never served one.
@@ -291,6 +321,7 @@ impl VersionMetrics {
             add(&mut merged.assigned, &shard.assigned);
             add(&mut merged.attempts, &shard.attempts);
             add(&mut merged.grpc, &shard.grpc);
+            add(&mut merged.retries, &shard.retries);
             merged.rescued += shard.rescued.get();
             shard.duration.add_to(&mut merged.duration);
             shard.first_byte.add_to(&mut merged.first_byte);

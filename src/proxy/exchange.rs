@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config::Service,
-    metrics::{AssignReason, Attempt, Outcome},
+    metrics::{AssignReason, Attempt, Outcome, Retry},
     model::Role,
     upstream::{Endpoint, Lease, Target},
 };
@@ -101,7 +101,7 @@ impl fmt::Debug for Exchange {
 }
 
 impl Exchange {
-    /// A request was assigned to `target`.
+    /// A request was assigned to `target`, where it has taken a seat.
     pub(super) fn begin(
         worker: &Rc<WorkerState>,
         method: Method,
@@ -170,15 +170,24 @@ impl Exchange {
         self.served.metrics.shard(self.worker.index).attempt(attempt);
     }
 
+    /// It is tried again at another endpoint of the serving version, or would be if the budget allowed it.
+    pub(super) fn retried(&self, retry: Retry) {
+        self.served.metrics.shard(self.worker.index).retry(retry);
+    }
+
     /// The first attempt's verdict; later ones change nothing.
     pub(super) fn judge(&mut self, outcome: Outcome) {
         self.verdict.get_or_insert(outcome);
     }
 
-    /// Stable takes over a request that never had an effect on the canary.
-    pub(super) fn rescue(&mut self, stable: &Arc<Target>) {
+    /// Stable takes over a request that never had an effect on the canary; false when it has no seat left.
+    pub(super) fn rescue(&mut self, stable: &Arc<Target>) -> bool {
         self.judge(Outcome::Failed);
         let worker = self.worker.index;
+        if !stable.version.capacity().seats.enter(worker) {
+            return false;
+        }
+        self.served.version.capacity().seats.leave(worker);
         self.served.metrics.shard(worker).leave();
         self.assigned.metrics.shard(worker).rescue();
         self.served = Arc::clone(stable);
@@ -186,6 +195,7 @@ impl Exchange {
         if let Some(account) = &mut self.account {
             account.rescued_by(stable);
         }
+        true
     }
 
     /// A response head came. `failed`: the head alone says that the version failed.
@@ -291,6 +301,7 @@ impl Exchange {
         let shard = self.served.metrics.shard(worker);
         shard.answered(&self.method, status, took);
         shard.leave();
+        self.served.version.capacity().seats.leave(worker);
         if let Some(account) = self.account.take() {
             let flag = flag(end, failure, outcome, &account);
             account.end(status, took, flag);

@@ -15,7 +15,7 @@ use super::{
     upgrade,
 };
 use crate::{
-    metrics::{Attempt, Outcome},
+    metrics::{Attempt, Outcome, Retry},
     model::Role,
     split::Split,
     upstream::{ConnectError, Endpoint, Fault, SendError, Target, balance},
@@ -34,6 +34,8 @@ use tokio::time::Instant;
 
 /// How often one request is tried at most, over all endpoints and both versions.
 const MOST_ATTEMPTS: usize = 6;
+/// How often at the canary: what follows is for the rescue.
+const MOST_ON_CANARY: usize = 3;
 
 /// What does not change between attempts.
 #[derive(Clone, Copy)]
@@ -81,21 +83,29 @@ pub(super) async fn forward(
     let spare = is_idempotent(&parts.method).then(|| parts.clone());
     let mut next = Some(parts);
     let mut last = Failure::UNREACHABLE;
+    // An answer that did not come in time may still have an effect; nobody is down, so nobody else takes over.
+    let mut stays = false;
     for attempt in 0..MOST_ATTEMPTS {
         let Some(head) = next.take() else { break };
         let serving = Arc::clone(exchange.serving());
-        let endpoint = to.pick(&serving, &tried);
+        let enough = role == Role::Canary && tried.len() >= MOST_ON_CANARY && !stays;
+        let endpoint = if enough { None } else { to.pick(&serving, &tried) };
         let Some(endpoint) = endpoint else {
             // Every endpoint of this version has been tried.
-            if role == Role::Stable {
+            if role == Role::Stable || stays {
                 break;
             }
             role = Role::Stable;
             tried.clear();
-            exchange.rescue(&to.split.stable);
+            if !exchange.rescue(&to.split.stable) {
+                return Err((Failure::OVERLOAD, Outcome::Failed, exchange));
+            }
             next = Some(head);
             continue;
         };
+        if !tried.is_empty() {
+            exchange.retried(Retry::Sent);
+        }
         exchange.reaches(&endpoint);
         let fresh_wanted = attempt > 0;
         match to
@@ -120,9 +130,14 @@ pub(super) async fn forward(
             Err(Missed::Lost(failure)) => {
                 last = failure;
                 tried.push(endpoint.id);
-                let whole = body.is_none_or(BodyHandle::is_replayable);
-                if whole && to.client.worker.may_retry(to.entry, exchange.serving()) {
-                    next = spare.clone();
+                stays |= failure == Failure::TIMED_OUT;
+                if spare.is_none() || !body.is_none_or(BodyHandle::is_replayable) {
+                    break;
+                }
+                if to.client.worker.may_retry(to.entry, exchange.serving()) {
+                    next.clone_from(&spare);
+                } else {
+                    exchange.retried(Retry::OverBudget);
                 }
             }
         }
@@ -159,9 +174,6 @@ impl Outbound<'_> {
         role: Role,
     ) -> Result<Response<Incoming>, Missed> {
         let connections = self.client.worker.pools.of(endpoint);
-        if connections.connecting() > self.entry.service.limits.pending {
-            return Err(Missed::Final(Failure::OVERLOAD, Outcome::Canceled));
-        }
         // A kept connection, perhaps another one, then a new one: the last cannot have been closed while idle.
         for round in 0..3 {
             let now = if late { Instant::now() } else { self.started };
@@ -184,7 +196,7 @@ impl Outbound<'_> {
                     exchange.attempted(Attempt::TimedOut);
                     exchange.judge(Outcome::Failed);
                     endpoint.failed(Fault::TimedOut, self.now());
-                    return Err(Missed::Final(Failure::TIMED_OUT, Outcome::Failed));
+                    return Err(self.late());
                 }
                 Some(Ok(response)) if self.is_invalid(&response, lease.is_http2()) => {
                     exchange.attempted(Attempt::Protocol);
@@ -268,6 +280,18 @@ impl Outbound<'_> {
         .await
     }
 
+    /// No response head came in time. There is another try only when each has a limit of its own.
+    fn late(&self) -> Missed {
+        let spent = Instant::now().saturating_duration_since(self.started);
+        let whole = self.limits.request;
+        match self.limits.retry_until {
+            Some(until) if spent < until && whole.is_none_or(|whole| spent < whole) => {
+                Missed::Lost(Failure::TIMED_OUT)
+            }
+            Some(_) | None => Missed::Final(Failure::TIMED_OUT, Outcome::Failed),
+        }
+    }
+
     fn unconnected(
         &self,
         endpoint: &Endpoint,
@@ -276,6 +300,9 @@ impl Outbound<'_> {
         exchange: &mut Exchange,
         role: Role,
     ) -> Missed {
+        if let ConnectError::Full = error {
+            return Missed::Final(Failure::OVERLOAD, Outcome::Canceled);
+        }
         if !error.blames_endpoint() {
             exchange.attempted(Attempt::Local);
             tracing::warn!(endpoint = %endpoint.url, error = error as &dyn std::error::Error, "cannot open a connection");

@@ -24,6 +24,7 @@ mod io;
 mod listener;
 mod observers;
 mod reply;
+mod retry;
 mod seen;
 mod service;
 mod share;

@@ -107,7 +107,7 @@ async fn handle(
         || worker.dice128(),
     );
     let target = split.target(choice.role);
-    admit(worker, &entry, target, &split.stable).map_err(|failure| (failure, None))?;
+    admit(worker, target, &split.stable).map_err(|failure| (failure, None))?;
 
     // Nothing of the inbound connection (its upgrade handle) goes further.
     parts.extensions.clear();
@@ -180,18 +180,12 @@ async fn handle(
     Ok(response.map(|body| OutBody::upstream(body, asking, exchange, limits.stream_idle, deadline)))
 }
 
-/// Whether the version that a request was assigned to may get one more.
-fn admit(
-    worker: &WorkerState,
-    entry: &Entry,
-    target: &Arc<Target>,
-    stable: &Arc<Target>,
-) -> Result<(), Failure> {
+/// Takes a seat at the version that a request was assigned to, if it may get one more.
+fn admit(worker: &WorkerState, target: &Arc<Target>, stable: &Arc<Target>) -> Result<(), Failure> {
     if target.version.endpoints().is_empty() && target.version.name == stable.version.name {
         return Err(Failure::NO_VERSION);
     }
-    let limits = &entry.service.limits;
-    if worker.is_over(target, limits.requests.min(limits.connections)) {
+    if !target.version.capacity().seats.enter(worker.index) {
         return Err(Failure::OVERLOAD);
     }
     Ok(())

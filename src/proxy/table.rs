@@ -26,7 +26,10 @@ pub struct Entry {
 pub(super) struct Limits {
     pub(super) connect: Duration,
     pub(super) body_idle: Duration,
+    /// For one attempt.
     pub(super) response_headers: Duration,
+    /// With a limit for each attempt: until so long after its start a request may be tried again.
+    pub(super) retry_until: Option<Duration>,
     pub(super) stream_idle: Duration,
     pub(super) upgrade_idle: Duration,
     /// How long what a withdrawn version serves may go on.
@@ -57,6 +60,7 @@ impl Table {
                     body_idle: timeouts.body_idle.as_duration(),
                     response_headers: per_try
                         .map_or(response_headers, |per_try| per_try.min(response_headers)),
+                    retry_until: per_try.map(|_| response_headers),
                     stream_idle: timeouts.stream_idle.as_duration(),
                     upgrade_idle: timeouts.upgrade_idle.as_duration(),
                     drain: timeouts.drain.as_duration(),

@@ -10,12 +10,12 @@ use super::{
     io::Progress,
     listener::Socket,
     observers::Observers,
+    retry::{self, Budget},
     table::{Entry, Table},
 };
 use crate::{
     config::Listener,
-    metrics::{ListenerMetrics, Registry, Rejection},
-    model::ServiceName,
+    metrics::{ListenerMetrics, Registry, Rejection, VersionKey},
     upstream::{Pools, Target},
 };
 use arc_swap::ArcSwap;
@@ -32,7 +32,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_rustls::TlsAcceptor;
 
 /// How the data plane is told to stop.
@@ -59,6 +62,8 @@ pub struct Shared {
     pub connections: AtomicU64,
     /// Client connections allowed at once.
     pub most_connections: u64,
+    /// Somebody waits for an upstream connection.
+    pub crowded: Arc<Notify>,
     /// Who wants to be told about requests.
     pub observers: Observers,
 }
@@ -79,24 +84,13 @@ pub(super) struct WorkerState {
     dice: RefCell<SmallRng>,
     open: RefCell<HashMap<u64, Rc<Progress>>>,
     next_key: Cell<u64>,
-    budgets: RefCell<HashMap<ServiceName, Budget>>,
+    budgets: RefCell<HashMap<VersionKey, Budget>>,
     /// Its part of the access log.
     pub(super) lines: Lines,
 }
 
-/// Retries allowed: a share of requests, and ten a second in any case.
-#[derive(Debug, Clone, Copy)]
-struct Budget {
-    tokens: f64,
-    requests: u64,
-    at: Instant,
-}
-
 /// How long before the end of a drain tunnels are closed.
 const TO_CLOSE: Duration = Duration::from_millis(1500);
-
-const RETRIES_PER_SECOND: f64 = 10.0;
-const MOST_RETRY_TOKENS: f64 = 100.0;
 
 impl WorkerState {
     /// The time from the process' epoch to `at`.
@@ -126,36 +120,22 @@ impl WorkerState {
         HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0"))
     }
 
-    /// Whether a version has as many requests in flight as it may. The exact sum over workers is read only when this worker
-    /// alone has its share of the limit.
-    pub(super) fn is_over(&self, target: &Target, limit: u32) -> bool {
-        let workers = u64::try_from(self.shared.metrics.workers()).unwrap_or(1).max(1);
-        let mine = target.metrics.shard(self.index).in_flight();
-        mine >= (u64::from(limit) / workers).max(1) && target.metrics.in_flight() >= u64::from(limit)
-    }
-
     /// Whether one more retry is within the budget; takes it when it is.
     pub(super) fn may_retry(&self, entry: &Entry, target: &Target) -> bool {
-        let now = Instant::now();
+        let now = self.since_epoch(Instant::now());
         let requests = target.metrics.shard(self.index).assigned_total();
+        let rule = retry::Rule {
+            share: entry.service.retries.budget.as_ratio(),
+            workers: self.shared.metrics.workers(),
+        };
         let mut budgets = self.budgets.borrow_mut();
-        let budget = budgets.entry(entry.service.name.clone()).or_insert(Budget {
-            tokens: RETRIES_PER_SECOND,
-            requests,
-            at: now,
-        });
-        // The counts of another version or a restart may be smaller; then nothing is earned.
-        #[allow(clippy::cast_precision_loss, reason = "a rate")]
-        let fresh = requests.saturating_sub(budget.requests) as f64;
-        let elapsed = now.saturating_duration_since(budget.at).as_secs_f64();
-        let earned = fresh * entry.service.retries.budget.as_ratio() + elapsed * RETRIES_PER_SECOND;
-        budget.tokens = (budget.tokens + earned).min(MOST_RETRY_TOKENS);
-        (budget.requests, budget.at) = (requests, now);
-        if budget.tokens < 1.0 {
-            return false;
+        if let Some(budget) = budgets.get_mut(&target.metrics.key) {
+            return budget.spend(now, requests, rule);
         }
-        budget.tokens -= 1.0;
-        true
+        let mut budget = Budget::new(now, requests, rule);
+        let allowed = budget.spend(now, requests, rule);
+        budgets.insert(target.metrics.key.clone(), budget);
+        allowed
     }
 
     /// Adds a connection to the open ones; it leaves when the handle is dropped.
@@ -324,13 +304,18 @@ async fn drain(worker: &Rc<WorkerState>, stop: &mut watch::Receiver<Stop>, grace
     }
 }
 
-/// Once a second, closes connections that have been idle for too long.
+/// Once a second, closes connections that have been idle for too long; at once, those whose place somebody waits for.
 async fn sweep(worker: Rc<WorkerState>) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
     loop {
-        let now = every.tick().await;
-        worker.pools.sweep(now);
-        worker.look_at_tunnels(now);
+        tokio::select! {
+            now = every.tick() => {
+                worker.pools.sweep(now);
+                worker.pools.make_room();
+                worker.look_at_tunnels(now);
+            }
+            () = worker.shared.crowded.notified() => worker.pools.make_room(),
+        }
     }
 }
 

@@ -56,7 +56,13 @@ fn ask(
         let Some(health) = &policy.rules.health else {
             return;
         };
-        let said = check(&endpoint.url, None, &health.check, health.timeout.as_duration()).await;
+        let said = check(
+            &endpoint.url,
+            endpoint.address,
+            &health.check,
+            health.timeout.as_duration(),
+        )
+        .await;
         if let Err(why) = &said {
             tracing::debug!(endpoint = %endpoint.url, why, "a health check failed");
         }

@@ -24,7 +24,12 @@ pub struct ServicesCollector {
 impl ServicesCollector {
     /// A collector over `services`.
     pub fn new(services: Services) -> Result<ServicesCollector, prometheus::Error> {
-        let descs = [names::WEIGHT, names::SPLIT_ERROR, names::ENDPOINT_HEALTHY];
+        let descs = [
+            names::WEIGHT,
+            names::SPLIT_ERROR,
+            names::ENDPOINT_HEALTHY,
+            names::DNS_STALE,
+        ];
         Ok(ServicesCollector {
             services,
             descs: descs.iter().map(desc).collect::<Result<_, _>>()?,
@@ -42,7 +47,16 @@ impl Collector for ServicesCollector {
         for service in self.services.all() {
             read(&service, &mut weights, &mut errors, &mut endpoints);
         }
+        let names_of = self.services.names().stale();
+        let stale = names_of.iter().map(|(host, stale)| {
+            gauge(
+                names::DNS_STALE.labels,
+                &[host.as_str()],
+                f64::from(u8::from(*stale)),
+            )
+        });
         [
+            (&names::DNS_STALE, stale.collect()),
             (&names::WEIGHT, weights),
             (&names::SPLIT_ERROR, errors),
             (&names::ENDPOINT_HEALTHY, endpoints),
@@ -84,7 +98,7 @@ fn read(
         weights.push(gauge(names::WEIGHT.labels, &key, weight.as_ratio()));
         let pool = target.version.endpoints();
         for endpoint in pool.iter().take(MOST_ENDPOINTS) {
-            let url = endpoint.url.to_string();
+            let url = endpoint.label();
             endpoints.push(healthy(key, &url, endpoint.is_healthy()));
         }
         let mut rest = pool.iter().skip(MOST_ENDPOINTS);

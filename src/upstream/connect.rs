@@ -1,6 +1,6 @@
 //! Opening one connection to an endpoint, and whose fault it is when that fails.
 
-use super::{Endpoint, patient::Patient};
+use super::{Endpoint, capacity::Place, patient::Patient};
 use crate::model::Scheme;
 use http_body::Body;
 use hyper::client::conn::{http1, http2};
@@ -17,15 +17,18 @@ pub enum ConnectError {
     /// No answer in time.
     #[error("connect: no answer within {0:?}")]
     TimedOut(Duration),
-    /// The name does not resolve.
-    #[error("resolve the name")]
-    Resolve(#[source] io::Error),
+    /// The name has no address.
+    #[error("the name has no address")]
+    Resolve,
     /// The protocol's first exchange failed.
     #[error("handshake")]
     Handshake(#[source] hyper::Error),
     /// Our own machine is out of descriptors, ports or memory: says nothing about the endpoint.
     #[error("connect: this machine is out of resources")]
     Local(#[source] io::Error),
+    /// All connections the version may have are in use, and the queue for one is full or did not move in time.
+    #[error("wait for one of the version's connections")]
+    Full,
     /// A kind of endpoint this build cannot reach.
     #[error("connect: https endpoints are not supported yet")]
     Unsupported,
@@ -37,9 +40,9 @@ impl ConnectError {
         match self {
             ConnectError::Refused(_)
             | ConnectError::TimedOut(_)
-            | ConnectError::Resolve(_)
+            | ConnectError::Resolve
             | ConnectError::Handshake(_) => true,
-            ConnectError::Local(_) | ConnectError::Unsupported => false,
+            ConnectError::Local(_) | ConnectError::Full | ConnectError::Unsupported => false,
         }
     }
 }
@@ -74,71 +77,50 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     }
 }
 
-/// Opens a connection and starts its task on this thread.
-pub(super) async fn connect<B>(endpoint: &Endpoint, timeout: Duration) -> Result<Sender<B>, ConnectError>
+/// Opens a connection and starts its task on this thread, which keeps its place until it ends.
+pub(super) async fn connect<B>(
+    endpoint: &Endpoint,
+    place: Place,
+    timeout: Duration,
+) -> Result<Sender<B>, ConnectError>
 where
     B: Body + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    match tokio::time::timeout(timeout, open(endpoint)).await {
+    match tokio::time::timeout(timeout, open(endpoint, place)).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::TimedOut(timeout)),
     }
 }
 
-async fn open<B>(endpoint: &Endpoint) -> Result<Sender<B>, ConnectError>
+async fn open<B>(endpoint: &Endpoint, place: Place) -> Result<Sender<B>, ConnectError>
 where
     B: Body + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     match endpoint.url.scheme() {
-        Scheme::Http => handshake1(tcp(endpoint).await?).await,
-        Scheme::H2c => handshake2(tcp(endpoint).await?).await,
+        Scheme::Http => handshake1(tcp(endpoint).await?, place).await,
+        Scheme::H2c => handshake2(tcp(endpoint).await?, place).await,
         Scheme::Unix => {
             let stream = UnixStream::connect(endpoint.url.host()).await.map_err(classify)?;
-            handshake1(stream).await
+            handshake1(stream, place).await
         }
         Scheme::Https => Err(ConnectError::Unsupported),
     }
 }
 
 async fn tcp(endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
-    let port = endpoint.url.port();
-    let stream = match endpoint.url.ip() {
-        Some(ip) => TcpStream::connect((ip, port)).await.map_err(classify)?,
-        None => {
-            let host = (endpoint.url.host(), port);
-            let mut last = None;
-            let mut connected = None;
-            for address in tokio::net::lookup_host(host)
-                .await
-                .map_err(ConnectError::Resolve)?
-            {
-                match TcpStream::connect(address).await {
-                    Ok(stream) => {
-                        connected = Some(stream);
-                        break;
-                    }
-                    Err(error) => last = Some(error),
-                }
-            }
-            match (connected, last) {
-                (Some(stream), _) => stream,
-                (None, Some(error)) => return Err(classify(error)),
-                (None, None) => {
-                    return Err(ConnectError::Resolve(io::Error::other("the name has no address")));
-                }
-            }
-        }
-    };
+    // Names are resolved beside the requests, never by one.
+    let address = endpoint.address.ok_or(ConnectError::Resolve)?;
+    let stream = TcpStream::connect(address).await.map_err(classify)?;
     // Requests are written whole; waiting for more to send only delays them.
     stream.set_nodelay(true).map_err(classify)?;
     Ok(stream)
 }
 
-async fn handshake1<B, S>(stream: S) -> Result<Sender<B>, ConnectError>
+async fn handshake1<B, S>(stream: S, place: Place) -> Result<Sender<B>, ConnectError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     B: Body + Unpin + 'static,
@@ -153,11 +135,12 @@ where
     // The connection's errors reach whoever waits for a response on it.
     tokio::task::spawn_local(async move {
         let _ = connection.with_upgrades().await;
+        drop(place);
     });
     Ok(Sender::Http1(sender))
 }
 
-async fn handshake2<B, S>(stream: S) -> Result<Sender<B>, ConnectError>
+async fn handshake2<B, S>(stream: S, place: Place) -> Result<Sender<B>, ConnectError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
     B: Body + Unpin + 'static,
@@ -173,6 +156,7 @@ where
         .map_err(ConnectError::Handshake)?;
     tokio::task::spawn_local(async move {
         let _ = connection.await;
+        drop(place);
     });
     Ok(Sender::Http2(sender))
 }

@@ -3,11 +3,12 @@
 //! Shared by all workers. A request that succeeds reads one word and writes nothing; whatever is special about an endpoint
 //! (it just failed, it is out, it is new) is a flag, so that the usual one is told by a zero.
 
-use super::rotation::Rotation;
-use crate::model::EndpointUrl;
+use super::{capacity::Capacity, rotation::Rotation};
+use crate::{config::Limits, model::EndpointUrl};
 use std::{
+    net::SocketAddr,
     sync::{
-        Weak,
+        Arc, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -106,6 +107,8 @@ impl Streak {
 pub struct Endpoint {
     /// Where it listens.
     pub url: EndpointUrl,
+    /// The address it is reached at; none for a Unix socket. A name has as many endpoints as addresses.
+    pub address: Option<SocketAddr>,
     /// Unique in this process: workers key their connections by it.
     pub id: u64,
     streak: AtomicU64,
@@ -119,6 +122,8 @@ pub struct Endpoint {
     served: AtomicU64,
     faults: AtomicU64,
     rotation: Weak<Rotation>,
+    /// What its version may use.
+    pub(super) capacity: Arc<Capacity>,
 }
 
 fn millis(at: Duration) -> u64 {
@@ -128,13 +133,21 @@ fn millis(at: Duration) -> u64 {
 impl Endpoint {
     /// An endpoint nothing is known about, in no rotation.
     pub fn new(url: EndpointUrl) -> Endpoint {
-        Endpoint::of(url, Weak::new())
+        let capacity = Capacity::new(&Limits::default(), 1, Arc::default());
+        let address = url.ip().map(|ip| SocketAddr::new(ip, url.port()));
+        Endpoint::of(url, address, Weak::new(), Arc::new(capacity))
     }
 
     /// An endpoint nothing is known about.
-    pub(super) fn of(url: EndpointUrl, rotation: Weak<Rotation>) -> Endpoint {
+    pub(super) fn of(
+        url: EndpointUrl,
+        address: Option<SocketAddr>,
+        rotation: Weak<Rotation>,
+        capacity: Arc<Capacity>,
+    ) -> Endpoint {
         Endpoint {
             url,
+            address,
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             streak: AtomicU64::new(0),
             flags: AtomicU32::new(0),
@@ -144,6 +157,15 @@ impl Endpoint {
             served: AtomicU64::new(0),
             faults: AtomicU64::new(0),
             rotation,
+            capacity,
+        }
+    }
+
+    /// How it is called in metrics: where it listens, and at which address when that is a name.
+    pub fn label(&self) -> String {
+        match (self.url.ip(), self.address) {
+            (None, Some(address)) => format!("{} at {}", self.url, address.ip()),
+            (Some(_), _) | (None, None) => self.url.to_string(),
         }
     }
 

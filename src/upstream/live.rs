@@ -3,13 +3,16 @@
 //! Control publishes splits and endpoints; workers read them and may trip a service. A trip travels to control over one
 //! channel, so that nothing has to poll for it.
 
-use super::{Target, Version, rotation::Policy};
+use super::{
+    Target, Version,
+    dns::Names,
+    rotation::{Common, Policy},
+};
 use crate::{
     metrics::{Evidence, Registry, VersionKey, VersionMetrics},
     model::{EndpointUrl, Role, ServiceName, VersionName, Weight},
     split::{Split, SplitCell, StickyHash, Trip},
 };
-use arc_swap::ArcSwap;
 use std::{
     collections::BTreeMap,
     sync::{
@@ -18,7 +21,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// A hard failure, as the worker that saw it reports it.
 #[derive(Debug, Clone)]
@@ -44,7 +47,7 @@ pub struct LiveService {
     pub cell: SplitCell<Arc<Target>>,
     attempts: AtomicU32,
     trips: mpsc::UnboundedSender<TripReport>,
-    policy: Arc<ArcSwap<Policy>>,
+    common: Common,
     /// All pools that exist, also those that do not serve: they are looked after as well.
     versions: Mutex<Vec<Weak<Version>>>,
 }
@@ -52,11 +55,14 @@ pub struct LiveService {
 impl LiveService {
     /// A pool for a version of this service.
     pub fn version(&self, name: &VersionName, endpoints: &[EndpointUrl]) -> Arc<Version> {
-        let policy = Arc::clone(&self.policy);
-        let version = Arc::new(Version::with(self.name.clone(), name.clone(), endpoints, policy));
+        let version = Version::with(self.name.clone(), name.clone(), endpoints, &self.common);
+        let version = Arc::new(version);
         let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
         versions.retain(|known| known.strong_count() > 0);
         versions.push(Arc::downgrade(&version));
+        drop(versions);
+        // Only now can its names be found.
+        self.common.names.notify_one();
         version
     }
 
@@ -68,7 +74,11 @@ impl LiveService {
 
     /// What the operator asks for all its versions from now on.
     pub fn set_policy(&self, policy: Policy) {
-        self.policy.store(Arc::new(policy));
+        let limits = policy.limits;
+        self.common.policy.store(Arc::new(policy));
+        for version in self.versions() {
+            version.capacity().set(&limits);
+        }
     }
 
     /// How many consecutive failures on every endpoint make a hard failure; at least 1.
@@ -114,6 +124,8 @@ pub struct Services {
     metrics: Registry,
     trips: mpsc::UnboundedSender<TripReport>,
     receiver: Arc<Mutex<Option<mpsc::UnboundedReceiver<TripReport>>>>,
+    crowded: Arc<Notify>,
+    names: Arc<Names>,
 }
 
 impl Services {
@@ -125,7 +137,19 @@ impl Services {
             metrics,
             trips,
             receiver: Arc::new(Mutex::new(Some(receiver))),
+            crowded: Arc::default(),
+            names: Arc::default(),
         }
+    }
+
+    /// The names of all endpoints.
+    pub fn names(&self) -> &Arc<Names> {
+        &self.names
+    }
+
+    /// Tells workers that somebody waits for a connection, so that they close idle ones.
+    pub fn crowded(&self) -> Arc<Notify> {
+        Arc::clone(&self.crowded)
     }
 
     /// Where trips arrive; taken once, by control.
@@ -171,7 +195,12 @@ impl Services {
                 cell: SplitCell::new(split),
                 attempts: AtomicU32::new(3),
                 trips: self.trips.clone(),
-                policy: Arc::default(),
+                common: Common {
+                    policy: Arc::default(),
+                    workers: self.metrics.workers(),
+                    crowded: Arc::clone(&self.crowded),
+                    names: Arc::clone(&self.names.wanted),
+                },
                 versions: Mutex::default(),
             })
         }))

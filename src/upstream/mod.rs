@@ -6,23 +6,29 @@
 
 mod active;
 pub mod balance;
+mod capacity;
 mod check;
 mod collector;
 mod connect;
+mod dns;
 mod endpoint;
 pub mod health;
 mod live;
 mod patient;
 mod pool;
 mod rotation;
+mod seats;
 mod version;
 
 pub use active::look_after;
+pub use capacity::{Capacity, Place, Turn};
 pub use check::check;
 pub use collector::ServicesCollector;
 pub use connect::{ConnectError, LocalExecutor};
+pub use dns::{Names, first_answers, resolve};
 pub use endpoint::{Endpoint, Fault, Health};
 pub use live::{LiveService, Services, TripReport};
 pub use pool::{Connections, Lease, Pools, SendError};
 pub use rotation::{Policy, Rotation};
+pub use seats::Seats;
 pub use version::{Target, Version};

@@ -5,8 +5,10 @@
 
 use super::{
     Endpoint,
+    capacity::Place,
     connect::{ConnectError, Sender, connect},
 };
+use crate::model::Scheme;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::{
@@ -15,14 +17,14 @@ use hyper::{
 };
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     error::Error,
     hash::{BuildHasherDefault, Hasher},
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 /// How long an idle connection is kept: below the five seconds at which many servers close theirs.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
@@ -32,6 +34,9 @@ const MOST_IDLE: usize = 512;
 const PROBE_AFTER: Duration = Duration::from_millis(50);
 /// How long a connection may take to become ready again after its response has ended.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// Of so many connections that come free here while requests of other workers wait as well, one goes to them.
+const SHARED_TURN: u32 = 8;
 
 /// Endpoint ids are already unique numbers.
 #[derive(Default)]
@@ -74,7 +79,19 @@ pub struct Connections<B> {
     active: Cell<u32>,
     /// Requests sent since the endpoint was last told.
     sent: Cell<u64>,
+    /// Connections being opened.
     connecting: Cell<u32>,
+    /// Requests of this worker that wait for a connection to this endpoint, longest first.
+    waiting: RefCell<VecDeque<oneshot::Sender<Sender<B>>>>,
+    handed: Cell<u32>,
+}
+
+/// What a request waited for.
+enum Freed<B> {
+    /// A connection that another request is done with.
+    Connection(Sender<B>),
+    /// The right to open one.
+    Place(Place),
 }
 
 struct Idle<B> {
@@ -133,6 +150,8 @@ where
             active: Cell::new(0),
             sent: Cell::new(0),
             connecting: Cell::new(0),
+            waiting: RefCell::default(),
+            handed: Cell::new(0),
         });
         self.by_id.borrow_mut().insert(endpoint.id, Rc::clone(&fresh));
         fresh
@@ -162,6 +181,15 @@ where
         });
     }
 
+    /// Closes idle connections of versions for which somebody waits: a place is worth more than a kept connection.
+    pub fn make_room(&self) {
+        for connections in self.by_id.borrow().values() {
+            if connections.endpoint.capacity.is_crowded() {
+                connections.idle.borrow_mut().clear();
+            }
+        }
+    }
+
     /// Closes all idle connections.
     pub fn clear(&self) {
         self.by_id.borrow_mut().clear();
@@ -174,12 +202,8 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    /// Connections being opened right now.
-    pub fn connecting(&self) -> u32 {
-        self.connecting.get()
-    }
-
-    /// A connection that is ready: a kept one, or a new one within `timeout`.
+    /// A connection that is ready: a kept one, or a new one within `timeout`. When the version may have no more connections, a
+    /// request waits for one for as long.
     pub async fn lease(self: &Rc<Self>, now: Instant, timeout: Duration) -> Result<Lease<B>, ConnectError> {
         if let Some(sender) = self.kept(now).await {
             return Ok(self.lent(sender, true));
@@ -187,16 +211,74 @@ where
         self.lease_new(timeout).await
     }
 
-    /// A new connection within `timeout`, whatever is kept.
+    /// A new connection within `timeout`, whatever is kept; one that another request is done with only when there are no more.
     pub async fn lease_new(self: &Rc<Self>, timeout: Duration) -> Result<Lease<B>, ConnectError> {
-        let sender = {
-            let _connecting = Counted::up(&self.connecting);
-            connect(&self.endpoint, timeout).await?
-        };
-        if let Sender::Http2(sender) = &sender {
-            self.shared.replace(Some(sender.clone()));
+        if self.connecting.get() > 0
+            && self.endpoint.url.scheme() == Scheme::H2c
+            && let Some(sender) = self.joined(timeout).await
+        {
+            return Ok(self.lent(sender, false));
         }
-        Ok(self.lent(sender, false))
+        let place = match self.endpoint.capacity.place() {
+            Some(place) => place,
+            None => match self.wait(timeout).await? {
+                Freed::Connection(sender) => return Ok(self.lent(sender, true)),
+                Freed::Place(place) => place,
+            },
+        };
+        let opened = {
+            let _connecting = Counted::up(&self.connecting);
+            connect(&self.endpoint, place, timeout).await
+        };
+        if let Ok(Sender::Http2(sender)) = &opened {
+            self.shared.replace(Some(sender.clone()));
+            // All who waited for it share it.
+            while self.hand_over(Sender::Http2(sender.clone())).is_none() {}
+        } else if self.endpoint.url.scheme() == Scheme::H2c {
+            // Who waited for it finds out alone.
+            self.waiting.borrow_mut().clear();
+        }
+        Ok(self.lent(opened?, false))
+    }
+
+    /// An HTTP/2 connection that another request is opening; none when that fails.
+    async fn joined(&self, timeout: Duration) -> Option<Sender<B>> {
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.borrow_mut().push_back(sender);
+        tokio::time::timeout(timeout, receiver).await.ok()?.ok()
+    }
+
+    /// Waits until a connection comes free: one of this worker's to this endpoint, or a place to open one.
+    async fn wait(self: &Rc<Self>, timeout: Duration) -> Result<Freed<B>, ConnectError> {
+        let turn = self.endpoint.capacity.queue().ok_or(ConnectError::Full)?;
+        let (sender, mut receiver) = oneshot::channel();
+        self.waiting.borrow_mut().push_back(sender);
+        let place = tokio::select! {
+            biased;
+            Ok(sender) = &mut receiver => return Ok(Freed::Connection(sender)),
+            place = turn.place() => place,
+            () = tokio::time::sleep(timeout) => return Err(ConnectError::Full),
+        };
+        // Both may have come in the same moment.
+        receiver.close();
+        Ok(match receiver.try_recv() {
+            Ok(sender) => Freed::Connection(sender),
+            Err(_) => Freed::Place(place),
+        })
+    }
+
+    /// Gives a connection to whoever has waited longest for one here; gives it back when nobody does.
+    fn hand_over(&self, mut sender: Sender<B>) -> Option<Sender<B>> {
+        loop {
+            let Some(next) = self.waiting.borrow_mut().pop_front() else {
+                return Some(sender);
+            };
+            match next.send(sender) {
+                Ok(()) => return None,
+                // That one has gone away.
+                Err(back) => sender = back,
+            }
+        }
     }
 
     async fn kept(&self, now: Instant) -> Option<Sender<B>> {
@@ -232,22 +314,41 @@ where
             return;
         }
         if sender.is_ready() {
-            self.idle.borrow_mut().push(Idle {
-                sender,
-                since: Instant::now(),
-            });
+            self.free(sender);
             return;
         }
         // The response is over and the connection's task has not noticed yet, or the request is still being sent.
         let this = Rc::clone(self);
         tokio::task::spawn_local(async move {
             if let Ok(Ok(())) = tokio::time::timeout(SETTLE, sender.ready()).await {
-                this.idle.borrow_mut().push(Idle {
-                    sender,
-                    since: Instant::now(),
-                });
+                this.free(sender);
             }
         });
+    }
+
+    /// A connection is ready for another request: somebody who waits gets it, else it is kept.
+    fn free(&self, sender: http1::SendRequest<B>) {
+        if self.endpoint.capacity.is_crowded() {
+            self.pass_on(sender);
+        } else {
+            self.idle.borrow_mut().push(Idle {
+                sender,
+                since: Instant::now(),
+            });
+        }
+    }
+
+    /// Gives a connection to whoever waits. Requests of other workers and for other endpoints can only use its place: they
+    /// get their turn by closing it, always when nobody waits here, now and then when somebody does.
+    #[cold]
+    fn pass_on(&self, sender: http1::SendRequest<B>) {
+        let handed = self.handed.get() + 1;
+        let here = self.waiting.borrow().len();
+        let elsewhere = usize::try_from(self.endpoint.capacity.waiting()).is_ok_and(|all| all > here);
+        let goes = elsewhere && handed.is_multiple_of(SHARED_TURN);
+        if goes || self.hand_over(Sender::Http1(sender)).is_none() {
+            self.handed.set(handed);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::{
     Endpoint,
+    capacity::Capacity,
     health::{Change, Event, Machine, Reason, Rules},
 };
 use crate::{config, model::Span};
@@ -12,6 +13,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use tokio::sync::Notify;
 
 /// What an operator asks for all versions of a service.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +22,19 @@ pub struct Policy {
     pub rules: Rules,
     /// How long a new or recovered endpoint takes to get its full share; none: it has it at once.
     pub slow_start: Option<Span>,
+    /// What each version may use up.
+    pub limits: config::Limits,
+}
+
+/// What all versions of a service have in common.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Common {
+    pub(super) policy: Arc<ArcSwap<Policy>>,
+    pub(super) workers: usize,
+    /// Tells workers that somebody waits for a connection.
+    pub(super) crowded: Arc<Notify>,
+    /// Wakes who looks names up.
+    pub(super) names: Arc<Notify>,
 }
 
 impl Policy {
@@ -31,6 +46,7 @@ impl Policy {
                 ejection: service.ejection,
             },
             slow_start: service.slow_start,
+            limits: service.limits,
         }
     }
 }
@@ -43,13 +59,17 @@ pub struct Rotation {
     policy: Arc<ArcSwap<Policy>>,
     machine: Mutex<Machine>,
     pub(super) members: ArcSwap<Vec<Arc<Endpoint>>>,
+    pub(super) capacity: Arc<Capacity>,
 }
 
 impl Rotation {
-    pub(super) fn new(name: String, policy: Arc<ArcSwap<Policy>>) -> Rotation {
+    pub(super) fn new(name: String, common: &Common) -> Rotation {
+        let limits = common.policy.load().limits;
+        let capacity = Capacity::new(&limits, common.workers, Arc::clone(&common.crowded));
         Rotation {
             name,
-            policy,
+            policy: Arc::clone(&common.policy),
+            capacity: Arc::new(capacity),
             machine: Mutex::default(),
             members: ArcSwap::default(),
         }
@@ -111,6 +131,7 @@ impl Rotation {
         now: Duration,
         dice: impl FnMut() -> u64,
     ) -> (Vec<Arc<Endpoint>>, Option<Duration>) {
+        self.capacity.seats.relax();
         let policy = self.policy();
         let members = self.members.load();
         let mut machine = self.machine();
@@ -143,7 +164,7 @@ impl Rotation {
                 continue;
             };
             endpoint.set_rotation(*change);
-            let (Some(now), pool, url) = (now, &self.name, &endpoint.url) else {
+            let (Some(now), pool, url) = (now, &self.name, endpoint.label()) else {
                 continue;
             };
             match change.reason {

@@ -2,14 +2,20 @@
 
 use super::{
     Endpoint, Health,
-    rotation::{Policy, Rotation},
+    capacity::Capacity,
+    rotation::{Common, Rotation},
 };
 use crate::{
     metrics::{Evidence, VersionMetrics},
-    model::{EndpointUrl, ServiceName, VersionName},
+    model::{EndpointUrl, Scheme, ServiceName, VersionName},
 };
-use arc_swap::{ArcSwap, Guard};
-use std::sync::Arc;
+use arc_swap::Guard;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::Notify;
 
 /// The pool of one version. Endpoints change at any time; connections to those that stay are kept.
 #[derive(Debug)]
@@ -19,12 +25,34 @@ pub struct Version {
     /// Its name.
     pub name: VersionName,
     rotation: Arc<Rotation>,
+    wanted: Mutex<Wanted>,
+    /// Wakes who looks names up.
+    names: Arc<Notify>,
+}
+
+/// What the endpoints are made from.
+#[derive(Debug, Default)]
+struct Wanted {
+    urls: Vec<EndpointUrl>,
+    /// What their names resolve to.
+    addresses: BTreeMap<String, Vec<IpAddr>>,
+}
+
+impl Wanted {
+    fn addresses_of(&self, host: &str) -> &[IpAddr] {
+        self.addresses.get(host).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The name in an endpoint's address, if it has to be resolved.
+fn host(url: &EndpointUrl) -> Option<&str> {
+    (url.scheme() != Scheme::Unix && url.ip().is_none()).then(|| url.host())
 }
 
 impl Version {
     /// A version with these endpoints, by itself: its policy is the default and stays so.
     pub fn new(service: ServiceName, name: VersionName, endpoints: &[EndpointUrl]) -> Version {
-        Version::with(service, name, endpoints, Arc::default())
+        Version::with(service, name, endpoints, &Common::default())
     }
 
     /// A version with these endpoints under its service's policy.
@@ -32,37 +60,109 @@ impl Version {
         service: ServiceName,
         name: VersionName,
         endpoints: &[EndpointUrl],
-        policy: Arc<ArcSwap<Policy>>,
+        common: &Common,
     ) -> Version {
-        let rotation = Rotation::new(format!("{service}/{name}"), policy);
+        let rotation = Rotation::new(format!("{service}/{name}"), common);
         let version = Version {
             service,
             name,
             rotation: Arc::new(rotation),
+            wanted: Mutex::default(),
+            names: Arc::clone(&common.names),
         };
         version.set_endpoints(endpoints);
         version
     }
 
-    /// Replaces the whole set. An endpoint whose address stays keeps what is known about it and its connections. Control is
-    /// the only writer.
+    /// Replaces the whole set. An endpoint whose address stays keeps what is known about it and its connections. Endpoints
+    /// with a name follow when it is resolved; until one of the new ones has an address, the old ones stay.
     pub fn set_endpoints(&self, urls: &[EndpointUrl]) {
-        let old = self.endpoints();
-        let mut set: Vec<Arc<Endpoint>> = Vec::with_capacity(urls.len());
-        for url in urls {
-            if set.iter().any(|known| known.url == *url) {
-                continue;
-            }
-            let kept = old.iter().find(|known| known.url == *url);
-            let rotation = || Arc::downgrade(&self.rotation);
-            set.push(kept.map_or_else(|| Arc::new(Endpoint::of(url.clone(), rotation())), Arc::clone));
+        let mut wanted = self.wanted();
+        wanted.urls = urls.to_vec();
+        let hosts: Vec<&str> = urls.iter().filter_map(host).collect();
+        wanted
+            .addresses
+            .retain(|known, _| hosts.contains(&known.as_str()));
+        self.rebuild(&wanted);
+        if !hosts.is_empty() {
+            self.names.notify_one();
         }
-        self.rotation.publish(set);
+    }
+
+    /// The addresses of a name that endpoints of this version may have.
+    pub(super) fn resolved(&self, name: &str, addresses: &[IpAddr]) {
+        let mut wanted = self.wanted();
+        let concerns = wanted.urls.iter().filter_map(host).any(|host| host == name);
+        let same = wanted.addresses.get(name).map_or(&[][..], Vec::as_slice) == addresses;
+        if concerns && !same {
+            wanted.addresses.insert(name.to_owned(), addresses.to_vec());
+            self.rebuild(&wanted);
+        }
+    }
+
+    /// What was published last, names as they are.
+    pub fn urls(&self) -> Vec<EndpointUrl> {
+        self.wanted().urls.clone()
+    }
+
+    /// Endpoints whose name has no address yet.
+    pub fn unresolved(&self) -> Vec<EndpointUrl> {
+        let wanted = self.wanted();
+        let open = |url: &&EndpointUrl| host(url).is_some_and(|host| wanted.addresses_of(host).is_empty());
+        wanted.urls.iter().filter(open).cloned().collect()
+    }
+
+    /// The names of its endpoints.
+    pub(super) fn hosts(&self) -> Vec<String> {
+        let wanted = self.wanted();
+        wanted.urls.iter().filter_map(host).map(str::to_owned).collect()
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes one endpoint for each address; called under the lock of what is wanted.
+    fn rebuild(&self, wanted: &Wanted) {
+        let old = self.endpoints();
+        let mut set: Vec<Arc<Endpoint>> = Vec::with_capacity(wanted.urls.len());
+        let mut add = |url: &EndpointUrl, address: Option<SocketAddr>| {
+            let same = |known: &&Arc<Endpoint>| known.url == *url && known.address == address;
+            if set.iter().any(|known| same(&known)) {
+                return;
+            }
+            let fresh = || {
+                let (rotation, capacity) = (Arc::downgrade(&self.rotation), Arc::clone(self.capacity()));
+                Arc::new(Endpoint::of(url.clone(), address, rotation, capacity))
+            };
+            set.push(old.iter().find(same).map_or_else(fresh, Arc::clone));
+        };
+        for url in &wanted.urls {
+            match (url.scheme(), url.ip()) {
+                (Scheme::Unix, _) => add(url, None),
+                (Scheme::Http | Scheme::H2c | Scheme::Https, Some(ip)) => {
+                    add(url, Some(SocketAddr::new(ip, url.port())));
+                }
+                (Scheme::Http | Scheme::H2c | Scheme::Https, None) => {
+                    for ip in wanted.addresses_of(url.host()) {
+                        add(url, Some(SocketAddr::new(*ip, url.port())));
+                    }
+                }
+            }
+        }
+        if !set.is_empty() || wanted.urls.is_empty() {
+            self.rotation.publish(set);
+        }
     }
 
     /// The endpoints.
     pub fn endpoints(&self) -> Guard<Arc<Vec<Arc<Endpoint>>>> {
         self.rotation.members.load()
+    }
+
+    /// How much of it may be used at once.
+    pub fn capacity(&self) -> &Arc<Capacity> {
+        &self.rotation.capacity
     }
 
     pub(super) fn rotation(&self) -> &Arc<Rotation> {
@@ -140,5 +240,48 @@ mod tests {
         assert!(version.is_down(3) && !version.is_down(4));
         version.set_endpoints(&[]);
         assert!(!version.is_down(3));
+    }
+
+    fn addresses(version: &Version) -> Vec<String> {
+        let endpoints = version.endpoints();
+        endpoints
+            .iter()
+            .map(|one| one.address.unwrap().to_string())
+            .collect()
+    }
+
+    #[test]
+    fn every_address_of_a_name_is_an_endpoint_and_those_that_stay_keep_theirs() {
+        let named: Vec<EndpointUrl> = vec!["http://app:80".parse().unwrap()];
+        let version = Version::new(
+            ServiceName::new("s").unwrap(),
+            VersionName::new("v").unwrap(),
+            &named,
+        );
+        assert!(version.endpoints().is_empty());
+        assert_eq!(version.unresolved(), named);
+        let ips = |list: &[&str]| list.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<_>>();
+        version.resolved("other", &ips(&["10.0.0.9"]));
+        version.resolved("app", &ips(&["10.0.0.1", "10.0.0.2"]));
+        assert_eq!(addresses(&version), ["10.0.0.1:80", "10.0.0.2:80"]);
+        let second = version.endpoints()[1].id;
+        version.resolved("app", &ips(&["10.0.0.2", "10.0.0.3"]));
+        assert_eq!(addresses(&version), ["10.0.0.2:80", "10.0.0.3:80"]);
+        assert_eq!(version.endpoints()[0].id, second);
+    }
+
+    #[test]
+    fn endpoints_stay_until_one_of_those_that_replace_them_has_an_address() {
+        let version = Version::new(
+            ServiceName::new("s").unwrap(),
+            VersionName::new("v").unwrap(),
+            &urls(&[1]),
+        );
+        version.set_endpoints(&["http://app:80".parse().unwrap()]);
+        assert_eq!(addresses(&version), ["127.0.0.1:1"]);
+        version.resolved("app", &["10.0.0.1".parse().unwrap()]);
+        assert_eq!(addresses(&version), ["10.0.0.1:80"]);
+        version.set_endpoints(&[]);
+        assert!(version.endpoints().is_empty());
     }
 }

@@ -10,10 +10,11 @@ pub(crate) mod web;
 
 use crate::{
     analysis::{Args, BadArgs, JsonPath, PrometheusQuery, WebQuery},
-    model::{EndpointUrl, Span},
+    model::Span,
+    upstream::Endpoint,
 };
 use futures_util::future::BoxFuture;
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// How long a provider may take when nothing is written.
 pub(crate) const TIMEOUT: Span = Span::secs(30);
@@ -84,7 +85,7 @@ pub(crate) trait Outside: Send + Sync + fmt::Debug {
     /// Whether an endpoint is ready: it answers `path` with 2xx, or accepts a connection when there is none.
     fn probe(
         &self,
-        endpoint: &EndpointUrl,
+        endpoint: &Arc<Endpoint>,
         path: Option<&str>,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<(), String>>;
@@ -102,11 +103,11 @@ pub(crate) struct Network {
 impl Outside for Network {
     fn probe(
         &self,
-        endpoint: &EndpointUrl,
+        endpoint: &Arc<Endpoint>,
         path: Option<&str>,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<(), String>> {
-        let (endpoint, path) = (endpoint.clone(), path.map(str::to_owned));
+        let (endpoint, path) = (Arc::clone(endpoint), path.map(str::to_owned));
         let clients = self.clients.clone();
         Box::pin(async move { super::ready::probe(&clients, &endpoint, path.as_deref(), timeout).await })
     }

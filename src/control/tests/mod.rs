@@ -17,7 +17,7 @@ use crate::{
     control::{Attempt, RolloutStatus, StoredEvent, ledger::Saved},
     metrics::{Outcome, Registry},
     model::{Clock, EndpointUrl, Role, ServiceName, Timestamp, VersionName, Weight},
-    upstream::{LiveService, Services},
+    upstream::{Endpoint, LiveService, Services},
 };
 use futures_util::future::BoxFuture;
 use std::{
@@ -74,11 +74,11 @@ pub(super) struct Pretend {
 impl Outside for Pretend {
     fn probe(
         &self,
-        endpoint: &EndpointUrl,
+        endpoint: &Arc<Endpoint>,
         _path: Option<&str>,
         _timeout: Duration,
     ) -> BoxFuture<'static, Result<(), String>> {
-        let down = self.down.lock().unwrap().contains(&endpoint.to_string());
+        let down = self.down.lock().unwrap().contains(&endpoint.url.to_string());
         Box::pin(async move { if down { Err("refused".to_owned()) } else { Ok(()) } })
     }
 

@@ -1,0 +1,270 @@
+//! Endpoints that stop working: clients do not notice, and what is sent where follows.
+
+use crate::support::{
+    Serin,
+    answers::full,
+    client::{Plan, ask, get, request},
+    now,
+    upstream::Upstream,
+    wait_for,
+};
+use hyper::{Method, Request};
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn service(urls: &[String], more: &str) -> String {
+    let urls: Vec<String> = urls.iter().map(|url| format!("\"{url}\"")).collect();
+    format!(
+        "services: [{{name: shop, stable: {{version: v1, endpoints: [{}]}}{more}}}]",
+        urls.join(", ")
+    )
+}
+
+/// Whether an endpoint is said to be healthy.
+fn healthy(serin: &Serin, url: &str) -> f64 {
+    serin.metric("serin_upstream_endpoint_healthy", &[("endpoint", url)])
+}
+
+fn wait_health(serin: &Serin, url: &str, expected: f64) {
+    wait_for(&format!("{url} to be {expected}"), SOON, || {
+        ((healthy(serin, url) - expected).abs() < 0.5).then_some(())
+    });
+}
+
+/// GETs and POSTs in turn.
+fn mixed(n: u64) -> Request<crate::support::answers::Payload> {
+    let mut asked = request(if n.is_multiple_of(2) { "GET" } else { "POST" }, "/");
+    if asked.method() == Method::POST {
+        *asked.body_mut() = full("something");
+    }
+    asked
+}
+
+/// An address that nobody listens at.
+fn closed() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+/// A listener whose queue is full: whoever connects gets no answer at all, as behind a firewall that drops.
+struct Blackhole {
+    address: SocketAddr,
+    _listener: socket2::Socket,
+    _queued: Vec<TcpStream>,
+}
+
+impl Blackhole {
+    fn new() -> Blackhole {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        socket.bind(&any.into()).unwrap();
+        socket.listen(0).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            queued.push(stream);
+            assert!(queued.len() < 64, "the queue does not fill");
+        }
+        Blackhole {
+            address,
+            _listener: socket,
+            _queued: queued,
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_whose_checks_fail_gets_no_requests_until_they_hold_again() {
+    let (a, b) = (Upstream::start("a"), Upstream::start("b"));
+    let serin = Serin::start(&service(
+        &[a.url(), b.url()],
+        ", health: {http: /alive, interval: 100ms, rise: 2, fall: 2}",
+    ));
+    // It fails its checks and nothing else knows: no request has been sent yet.
+    b.fail(1000);
+    wait_health(&serin, &b.url(), 0.0);
+    assert!(healthy(&serin, &a.url()) > 0.5);
+    let tally = Plan::new(serin.web, 4).total(100).start().finish();
+    tally.assert_clean();
+    assert_eq!(tally.version("a"), 100);
+    assert!(serin.log().contains("fails its health checks"));
+    b.fail(0);
+    wait_health(&serin, &b.url(), 1.0);
+    let tally = Plan::new(serin.web, 4).total(100).start().finish();
+    tally.assert_clean();
+    assert!(tally.version("b") > 20, "{:?}", tally.answers);
+}
+
+#[test]
+fn a_canary_whose_checks_all_fail_is_rolled_back_before_any_client_meets_it() {
+    let (v1, v2) = (Upstream::start("v1"), Upstream::start("v2"));
+    let serin = Serin::start(&format!(
+        "services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}, canary: {{version: v2, endpoints: [\"{}\"]}},
+           health: {{http: /alive, interval: 100ms, fall: 3}}, ready: {{http: /healthz}},
+           strategy: {{canary: {{steps: [{{setWeight: 5}}, {{pause: {{}}}}]}}}}}}]",
+        v1.url(),
+        v2.url()
+    ));
+    wait_for("the pause", SOON, || {
+        (serin.status("shop")["phase"] == "Paused").then_some(())
+    });
+    v2.fail(1000);
+    let status = wait_for("the abort", SOON, || {
+        let status = serin.status("shop");
+        (status["phase"] == "Degraded").then_some(status)
+    });
+    assert!(
+        status["message"]
+            .as_str()
+            .unwrap()
+            .contains("no endpoint is healthy"),
+        "{status}"
+    );
+    let tally = Plan::new(serin.web, 2).total(100).start().finish();
+    tally.assert_clean();
+    assert_eq!(tally.version("v1"), 100);
+}
+
+#[test]
+fn one_of_two_that_is_gone_costs_no_client_an_error_and_is_back_when_it_answers() {
+    let (a, b) = (Upstream::start("a"), Upstream::start("b"));
+    let (url, address) = (b.url(), b.address);
+    let serin = Serin::start(&service(
+        &[a.url(), b.url()],
+        ", ejection: {failures: 3, base: 1s}",
+    ));
+    Plan::new(serin.web, 8)
+        .total(200)
+        .requests(mixed)
+        .start()
+        .finish()
+        .assert_clean();
+    // Its idle connections are closed and its port is: fault 1, and 5.
+    b.kill();
+    let clients = Plan::new(serin.web, 8).requests(mixed).start();
+    clients.wait_more(500);
+    wait_health(&serin, &url, 0.0);
+    let b = Upstream::start_at("b", address);
+    wait_health(&serin, &url, 1.0);
+    wait_for("requests at the endpoint that is back", SOON, || {
+        (b.requests() > 50).then_some(())
+    });
+    clients.stop().assert_clean();
+    let refused = serin.metric("serin_upstream_attempts_total", &[("outcome", "connect_failed")]);
+    assert!(refused >= 1.0);
+}
+
+#[test]
+fn of_requests_in_flight_at_a_kill_those_that_may_be_repeated_are_answered() {
+    let (a, b) = (Upstream::start("a"), Upstream::start("b"));
+    a.open_gate();
+    let serin = Serin::start(&service(&[a.url(), b.url()], ""));
+    let clients = |method: &'static str| {
+        Plan::new(serin.web, 20)
+            .total(40)
+            .requests(move |_| request(method, "/gate"))
+            .start()
+    };
+    let (reads, writes) = (clients("GET"), clients("POST"));
+    // A few wait at b's gate, which nobody will open.
+    wait_for("requests in flight at b", SOON, || {
+        (b.in_flight() >= 10).then_some(())
+    });
+    let lost = b.kill();
+    let (reads, writes) = (reads.finish(), writes.finish());
+    reads.assert_clean();
+    assert!(
+        writes.broken.is_empty() && writes.failed.len() as u64 <= lost,
+        "{writes:?}"
+    );
+    assert!(writes.failed.iter().all(|(_, _, status)| *status == 502));
+}
+
+#[test]
+fn when_every_endpoint_refuses_clients_are_told_at_once() {
+    let serin = Serin::start(&service(&[closed(), closed()], ""));
+    let begun = now();
+    let answer = ask(serin.web, false, get("/")).unwrap();
+    assert_eq!(answer.status, 502);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn an_endpoint_that_drops_connections_delays_by_the_connect_timeout_and_costs_no_error() {
+    let (alive, hole) = (Upstream::start("alive"), Blackhole::new());
+    let serin = Serin::start(&service(
+        &[alive.url(), format!("http://{}", hole.address)],
+        ", timeouts: {connect: 200ms}",
+    ));
+    let tally = Plan::new(serin.web, 4)
+        .total(200)
+        .requests(mixed)
+        .start()
+        .finish();
+    tally.assert_clean();
+    assert_eq!(tally.version("alive"), 200);
+    let failed = serin.metric("serin_upstream_attempts_total", &[("outcome", "connect_failed")]);
+    assert!(
+        (1.0..100.0).contains(&failed),
+        "{failed}: it is skipped after it failed"
+    );
+}
+
+#[test]
+fn an_attempt_that_takes_too_long_is_repeated_elsewhere_only_if_it_may_be() {
+    let (alive, silent) = (
+        Upstream::start("alive"),
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+    );
+    let serin = Serin::start(&service(
+        &[alive.url(), format!("http://{}", silent.local_addr().unwrap())],
+        // Never ejected and hardly skipped: each request may meet the silent one.
+        ", retries: {perTry: 250ms, budget: 100%}, ejection: {failures: 1000}",
+    ));
+    let reads = Plan::new(serin.web, 4)
+        .total(40)
+        .pause(Duration::from_millis(100))
+        .start()
+        .finish();
+    reads.assert_clean();
+    let sent = || serin.metric("serin_upstream_retries_total", &[("outcome", "sent")]);
+    let repeated = sent();
+    assert!(repeated >= 1.0);
+    let timed_out = || serin.metric("serin_upstream_attempts_total", &[("outcome", "timed_out")]);
+    let before = timed_out();
+    let writes = Plan::new(serin.web, 4)
+        .total(40)
+        .pause(Duration::from_millis(100))
+        .requests(|_| request("POST", "/"))
+        .start()
+        .finish();
+    assert!(
+        writes.failed.iter().all(|(_, _, status)| *status == 504),
+        "{writes:?}"
+    );
+    #[allow(clippy::cast_precision_loss, reason = "a handful of requests")]
+    let failed = writes.failed.len() as f64;
+    assert!((timed_out() - before - failed).abs() < 0.5 && (sent() - repeated).abs() < 0.5);
+}
+
+#[test]
+fn an_endpoint_that_answers_badly_is_ejected_when_that_is_asked_for() {
+    let (a, b) = (Upstream::start("a"), Upstream::start("b"));
+    let serin = Serin::start(&service(
+        &[a.url(), b.url()],
+        ", ejection: {badResponses: 5, base: 60s}",
+    ));
+    b.fail(1000);
+    let tally = Plan::new(serin.web, 2).total(200).start().finish();
+    assert!(healthy(&serin, &b.url()) < 0.5);
+    let failed = tally.of(|_, status, _| status == 500);
+    assert!((5..=8).contains(&failed), "{failed}");
+    // The rest of it is well: one of two may be out, not both.
+    a.fail(1000);
+    Plan::new(serin.web, 2).total(50).start().finish();
+    assert!(healthy(&serin, &a.url()) > 0.5);
+}
