@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest reason and key that are stored.
 const LONGEST_WORD: usize = 1024;
 
-/// A JSON body; an empty one is `{}`.
+/// A JSON body; an empty one, and `null`, is `{}`.
 #[derive(Debug)]
 pub(super) struct Json<T>(pub(super) T);
 
@@ -56,7 +56,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
             }
             Ok(Ok(all)) => all.to_bytes(),
         };
-        if bytes.is_empty() {
+        if bytes.is_empty() || bytes.trim_ascii() == b"null" {
             return parse(b"{}").map(Json);
         }
         if !is_json(&head.headers) {

@@ -51,7 +51,7 @@ pub(super) async fn check(
 }
 
 /// Reads the configuration file again: all of it is taken, or nothing.
-#[utoipa::path(post, path = "/v1/config/reload", tag = "config", request_body = VerbRequest,
+#[utoipa::path(post, path = "/v1/config/reload", tag = "config", request_body = Option<VerbRequest>,
     responses((status = 200, description = "What changed", body = Reloaded), VerbProblems))]
 pub(super) async fn reload(
     State(admin): State<Admin>,

@@ -43,10 +43,10 @@ pub(super) struct Poll {
     #[param(value_type = Option<String>, example = "healthy")]
     until: Option<Goal>,
     /// The version the goal is about. Absent: the one asked for last.
-    #[param(value_type = Option<String>)]
+    #[param(inline)]
     version: Option<VersionName>,
     /// Answer after this long at the latest; 55s at most.
-    #[param(value_type = Option<String>, example = "55s")]
+    #[param(inline, example = "55s")]
     timeout: Option<Span>,
     /// Go on waiting at pauses that only somebody can end.
     #[serde(default)]
@@ -135,7 +135,7 @@ fn etag(generation: u64) -> HeaderValue {
 #[into_params(parameter_in = Query)]
 pub(super) struct WindowQuery {
     /// Absent: 5m.
-    #[param(value_type = Option<String>, example = "5m")]
+    #[param(inline, example = "5m")]
     window: Option<Span>,
 }
 

@@ -251,5 +251,8 @@ mod tests {
             error.to_string().contains("unknown field `skipanalysis`"),
             "{error}"
         );
+        let expecting = json!({"expect": {"stp": 3}});
+        let error = serde_json::from_value::<PromoteRequest>(expecting).unwrap_err();
+        assert!(error.to_string().contains("unknown field `stp`"), "{error}");
     }
 }

@@ -125,7 +125,7 @@ pub(super) async fn endpoints(
 }
 
 /// Releases the current pause; `full` skips everything that is left, `skipAnalysis` passes a running analysis too.
-#[utoipa::path(post, path = "/v1/services/{service}/promote", tag = "verbs", request_body = PromoteRequest,
+#[utoipa::path(post, path = "/v1/services/{service}/promote", tag = "verbs", request_body = Option<PromoteRequest>,
     params(("service" = String, Path, description = "Its name")),
     responses((status = 200, description = "The new status", body = ServiceStatus), VerbProblems))]
 pub(super) async fn promote(
@@ -154,7 +154,7 @@ pub(super) async fn promote(
 }
 
 /// Gives stable all traffic back.
-#[utoipa::path(post, path = "/v1/services/{service}/abort", tag = "verbs", request_body = VerbRequest,
+#[utoipa::path(post, path = "/v1/services/{service}/abort", tag = "verbs", request_body = Option<VerbRequest>,
     params(("service" = String, Path, description = "Its name")),
     responses((status = 200, description = "The new status", body = ServiceStatus), VerbProblems))]
 pub(super) async fn abort(
@@ -169,7 +169,7 @@ pub(super) async fn abort(
 }
 
 /// Starts the version that was pulled back again, at the first step.
-#[utoipa::path(post, path = "/v1/services/{service}/retry", tag = "verbs", request_body = VerbRequest,
+#[utoipa::path(post, path = "/v1/services/{service}/retry", tag = "verbs", request_body = Option<VerbRequest>,
     params(("service" = String, Path, description = "Its name")),
     responses((status = 200, description = "The new status", body = ServiceStatus), VerbProblems))]
 pub(super) async fn retry(
@@ -184,7 +184,7 @@ pub(super) async fn retry(
 }
 
 /// Goes back to a former version while it is warm.
-#[utoipa::path(post, path = "/v1/services/{service}/undo", tag = "verbs", request_body = UndoRequest,
+#[utoipa::path(post, path = "/v1/services/{service}/undo", tag = "verbs", request_body = Option<UndoRequest>,
     params(("service" = String, Path, description = "Its name")),
     responses((status = 200, description = "The new status", body = ServiceStatus), VerbProblems))]
 pub(super) async fn undo(
@@ -200,7 +200,7 @@ pub(super) async fn undo(
 }
 
 /// Stops the steps; traffic and analyses go on.
-#[utoipa::path(post, path = "/v1/services/{service}/pause", tag = "verbs", request_body = VerbRequest,
+#[utoipa::path(post, path = "/v1/services/{service}/pause", tag = "verbs", request_body = Option<VerbRequest>,
     params(("service" = String, Path, description = "Its name")),
     responses((status = 200, description = "The new status", body = ServiceStatus), VerbProblems))]
 pub(super) async fn pause(
@@ -215,7 +215,7 @@ pub(super) async fn pause(
 }
 
 /// Lets the steps go on.
-#[utoipa::path(post, path = "/v1/services/{service}/resume", tag = "verbs", request_body = VerbRequest,
+#[utoipa::path(post, path = "/v1/services/{service}/resume", tag = "verbs", request_body = Option<VerbRequest>,
     params(("service" = String, Path, description = "Its name")),
     responses((status = 200, description = "The new status", body = ServiceStatus), VerbProblems))]
 pub(super) async fn resume(

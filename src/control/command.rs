@@ -131,9 +131,10 @@ pub enum EndpointChange {
     Drain(Vec<EndpointUrl>),
 }
 
-/// What the caller believes; when it does not hold, nothing is done.
+/// What the caller believes; when it does not hold, nothing is done. Unknown fields are refused: a misspelt one would let
+/// everything pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Expect {
     /// The version on trial (stable, when none is).
     #[serde(default)]
