@@ -36,24 +36,31 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Begins with what the floor gives in a second.
+    /// Begins with what the floor gives in a second, and with what the requests so far have earned: an endpoint that dies after
+    /// a quiet hour takes many requests at once with it.
     pub(super) fn new(now: Duration, requests: u64, rule: Rule) -> Budget {
-        Budget {
+        let mut budget = Budget {
             // One in any case: with more workers than the floor has retries each may still begin with one.
             tokens: rule.part(FLOOR).max(1.0),
-            requests,
+            requests: 0,
             at: now,
-        }
+        };
+        budget.earn(now, requests, rule);
+        budget
     }
 
-    /// Whether one more retry is within the budget; takes it when it is. `requests`: all that this worker has sent so far.
-    pub(super) fn spend(&mut self, now: Duration, requests: u64, rule: Rule) -> bool {
+    fn earn(&mut self, now: Duration, requests: u64, rule: Rule) {
         #[allow(clippy::cast_precision_loss, reason = "a rate")]
         let fresh = requests.saturating_sub(self.requests) as f64;
         let elapsed = now.saturating_sub(self.at).as_secs_f64();
         let earned = fresh * rule.share + elapsed * rule.part(FLOOR);
         self.tokens = (self.tokens + earned).min(rule.part(MOST_SAVED).max(1.0));
         (self.requests, self.at) = (requests, now);
+    }
+
+    /// Whether one more retry is within the budget; takes it when it is. `requests`: all that this worker has sent so far.
+    pub(super) fn spend(&mut self, now: Duration, requests: u64, rule: Rule) -> bool {
+        self.earn(now, requests, rule);
         if self.tokens < 1.0 {
             return false;
         }
@@ -79,6 +86,13 @@ mod tests {
             .filter(|request| budget.spend(Duration::from_millis(*request), *request, RULE))
             .count();
         assert!((12_600..=12_620).contains(&allowed), "{allowed}");
+    }
+
+    #[test]
+    fn what_was_served_well_is_saved_for_the_moment_an_endpoint_dies() {
+        let mut budget = Budget::new(Duration::ZERO, 400, RULE);
+        let allowed = (0..200).filter(|_| budget.spend(Duration::ZERO, 400, RULE));
+        assert_eq!(allowed.count(), 90);
     }
 
     #[test]
