@@ -73,6 +73,8 @@ pub(super) struct Source {
     kept_bytes: u64,
     keeping: bool,
     ended: bool,
+    /// When its last byte was handed on.
+    sent: Option<Instant>,
     read: u64,
     limit: Option<u64>,
     idle: Duration,
@@ -118,6 +120,7 @@ impl BodyHandle {
             kept_bytes: 0,
             keeping: keep && exact.is_none_or(|exact| exact <= MOST_KEPT),
             ended: false,
+            sent: None,
             read: 0,
             limit,
             idle,
@@ -195,6 +198,20 @@ impl BodyHandle {
         self.0.borrow().read
     }
 
+    /// Until when a response head may be waited for at `now`, when `limit` is allowed since the request was sent. `passed` is
+    /// how much had been read at the last look.
+    pub(super) fn answer_due(&self, now: Instant, limit: Duration, passed: &mut u64) -> Instant {
+        let source = self.0.borrow();
+        let moved = std::mem::replace(passed, source.read) != source.read;
+        match source.sent {
+            Some(sent) => sent + limit,
+            // The client is still sending, or pauses, which has a limit of its own: the version owes nothing yet.
+            None if moved || source.waiting_since.is_some() => now + limit,
+            // The version does not take what it is sent.
+            None => now,
+        }
+    }
+
     /// Whether the length is not known beforehand.
     pub(super) fn is_unknown_length(&self) -> bool {
         self.0.borrow().exact.is_none()
@@ -236,7 +253,7 @@ impl Source {
                 self.fail(fault)
             }
             Poll::Ready(None) => {
-                self.ended = true;
+                self.end();
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(_))) => self.fail(BodyError::Broken),
@@ -284,7 +301,8 @@ impl Source {
             Ok(data) => data,
             Err(frame) => {
                 // Trailers end the body and are not kept: such a request is not repeated.
-                (self.keeping, self.ended) = (false, true);
+                self.keeping = false;
+                self.end();
                 let trailers = frame.into_trailers().ok().map(|mut trailers| {
                     clean_trailers(&mut trailers);
                     Ok(Frame::trailers(trailers))
@@ -294,6 +312,10 @@ impl Source {
         };
         let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
         self.read = self.read.saturating_add(length);
+        if self.exact == Some(self.read) {
+            // Whoever knows the length does not ask for the end.
+            self.sent.get_or_insert_with(Instant::now);
+        }
         if self.limit.is_some_and(|limit| self.read > limit) {
             return self.fail(BodyError::TooLarge);
         }
@@ -310,6 +332,11 @@ impl Source {
             }
         }
         Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        self.sent.get_or_insert_with(Instant::now);
     }
 
     fn fail(&mut self, fault: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -407,6 +434,14 @@ impl OutBody {
             in_service: None,
             watched: false,
             offered: false,
+        }
+    }
+
+    /// The answer to a HEAD: a body of our own is not sent. hyper sees to that in HTTP/1.1 only.
+    pub(super) fn leave_out(&mut self) {
+        match &mut self.kind {
+            Kind::Own(bytes) => *bytes = None,
+            Kind::Upstream(_) => {}
         }
     }
 

@@ -169,12 +169,12 @@ pub(super) async fn run<S>(
     let Some(spoken) = detect(&mut stream, &listener, read).await else {
         return;
     };
-    let progress = Progress::new();
-    let _open = worker.track(&progress);
     let (prefix, http2) = match spoken {
         Spoken::Http1(prefix) => (prefix, false),
         Spoken::Http2(prefix) => (prefix, true),
     };
+    let progress = Progress::new(http2);
+    let _open = worker.track(&progress);
     let timeouts = &listener.config.timeouts;
     let timeouts = ConnectionTimeouts {
         head: timeouts.request_headers.as_duration(),

@@ -34,7 +34,7 @@ use tokio::time::Instant;
 
 /// How often one request is tried at most, over all endpoints and both versions.
 const MOST_ATTEMPTS: usize = 6;
-/// How often at the canary: what follows is for the rescue.
+/// How many of those on the canary: the others are kept for stable to save the request.
 const MOST_ON_CANARY: usize = 3;
 
 /// What does not change between attempts.
@@ -85,13 +85,18 @@ pub(super) async fn forward(
     let mut last = Failure::UNREACHABLE;
     // An answer that did not come in time may still have an effect; nobody is down, so nobody else takes over.
     let mut stays = false;
+    let mut given_up = false;
     for attempt in 0..MOST_ATTEMPTS {
         let Some(head) = next.take() else { break };
         let serving = Arc::clone(exchange.serving());
-        let enough = role == Role::Canary && tried.len() >= MOST_ON_CANARY && !stays;
-        let endpoint = if enough { None } else { to.pick(&serving, &tried) };
+        given_up = role == Role::Canary
+            && !stays
+            && (given_up
+                || tried.len() >= MOST_ON_CANARY
+                || !tried.is_empty() && to.entry.live.cell.is_tripped());
+        let endpoint = if given_up { None } else { to.pick(&serving, &tried) };
         let Some(endpoint) = endpoint else {
-            // Every endpoint of this version has been tried.
+            // Every endpoint of this version has been tried, or enough of a canary.
             if role == Role::Stable || stays {
                 break;
             }
@@ -138,6 +143,12 @@ pub(super) async fn forward(
                     next.clone_from(&spare);
                 } else {
                     exchange.retried(Retry::OverBudget);
+                    if role == Role::Canary && !stays {
+                        // No budget for more of the canary. Stable has room: without a canary it would have had this
+                        // request too.
+                        given_up = true;
+                        next.clone_from(&spare);
+                    }
                 }
             }
         }
@@ -179,7 +190,7 @@ impl Outbound<'_> {
             let now = if late { Instant::now() } else { self.started };
             late = true;
             let leased = if round < 2 {
-                connections.lease(now, self.limits.connect).await
+                connections.lease(now, self.limits.connect, spare.is_none()).await
             } else {
                 connections.lease_new(self.limits.connect).await
             };
@@ -191,7 +202,7 @@ impl Outbound<'_> {
             let outgoing = self.outgoing(head, body, lease.is_http2());
             // The time that connecting took is not the version's to answer in.
             let begun = if reused { now } else { Instant::now() };
-            match self.within_deadline(begun, lease.send(outgoing)).await {
+            match self.within_deadline(begun, body, lease.send(outgoing)).await {
                 None => {
                     exchange.attempted(Attempt::TimedOut);
                     exchange.judge(Outcome::Failed);
@@ -235,11 +246,12 @@ impl Outbound<'_> {
                     }
                     let replayable = body.is_none_or(BodyHandle::is_replayable);
                     if reused
-                        && error.is_incomplete_message()
+                        && !error.is_parse()
                         && replayable
                         && let Some(again) = spare
                     {
-                        // The keep-alive race: the other side closed an idle connection while we wrote to it.
+                        // The keep-alive race: the other side closed an idle connection while we wrote to it. Whether we
+                        // learn of it by an end, a reset or a broken pipe is a matter of microseconds.
                         exchange.attempted(Attempt::Reset);
                         head = again.clone();
                         continue;
@@ -251,14 +263,20 @@ impl Outbound<'_> {
         Err(Missed::NeverReached(head, Failure::UNREACHABLE))
     }
 
-    /// Waits for a response head until the deadline. HTTP/1.1 connections share one timer over all their requests.
-    async fn within_deadline<T>(&self, begun: Instant, wait: impl Future<Output = T>) -> Option<T> {
+    /// Waits for a response head until the deadline, which begins when the request has been sent. HTTP/1.1 connections share
+    /// one timer over all their requests.
+    async fn within_deadline<T>(
+        &self,
+        begun: Instant,
+        body: Option<&BodyHandle>,
+        wait: impl Future<Output = T>,
+    ) -> Option<T> {
         let mut wait = pin!(wait);
-        let limit = begun + self.limits.response_headers;
-        let deadline = self
-            .limits
-            .request
-            .map_or(limit, |whole| limit.min(self.started + whole));
+        let limit = self.limits.response_headers;
+        let whole = self.limits.request.map(|whole| self.started + whole);
+        let at_most = |due: Instant| whole.map_or(due, |whole| due.min(whole));
+        let mut deadline = at_most(begun + limit);
+        let mut passed = 0;
         let mut own = LazyTimer::default();
         let mut now = Some(begun);
         std::future::poll_fn(|cx: &mut Context<'_>| {
@@ -266,16 +284,25 @@ impl Outbound<'_> {
                 return Poll::Ready(Some(value));
             }
             let now = now.take().unwrap_or_else(Instant::now);
-            let fired = if self.client.http2 {
-                own.poll(cx, now, deadline)
-            } else {
-                self.client
-                    .progress
-                    .request_timer
-                    .borrow_mut()
-                    .poll(cx, now, deadline)
-            };
-            fired.map(|()| None)
+            loop {
+                let fired = if self.client.http2 {
+                    own.poll(cx, now, deadline)
+                } else {
+                    self.client
+                        .progress
+                        .request_timer
+                        .borrow_mut()
+                        .poll(cx, now, deadline)
+                };
+                if fired.is_pending() {
+                    return Poll::Pending;
+                }
+                let due = body.map_or(now, |body| at_most(body.answer_due(now, limit, &mut passed)));
+                if due <= now {
+                    return Poll::Ready(None);
+                }
+                deadline = due;
+            }
         })
         .await
     }

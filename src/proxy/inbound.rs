@@ -66,6 +66,18 @@ fn authority<'a>(from_uri: bool, uri: &'a Uri, seen: &'a Seen) -> &'a str {
     }
 }
 
+/// No more fields than the listener allows. hyper counts those of HTTP/1.1 only.
+pub(super) fn few_enough(headers: &HeaderMap, most: u32) -> Result<(), Refusal> {
+    if headers.len() <= usize::try_from(most).unwrap_or(usize::MAX) {
+        return Ok(());
+    }
+    Err(Refusal {
+        status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        reason: Rejection::HeaderLimit,
+        detail: "more header fields than the limit",
+    })
+}
+
 /// Checks a request head against the whole list.
 pub(super) fn accept(parts: &Parts, seen: &Seen) -> Result<Accepted, Refusal> {
     method(&parts.method)?;

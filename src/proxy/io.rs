@@ -55,6 +55,8 @@ pub(super) struct Progress {
     pub(super) unread: Cell<bool>,
     /// Since the connection switched to another protocol.
     pub(super) tunnel: RefCell<Option<Rc<Ending>>>,
+    /// Which protocol it speaks.
+    pub(super) http2: bool,
     draining: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Why the connection was closed by a deadline, for its log line.
@@ -64,11 +66,12 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new() -> Rc<Progress> {
+    pub(super) fn new(http2: bool) -> Rc<Progress> {
         Rc::new(Progress {
             waiting: Cell::new(Waiting::Head),
             since: Cell::new(None),
             requests: Cell::new(0),
+            http2,
             offered: Cell::new(0),
             offered_since: Cell::new(None),
             unread: Cell::new(false),

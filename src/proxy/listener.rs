@@ -1,10 +1,13 @@
 //! Sockets that clients connect to: bound once per worker, accepted from without spinning.
 
-use super::worker::{ListenerState, WorkerState};
+use super::worker::{ListenerState, Stop, WorkerState};
 use crate::config::BindAddress;
 use socket2::{Domain, Protocol, Socket as Raw, Type};
 use std::{io, net::SocketAddr, os::unix::fs::FileTypeExt, path::Path, rc::Rc, time::Duration};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::{
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::watch,
+};
 
 /// Connections the kernel may hold for us.
 const BACKLOG: i32 = 4096;
@@ -109,36 +112,65 @@ impl Socket {
         }
     }
 
-    /// Accepts and serves clients until the task is aborted.
+    /// Accepts and serves clients until Serin stops; whoever the kernel has already let in by then is served as well.
     pub(super) async fn accept_all(
         self,
         worker: Rc<WorkerState>,
         listener: Rc<ListenerState>,
+        mut stop: watch::Receiver<Stop>,
     ) -> io::Result<()> {
+        let stopped = stop.wait_for(|stop| *stop != Stop::No);
         match self {
             Socket::Tcp(socket) => {
                 let socket = TcpListener::from_std(socket)?;
-                loop {
-                    match socket.accept().await {
-                        Ok((stream, peer)) => {
-                            // Responses are written whole; waiting for more only delays them.
-                            let _ = stream.set_nodelay(true);
-                            keep_alive(&stream);
-                            worker.serve(&listener, stream, Some(peer.ip()));
-                        }
-                        Err(error) => backed_off(&listener, &error).await,
-                    }
+                tokio::select! {
+                    () = accept_tcp(&socket, &worker, &listener) => {}
+                    _ = stopped => {}
+                }
+                let socket = socket.into_std()?;
+                while let Ok((stream, peer)) = socket.accept() {
+                    stream.set_nonblocking(true)?;
+                    let stream = TcpStream::from_std(stream)?;
+                    let _ = stream.set_nodelay(true);
+                    worker.serve(&listener, stream, Some(peer.ip()));
                 }
             }
             Socket::Unix(socket) => {
                 let socket = UnixListener::from_std(socket)?;
-                loop {
-                    match socket.accept().await {
-                        Ok((stream, _)) => worker.serve(&listener, stream, None),
-                        Err(error) => backed_off(&listener, &error).await,
-                    }
+                tokio::select! {
+                    () = accept_unix(&socket, &worker, &listener) => {}
+                    _ = stopped => {}
+                }
+                let socket = socket.into_std()?;
+                while let Ok((stream, _)) = socket.accept() {
+                    stream.set_nonblocking(true)?;
+                    worker.serve(&listener, UnixStream::from_std(stream)?, None);
                 }
             }
+        }
+        Ok(())
+    }
+}
+
+async fn accept_tcp(socket: &TcpListener, worker: &Rc<WorkerState>, listener: &Rc<ListenerState>) {
+    loop {
+        match socket.accept().await {
+            Ok((stream, peer)) => {
+                // Responses are written whole; waiting for more only delays them.
+                let _ = stream.set_nodelay(true);
+                keep_alive(&stream);
+                worker.serve(listener, stream, Some(peer.ip()));
+            }
+            Err(error) => backed_off(listener, &error).await,
+        }
+    }
+}
+
+async fn accept_unix(socket: &UnixListener, worker: &Rc<WorkerState>, listener: &Rc<ListenerState>) {
+    loop {
+        match socket.accept().await {
+            Ok((stream, _)) => worker.serve(listener, stream, None),
+            Err(error) => backed_off(listener, &error).await,
         }
     }
 }

@@ -39,6 +39,7 @@ pub(super) async fn serve(
     let started = Instant::now();
     let (parts, body) = request.into_parts();
     let version = parts.version;
+    let is_head = parts.method == Method::HEAD;
     let seen = Seen::scan(&parts.headers);
     let form = Form::of(&seen);
     client.progress.unread.set(!body.is_end_stream());
@@ -65,7 +66,21 @@ pub(super) async fn serve(
         let bytes = response.body().size_hint().exact().unwrap_or(0);
         account.answered(response.status(), bytes, failed);
     }
-    *response.version_mut() = version;
+    if client.worker.is_draining() && !client.http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        // Said with an answer, nothing is lost: the client sends its next request elsewhere.
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    // Towards HTTP/1.0 hyper itself says what it can; told so, it would never keep such a connection.
+    *response.version_mut() = if client.http2 {
+        Version::HTTP_2
+    } else {
+        Version::HTTP_11
+    };
+    if is_head && client.http2 {
+        response.body_mut().leave_out();
+    }
     response.body_mut().hold(in_service, client.http2);
     Ok(response)
 }
@@ -79,22 +94,22 @@ async fn handle(
     form: Form,
     account: &mut Option<Box<Account>>,
 ) -> Result<Response<OutBody>, (Failure, Option<Rejection>)> {
-    let accepted =
-        inbound::accept(&parts, &seen).map_err(|refusal| (refusal.into(), Some(refusal.reason)))?;
+    let accepted = inbound::few_enough(&parts.headers, client.listener.config.limits.headers)
+        .and_then(|()| inbound::accept(&parts, &seen))
+        .map_err(|refusal| (refusal.into(), Some(refusal.reason)))?;
     let entry = find(client, &parts, &seen, accepted).ok_or((Failure::NO_ROUTE, None))?;
     if let Some(answer) = elsewhere(client, &entry, &parts, &seen, accepted) {
         return answer.map_err(|failure| (failure, None));
     }
     let limits = entry.per_listener[client.listener.index];
-    if let Some(limit) = limits.body
-        && body.size_hint().lower() > limit
-    {
+    if limits.body.is_some_and(|limit| body.size_hint().lower() > limit) {
         return Err((Failure::TOO_LARGE, None));
     }
 
-    // One request never sees two tables: this generation is its own to the end.
-    let split = entry.live.cell.load_full();
+    // One request never sees two tables: this generation is its own to the end. The trip is read first: control publishes
+    // before it confirms, so whoever no longer sees the trip sees what came of it.
     let tripped = entry.live.cell.is_tripped();
+    let split = entry.live.cell.load_full();
     let worker = &client.worker;
     let who = client.who(&parts.headers);
     let choice = choose::choose(
@@ -143,6 +158,9 @@ async fn handle(
         &client.peer,
         request_id,
     );
+    if inbound_version == Version::HTTP_10 {
+        name_host(&mut parts.headers, target);
+    }
     let source = outbound_body(&parts, body, accepted.chunked, &limits);
     if let Some(filters) = &entry.filters {
         filters::to_version(filters, &mut parts);
@@ -178,6 +196,17 @@ async fn handle(
     head_to_client(&mut response, &entry, inbound_version, &method, choice.cookie);
     let deadline = limits.request.map(|whole| started + whole);
     Ok(response.map(|body| OutBody::upstream(body, asking, exchange, limits.stream_idle, deadline)))
+}
+
+/// HTTP/1.0 knows no Host, and every later version asks for one: then it is the endpoint's own name.
+fn name_host(headers: &mut http::HeaderMap, target: &Target) {
+    if headers.contains_key(header::HOST) {
+        return;
+    }
+    let host = target.version.endpoints().first().map(|one| one.url.authority());
+    if let Some(host) = host.and_then(|host| HeaderValue::try_from(host).ok()) {
+        headers.insert(header::HOST, host);
+    }
 }
 
 /// Takes a seat at the version that a request was assigned to, if it may get one more.

@@ -84,6 +84,9 @@ pub(super) struct WorkerState {
     dice: RefCell<SmallRng>,
     open: RefCell<HashMap<u64, Rc<Progress>>>,
     next_key: Cell<u64>,
+    /// Client connections of this worker, those included whose protocol is not known yet.
+    connections: Cell<u32>,
+    draining: Cell<bool>,
     budgets: RefCell<HashMap<VersionKey, Budget>>,
     /// Its part of the access log.
     pub(super) lines: Lines,
@@ -132,7 +135,8 @@ impl WorkerState {
         if let Some(budget) = budgets.get_mut(&target.metrics.key) {
             return budget.spend(now, requests, rule);
         }
-        let mut budget = Budget::new(now, requests, rule);
+        // What has been served until the first retry has earned its share.
+        let mut budget = Budget::new(now, 0, rule);
         let allowed = budget.spend(now, requests, rule);
         budgets.insert(target.metrics.key.clone(), budget);
         allowed
@@ -153,10 +157,13 @@ impl WorkerState {
         self.open.borrow_mut().remove(&key);
     }
 
-    fn drain(&self) {
+    /// Tells connections to close: HTTP/2 ones at once, for GOAWAY loses nothing; HTTP/1.1 ones when patience is over.
+    fn drain(&self, patient: bool) {
         let open: Vec<Rc<Progress>> = self.open.borrow().values().cloned().collect();
         for progress in open {
-            progress.drain();
+            if !patient || progress.http2 {
+                progress.drain();
+            }
         }
     }
 
@@ -177,8 +184,9 @@ impl WorkerState {
         }
     }
 
-    fn is_drained(&self) -> bool {
-        self.open.borrow().is_empty()
+    /// Whether each answer shall be its connection's last.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.get()
     }
 
     fn busy(&self) -> usize {
@@ -240,6 +248,8 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         dice: RefCell::new(SmallRng::seed_from_u64(seed)),
         open: RefCell::default(),
         next_key: Cell::new(0),
+        connections: Cell::new(0),
+        draining: Cell::new(false),
         budgets: RefCell::default(),
         lines: Lines::default(),
     });
@@ -253,9 +263,11 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
             metrics,
             tls,
         });
-        accepting.push(tokio::task::spawn_local(
-            socket.accept_all(Rc::clone(&worker), listener),
-        ));
+        accepting.push(tokio::task::spawn_local(socket.accept_all(
+            Rc::clone(&worker),
+            listener,
+            stop.clone(),
+        )));
     }
     let sweeper = tokio::task::spawn_local(sweep(Rc::clone(&worker)));
     let logging = tokio::task::spawn_local(hand_over_lines(Rc::clone(&worker)));
@@ -263,10 +275,12 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         .wait_for(|stop| *stop != Stop::No)
         .await
         .map_or(Stop::Now, |stop| *stop);
-    for task in &accepting {
-        task.abort();
-    }
     if told == Stop::Drain {
+        worker.draining.set(true);
+        for task in accepting {
+            // It ends by itself; an error has nobody to be told to any more.
+            let _ = task.await;
+        }
         drain(&worker, &mut stop, grace).await;
     }
     sweeper.abort();
@@ -274,6 +288,10 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
     worker.pools.clear();
     Ok(())
 }
+
+/// How long a stopping worker waits for a next request on an open HTTP/1.1 connection, to answer it and say that it was the
+/// last. Closing at once would lose requests that are on their way.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Lets what is in flight finish, for at most `grace`.
 async fn drain(worker: &Rc<WorkerState>, stop: &mut watch::Receiver<Stop>, grace: Duration) {
@@ -284,14 +302,16 @@ async fn drain(worker: &Rc<WorkerState>, stop: &mut watch::Receiver<Stop>, grace
         worker.end_tunnels();
         std::future::pending::<()>().await;
     };
+    let patience = Instant::now() + LINGER.min(grace / 2);
     let finished = async {
         // Connections whose protocol was still being found out join late; a look every 10 ms catches them.
         let mut look = tokio::time::interval(Duration::from_millis(10));
-        let mut quiet = 0;
-        while quiet < 3 {
-            look.tick().await;
-            worker.drain();
-            quiet = if worker.is_drained() { quiet + 1 } else { 0 };
+        loop {
+            let patient = look.tick().await < patience;
+            worker.drain(patient);
+            if worker.open.borrow().is_empty() && (worker.connections.get() == 0 || !patient) {
+                return;
+            }
         }
     };
     tokio::select! {
@@ -332,7 +352,8 @@ impl WorkerState {
             .connections
             .map_or(self.shared.most_connections, u64::from);
         let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
-        let place = Place(Arc::clone(&self.shared));
+        self.connections.set(self.connections.get() + 1);
+        let place = Place(Rc::clone(self));
         if before >= most.min(self.shared.most_connections) {
             listener.metrics.reject(Rejection::Connections);
             return None;
@@ -372,10 +393,11 @@ impl WorkerState {
 }
 
 /// A client connection's place among those allowed.
-pub(super) struct Place(Arc<Shared>);
+pub(super) struct Place(Rc<WorkerState>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.connections.set(self.0.connections.get().saturating_sub(1));
+        self.0.shared.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

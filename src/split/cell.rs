@@ -160,7 +160,8 @@ impl<V> SplitCell<V> {
 
     /// Whether everything goes to stable for now.
     pub fn is_tripped(&self) -> bool {
-        self.tripped.load(Ordering::Relaxed)
+        // Pairs with `confirm_trip`: a later load of the generation cannot see an earlier one.
+        self.tripped.load(Ordering::Acquire)
     }
 
     /// Control's side: the trip is known and acted upon; the published weight counts again.

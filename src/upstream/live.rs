@@ -103,6 +103,15 @@ impl LiveService {
         if !canary.version.is_down(self.hard_failure_attempts()) {
             return false;
         }
+        // A request of an earlier generation must not trip a canary that has come since.
+        let live = self.cell.load();
+        if !live
+            .canary
+            .as_ref()
+            .is_some_and(|live| Arc::ptr_eq(&live.version, &canary.version))
+        {
+            return false;
+        }
         if self.cell.trip() == Trip::Now {
             // The receiver is gone only when the process is stopping.
             let _ = self.trips.send(TripReport {

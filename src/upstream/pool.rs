@@ -203,9 +203,15 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     /// A connection that is ready: a kept one, or a new one within `timeout`. When the version may have no more connections, a
-    /// request waits for one for as long.
-    pub async fn lease(self: &Rc<Self>, now: Instant, timeout: Duration) -> Result<Lease<B>, ConnectError> {
-        if let Some(sender) = self.kept(now).await {
+    /// request waits for one for as long. `once`: the request must not be sent twice, so a kept connection is asked in any
+    /// case whether it still lives.
+    pub async fn lease(
+        self: &Rc<Self>,
+        now: Instant,
+        timeout: Duration,
+        once: bool,
+    ) -> Result<Lease<B>, ConnectError> {
+        if let Some(sender) = self.kept(now, once).await {
             return Ok(self.lent(sender, true));
         }
         self.lease_new(timeout).await
@@ -281,14 +287,14 @@ where
         }
     }
 
-    async fn kept(&self, now: Instant) -> Option<Sender<B>> {
+    async fn kept(&self, now: Instant, once: bool) -> Option<Sender<B>> {
         if let Some(shared) = self.shared.borrow().as_ref().filter(|shared| !shared.is_closed()) {
             return Some(Sender::Http2(shared.clone()));
         }
         loop {
             let newest = self.idle.borrow_mut().pop()?;
             let age = now.saturating_duration_since(newest.since);
-            if age > PROBE_AFTER {
+            if once || age > PROBE_AFTER {
                 // The other side may have closed it while we did not look. Yielding once lets the runtime ask the kernel
                 // and the connection's own task see the answer before we write.
                 tokio::task::yield_now().await;

@@ -181,7 +181,7 @@ fn of_requests_in_flight_at_a_kill_those_that_may_be_repeated_are_answered() {
         writes.broken.is_empty() && writes.failed.len() as u64 <= lost,
         "{writes:?}"
     );
-    assert!(writes.failed.iter().all(|(_, _, status)| *status == 502));
+    assert!(writes.failed.iter().all(|failed| failed.status == 502));
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn an_attempt_that_takes_too_long_is_repeated_elsewhere_only_if_it_may_be() {
         .start()
         .finish();
     assert!(
-        writes.failed.iter().all(|(_, _, status)| *status == 504),
+        writes.failed.iter().all(|failed| failed.status == 504),
         "{writes:?}"
     );
     #[allow(clippy::cast_precision_loss, reason = "a handful of requests")]

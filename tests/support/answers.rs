@@ -1,14 +1,14 @@
 //! What an upstream answers: the request's path says how it behaves.
 //!
 //! `/status/N` · `/bytes/N` with a length · `/stream/N` without · `/wait/MS` before the head · `/drip/N/MS` between bytes
-//! · `/gate` when it is opened · `/hang` never · `/early` without reading the body · `/half` breaks off after its head ·
+//! · `/gate` when it is opened · `/stuck` as that, and the body is not read before · `/hang` never · `/early` without reading the body · `/half` breaks off after its head ·
 //! `/reset` closes unanswered · `/head` keeps and returns the head it got · anything else: the body it got, or its name.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
-    Request, Response,
-    body::{Frame, Incoming},
+    Method, Request, Response, Version,
+    body::{Body, Frame, Incoming},
 };
 use std::{
     fmt::Write,
@@ -33,6 +33,8 @@ pub struct Shared {
     pub gate: watch::Sender<bool>,
     pub heads: Mutex<Vec<String>>,
     pub killed: AtomicBool,
+    /// Requests after which a connection is gracefully closed; 0: never.
+    pub recycle: AtomicU32,
 }
 
 impl Shared {
@@ -46,6 +48,7 @@ impl Shared {
             gate: watch::channel(false).0,
             heads: Mutex::default(),
             killed: AtomicBool::new(false),
+            recycle: AtomicU32::new(0),
         }
     }
 }
@@ -93,7 +96,11 @@ impl Drop for Arrived {
 }
 
 /// Answers one request. An error closes the connection.
-pub async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Payload>> {
+pub async fn answer(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+    last: bool,
+) -> io::Result<Response<Payload>> {
     let path = request.uri().path().to_owned();
     if path == "/healthz" {
         return Ok(Response::new(full("")));
@@ -101,15 +108,25 @@ pub async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Resu
     let number = shared.seen.fetch_add(1, Ordering::SeqCst) + 1;
     shared.in_flight.fetch_add(1, Ordering::SeqCst);
     let arrived = Arrived(Arc::clone(&shared));
+    let bare = request.method() == Method::HEAD && request.version() == Version::HTTP_2;
     let rate = u64::from(shared.failing.load(Ordering::SeqCst));
     let fails = number * rate / 1000 != (number - 1) * rate / 1000;
     let result = behave(&shared, &path, request).await;
     drop(arrived);
     let (status, body) = result?;
     let status = if fails { 500 } else { status };
-    let response = Response::builder()
+    let mut response = Response::builder()
         .status(status)
         .header("x-version", shared.name);
+    if last {
+        response = response.header("connection", "close");
+    }
+    if bare {
+        // hyper leaves out a body that a HEAD must not have in HTTP/1.1 only.
+        let length = body.size_hint().exact().unwrap_or_default();
+        response = response.header("content-length", length);
+        return Ok(response.body(full("")).unwrap());
+    }
     Ok(response.body(body).unwrap())
 }
 
@@ -128,10 +145,11 @@ async fn behave(shared: &Arc<Shared>, path: &str, request: Request<Incoming>) ->
         "bytes" => (200, full(vec![b'x'; number() as usize])),
         "stream" => {
             let mut left = number() as usize;
+            let block = Bytes::from(vec![b'x'; 16 * 1024]);
             let mut all = Vec::new();
             while left > 0 {
-                let size = left.min(16 * 1024);
-                all.push(Bytes::from(vec![b'x'; size]));
+                let size = left.min(block.len());
+                all.push(block.slice(..size));
                 left -= size;
             }
             (200, pieces(all))
@@ -153,6 +171,16 @@ async fn behave(shared: &Arc<Shared>, path: &str, request: Request<Incoming>) ->
             let _ = gate.wait_for(|open| *open).await;
             (200, full(shared.name))
         }
+        "stuck" => {
+            let mut gate = shared.gate.subscribe();
+            let _ = gate.wait_for(|open| *open).await;
+            let mut body = request.into_body();
+            let mut length = 0;
+            while let Some(frame) = body.frame().await {
+                length += frame.map_err(io::Error::other)?.data_ref().map_or(0, Bytes::len);
+            }
+            (200, full(length.to_string()))
+        }
         "hang" => {
             drained(request).await?;
             std::future::pending::<()>().await;
@@ -160,14 +188,16 @@ async fn behave(shared: &Arc<Shared>, path: &str, request: Request<Incoming>) ->
         }
         "early" => (200, full(shared.name)),
         "half" => {
-            let broken = [
-                Ok(Frame::data(Bytes::from_static(b"half"))),
-                Err(io::Error::other("half is all there is")),
-            ];
-            (
-                200,
-                StreamBody::new(futures_util::stream::iter(broken)).boxed_unsync(),
-            )
+            // The end comes late enough for the beginning to have been sent.
+            let begin = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"half")))]);
+            let end = futures_util::stream::once(async {
+                let mut tick = tokio::time::interval(Duration::from_millis(50));
+                tick.tick().await;
+                tick.tick().await;
+                Err(io::Error::other("half is all there is"))
+            });
+            let body = futures_util::StreamExt::chain(begin, end);
+            (200, StreamBody::new(body).boxed_unsync())
         }
         "reset" => return Err(io::Error::other("no answer")),
         "head" => {

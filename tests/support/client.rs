@@ -102,6 +102,7 @@ impl Plan {
     pub fn start(self) -> Clients {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let (stop, stopping) = watch::channel(false);
+        let (leave, mut leaving) = watch::channel(false);
         let counting = Arc::clone(&tally);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -110,11 +111,17 @@ impl Plan {
                 .unwrap();
             let local = tokio::task::LocalSet::new();
             let all = local.run_until(run(self, counting, stopping));
-            let _ = runtime.block_on(async { tokio::time::timeout(LONGEST, all).await });
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = tokio::time::timeout(LONGEST, all) => {}
+                    _ = leaving.wait_for(|leave| *leave) => {}
+                }
+            });
         });
         Clients {
             tally,
             stop,
+            leave,
             thread: Some(thread),
         }
     }
@@ -142,25 +149,44 @@ pub struct Broken {
     pub why: String,
 }
 
+/// A request that was answered with 500 or above.
+#[derive(Debug, Clone)]
+pub struct Failed {
+    pub method: String,
+    pub status: u16,
+    pub sent: Instant,
+    pub at: Instant,
+}
+
 /// What clients saw.
 #[derive(Debug, Default, Clone)]
 pub struct Tally {
     /// By method, status and the version that answered (empty: Serin itself).
     pub answers: BTreeMap<(String, u16, String), u64>,
     pub broken: Vec<Broken>,
-    /// Answers of 500 and above: when, and the method.
-    pub failed: Vec<(Instant, String, u16)>,
+    /// Answers of 500 and above.
+    pub failed: Vec<Failed>,
     /// Connections opened.
     pub connections: u64,
 }
 
 impl Tally {
-    fn count(&mut self, method: String, answered: Result<Result<(u16, String), Lost>, Elapsed>) {
+    fn count(
+        &mut self,
+        method: String,
+        sent: Instant,
+        answered: Result<Result<(u16, String), Lost>, Elapsed>,
+    ) {
         let at = now();
         let why = match answered {
             Ok(Ok((status, version))) => {
                 if status >= 500 {
-                    self.failed.push((at, method.clone(), status));
+                    self.failed.push(Failed {
+                        method: method.clone(),
+                        status,
+                        sent,
+                        at,
+                    });
                 }
                 *self.answers.entry((method, status, version)).or_default() += 1;
                 return;
@@ -210,6 +236,7 @@ impl Tally {
 pub struct Clients {
     tally: Arc<Mutex<Tally>>,
     stop: watch::Sender<bool>,
+    leave: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -237,6 +264,12 @@ impl Clients {
         self.tally()
     }
 
+    /// Ends them at once, whatever is in flight.
+    pub fn abandon(mut self) {
+        self.leave.send_replace(true);
+        self.join();
+    }
+
     /// Waits until they have ended by themselves.
     pub fn finish(mut self) -> Tally {
         self.join();
@@ -252,7 +285,7 @@ impl Clients {
 
 impl Drop for Clients {
     fn drop(&mut self) {
-        self.stop.send_replace(true);
+        self.leave.send_replace(true);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -295,13 +328,14 @@ async fn client(
         let mut request = (plan.make)(number);
         finish_head(&mut request, plan.to, plan.http2);
         let method = request.method().to_string();
+        let sent = now();
         let answered = tokio::time::timeout(PATIENCE, connection.exchange(request)).await;
         if let Ok(Err(Lost::Refused)) = answered
             && plan.ends_when_refused
         {
             return;
         }
-        tally.lock().unwrap().count(method, answered);
+        tally.lock().unwrap().count(method, sent, answered);
         if !plan.pause.is_zero() {
             let _ = tokio::time::timeout(plan.pause, stopping.wait_for(|stop| *stop)).await;
         }

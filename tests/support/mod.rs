@@ -51,6 +51,20 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
+/// How much of something: the short form of `tests/run`, or the full one of `benches/faults`.
+pub fn full_form(short: u64, full: u64) -> u64 {
+    if std::env::var_os("SERIN_FULL").is_some() {
+        full
+    } else {
+        short
+    }
+}
+
+/// A figure for whoever runs the full form.
+pub fn say(figure: &str) {
+    eprintln!("figure: {figure}");
+}
+
 /// Polls until `holds` gives a value; panics with `what` after `limit`.
 pub fn wait_for<T>(what: &str, limit: Duration, mut holds: impl FnMut() -> Option<T>) -> T {
     let end = now() + limit;

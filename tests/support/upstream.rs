@@ -10,10 +10,17 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::{
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+};
 
 /// How long an unanswered upstream lives when a test hangs.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -94,6 +101,11 @@ impl Upstream {
         self.shared.failing.store(per_thousand, Ordering::SeqCst);
     }
 
+    /// Gracefully closes each connection after that many requests: `Connection: close`, or GOAWAY.
+    pub fn recycle_after(&self, requests: u32) {
+        self.shared.recycle.store(requests, Ordering::SeqCst);
+    }
+
     /// Answers what waits at `/gate`, and from now on everything that comes there.
     pub fn open_gate(&self) {
         self.shared.gate.send_replace(true);
@@ -143,13 +155,25 @@ async fn accept(
         let shared = Arc::clone(&shared);
         // Tasks die with the runtime, so a dropped copy resets what it has in flight.
         tokio::spawn(async move {
-            let service =
-                service_fn(move |request: Request<Incoming>| answers::answer(Arc::clone(&shared), request));
+            let served = Arc::new(AtomicU32::new(0));
+            let (worn, most) = (Arc::new(Notify::new()), shared.recycle.load(Ordering::SeqCst));
+            let told = Arc::clone(&worn);
+            let service = service_fn(move |request: Request<Incoming>| {
+                let last = most > 0 && served.fetch_add(1, Ordering::SeqCst) + 1 == most;
+                if last {
+                    told.notify_one();
+                }
+                answers::answer(Arc::clone(&shared), request, last && !http2)
+            });
             let io = TokioIo::new(stream);
             if http2 {
-                let _ = http2::Builder::new(TokioExecutor::new())
-                    .serve_connection(io, service)
-                    .await;
+                let serving = http2::Builder::new(TokioExecutor::new()).serve_connection(io, service);
+                let mut serving = pin!(serving);
+                tokio::select! {
+                    _ = &mut serving => return,
+                    () = worn.notified() => serving.as_mut().graceful_shutdown(),
+                }
+                let _ = serving.await;
             } else {
                 let _ = http1::Builder::new().serve_connection(io, service).await;
             }
