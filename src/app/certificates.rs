@@ -18,9 +18,6 @@ use std::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// Files are read again this often even when nobody tells of a change: a watch can be blind (network file systems), and a
-/// certificate that was not valid yet becomes so by itself.
-const AGAIN: Duration = Duration::from_secs(600);
 /// From here on an operator should know that a certificate has not been renewed.
 const SOON: Duration = Duration::from_secs(7 * 86_400);
 /// The REST API's place, where listeners have their names.
@@ -41,9 +38,10 @@ struct Place {
     in_force: Mutex<Vec<InForce>>,
 }
 
-struct InForce {
-    files: CertificateFiles,
-    certificate: Certificate,
+/// A certificate and the files it comes from.
+pub(super) struct InForce {
+    pub(super) files: CertificateFiles,
+    pub(super) certificate: Certificate,
     /// Why what the files hold now is not what is in force; said once.
     refused: Option<Problem>,
 }
@@ -174,27 +172,18 @@ impl Certificates {
         let all: Vec<Certificate> = in_force.iter().map(|one| one.certificate.clone()).collect();
         place.cell.replace(&all);
         for one in in_force {
-            let expiry = one.certificate.not_after.as_millis() / 1000;
-            self.metrics.control.show_certificate(
-                name,
-                one.files.written(),
-                i64::try_from(expiry).unwrap_or(i64::MAX),
-                one.refused.is_none(),
-            );
+            show(&self.metrics, name, one);
         }
     }
 }
 
-/// Renews now and then for as long as the process lives.
-pub(super) async fn keep_fresh(certificates: Certificates, config: impl Fn() -> Arc<Config>) {
-    let mut every = tokio::time::interval(AGAIN);
-    every.tick().await;
-    loop {
-        every.tick().await;
-        let (certificates, config) = (certificates.clone(), config());
-        // Files may lie on a network.
-        let _ = tokio::task::spawn_blocking(move || certificates.renew(&config)).await;
-    }
+/// Shows when a certificate expires, and whether it is the one in its file.
+pub(super) fn show(metrics: &Registry, place: &str, one: &InForce) {
+    let expiry = i64::try_from(one.certificate.not_after.as_millis() / 1000).unwrap_or(i64::MAX);
+    let fresh = one.refused.is_none();
+    metrics
+        .control
+        .show_certificate(place, one.files.written(), expiry, fresh);
 }
 
 /// Where TLS is served, and what is spoken inside it.
@@ -208,7 +197,12 @@ fn served(config: &Config) -> impl Iterator<Item = (&str, &Tls, &'static [&'stat
 }
 
 /// What is in force after looking at the files again.
-fn renewed(name: &str, files: &CertificateFiles, old: Option<InForce>, now: Timestamp) -> Option<InForce> {
+pub(super) fn renewed(
+    name: &str,
+    files: &CertificateFiles,
+    old: Option<InForce>,
+    now: Timestamp,
+) -> Option<InForce> {
     let found = files.read().and_then(|fresh| usable(files, fresh, now));
     match (found, old) {
         (Ok(fresh), Some(old)) if fresh.certified.cert == old.certificate.certified.cert => Some(InForce {

@@ -9,6 +9,7 @@ mod limits;
 mod observers;
 mod reload;
 mod serve;
+mod upstream_tls;
 mod workers;
 
 pub use clock::SystemClock;
@@ -35,6 +36,7 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::watch, task::JoinHandle};
+use upstream_tls::Upstreams;
 use workers::{Bound, Workers};
 
 /// Why an instance cannot start. Says where, what, and how to mend it.
@@ -140,6 +142,8 @@ impl Serin {
         let services = Services::new(metrics.clone());
         services.names().set(config.dns.clone());
         metrics.register(Box::new(ServicesCollector::new(services.clone())?))?;
+        let upstreams =
+            Upstreams::start(&config, &services, &metrics, Arc::new(clock)).map_err(AppError::Config)?;
 
         let mut seed = [0u8; 32];
         rand::rng().fill_bytes(&mut seed);
@@ -169,12 +173,7 @@ impl Serin {
             .map_err(|problem| AppError::Config(vec![problem]))?;
         observers.replace(prepared);
         let observers = Arc::new(observers);
-        let grace = config
-            .listeners
-            .iter()
-            .map(|listener| listener.timeouts.drain.as_duration())
-            .max()
-            .unwrap_or_default();
+        let grace = longest_drain(&config);
         let workers = Workers::start(bound, &shared, grace, rand::rng().next_u64())?;
 
         let probes = admin::Probes::default();
@@ -187,6 +186,7 @@ impl Serin {
             tokens: tokens.clone(),
             observers: Arc::clone(&observers),
             certificates,
+            upstreams,
         };
         let reload = Reload::new(options.file, Arc::clone(&config), parts);
         let addresses = Addresses {
@@ -207,7 +207,7 @@ impl Serin {
         let served = admin::Admin::new(parts, stopping);
         let admin = tokio::spawn(async move { served.serve(listeners).await });
         sweep_metrics(metrics.clone(), clock);
-        tokio::spawn(reload.keep_certificates_fresh());
+        tokio::spawn(reload.clone().keep_certificates_fresh());
         probes.set_started();
         Ok(Serin {
             control,
@@ -297,6 +297,15 @@ async fn look_after(services: &Services, clock: SystemClock) -> [JoinHandle<()>;
     let beside = [tokio::spawn(health), tokio::spawn(names)];
     upstream::first_answers(services).await;
     beside
+}
+
+/// What the most patient listener allows what is in flight.
+fn longest_drain(config: &Config) -> Duration {
+    let drains = config.listeners.iter();
+    drains
+        .map(|listener| listener.timeouts.drain.as_duration())
+        .max()
+        .unwrap_or_default()
 }
 
 /// Drops the series of versions that are long gone.

@@ -1,7 +1,7 @@
 //! Taking a new configuration: parse, check, swap; a bad one changes nothing and says why.
 
-use super::certificates::{self, Certificates};
 use super::observers::Observers;
+use super::{certificates::Certificates, upstream_tls::Upstreams};
 use crate::{
     admin::{Answer, ConfigCheck, Operator, Tokens},
     config::{self, Config, Loaded, Problem},
@@ -14,8 +14,13 @@ use arc_swap::ArcSwap;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use tokio::sync::Mutex;
+
+/// Certificates are read again this often even when nobody tells of a change: a watch can be blind (network file systems),
+/// and one that was not valid yet becomes so by itself.
+const AGAIN: Duration = Duration::from_secs(600);
 
 /// What a reload swaps.
 #[derive(Debug, Clone)]
@@ -27,6 +32,7 @@ pub(super) struct Parts {
     pub(super) tokens: Tokens,
     pub(super) observers: Arc<Observers>,
     pub(super) certificates: Certificates,
+    pub(super) upstreams: Upstreams,
 }
 
 /// Reloads one instance. Cheap to clone.
@@ -64,15 +70,28 @@ impl Reload {
     /// file must not let them expire.
     pub async fn from_file(&self) -> Result<Reloaded, Vec<Problem>> {
         let result = self.read_and_take().await;
-        let (certificates, config) = (self.parts.certificates.clone(), self.current.load_full());
-        let _ = tokio::task::spawn_blocking(move || certificates.renew(&config)).await;
+        self.renew_certificates().await;
         result
     }
 
     /// Reads certificates again from time to time, until the process ends.
-    pub(super) fn keep_certificates_fresh(&self) -> impl Future<Output = ()> + use<> {
-        let current = Arc::clone(&self.current);
-        certificates::keep_fresh(self.parts.certificates.clone(), move || current.load_full())
+    pub(super) async fn keep_certificates_fresh(self) {
+        let mut every = tokio::time::interval(AGAIN);
+        every.tick().await;
+        loop {
+            every.tick().await;
+            self.renew_certificates().await;
+        }
+    }
+
+    async fn renew_certificates(&self) {
+        let (parts, config) = (self.parts.clone(), self.current.load_full());
+        let renew = move || {
+            parts.certificates.renew(&config);
+            parts.upstreams.renew(&config);
+        };
+        // Files may lie on a network. A panic has been logged.
+        let _ = tokio::task::spawn_blocking(renew).await;
     }
 
     async fn read_and_take(&self) -> Result<Reloaded, Vec<Problem>> {
@@ -145,8 +164,13 @@ impl Reload {
     async fn problems(&self, config: &Arc<Config>) -> Vec<Problem> {
         let mut problems = config.not_yet().to_vec();
         problems.extend(needs_restart(&self.name(), &self.current.load(), config));
-        let (certificates, new) = (self.parts.certificates.clone(), Arc::clone(config));
-        let found = tokio::task::spawn_blocking(move || certificates.problems(&new)).await;
+        let (parts, new) = (self.parts.clone(), Arc::clone(config));
+        let unreadable = move || {
+            let mut problems = parts.certificates.problems(&new);
+            problems.extend(parts.upstreams.problems(&new));
+            problems
+        };
+        let found = tokio::task::spawn_blocking(unreadable).await;
         problems.extend(found.unwrap_or_default());
         if problems.is_empty()
             && let Err(refused) = self.parts.control.check_config(Arc::clone(config)).await

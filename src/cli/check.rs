@@ -18,11 +18,7 @@ const WRONG: i32 = 2;
 /// Checks a file and says everything about it; the exit code.
 pub fn run(path: &Path, out: &mut dyn Write) -> i32 {
     let loaded = config::load(path).and_then(|loaded| {
-        let unreadable: Vec<Problem> = loaded
-            .config
-            .certificates()
-            .filter_map(|(_, files)| files.read().err())
-            .collect();
+        let unreadable = loaded.config.unreadable_certificates();
         if unreadable.is_empty() {
             Ok(loaded)
         } else {

@@ -9,7 +9,8 @@ use super::health::{Ejection, Health};
 use super::observe::{AccessLog, Otlp};
 use super::problem::Problem;
 use super::secret::Redacted;
-use super::tls::{CertificateFiles, Tls};
+use super::tls::Tls;
+use super::upstream_tls::UpstreamTls;
 use crate::analysis::Template;
 use crate::model::{ByteSize, EndpointUrl, ServiceName, Span, VersionName, Weight};
 use crate::rollout::Plan;
@@ -62,19 +63,18 @@ impl Config {
         &self.not_yet
     }
 
-    /// Every certificate that is served with, and by which listener (`admin`: the REST API's).
-    pub fn certificates(&self) -> impl Iterator<Item = (&str, &CertificateFiles)> {
-        let listeners = self
-            .listeners
+    /// What is wrong with the certificate files that it names; at the start each of these is a fault.
+    pub fn unreadable_certificates(&self) -> Vec<Problem> {
+        let listeners = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+        let served = listeners.chain(&self.admin.tls).flat_map(|tls| &tls.certificates);
+        let shown = self
+            .services
             .iter()
-            .map(|one| (one.name.as_str(), one.tls.as_ref()));
-        listeners
-            .chain([("admin", self.admin.tls.as_ref())])
-            .flat_map(|(name, tls)| {
-                tls.into_iter()
-                    .flat_map(|tls| &tls.certificates)
-                    .map(move |files| (name, files))
-            })
+            .flat_map(|service| service.upstream_tls.unreadable());
+        served
+            .filter_map(|files| files.read().err())
+            .chain(shown)
+            .collect()
     }
 
     /// The configuration as it was written, all files together, without secrets: for `GET /v1/config`.
@@ -330,6 +330,8 @@ pub struct Service {
     pub sticky: Option<Sticky>,
     /// How testers choose a version; none: they cannot.
     pub force: Option<Force>,
+    /// How `https://` endpoints are talked to.
+    pub upstream_tls: UpstreamTls,
     /// What counts as the version's failure.
     pub failure: FailureRule,
     /// When a new version may get its first request.

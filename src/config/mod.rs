@@ -29,6 +29,7 @@ mod template;
 mod tests;
 mod tls;
 mod units;
+mod upstream_tls;
 mod watch;
 mod yaml;
 
@@ -50,4 +51,5 @@ pub use strategy::{BUILT_IN_GATE, built_in_gate, default_steps};
 #[cfg(test)]
 pub(crate) use tls::tests as tls_fixtures;
 pub use tls::{Certificate, CertificateFiles, Tls};
+pub use upstream_tls::{CaFile, UpstreamTls};
 pub use watch::{DEBOUNCE, Watch, WatchError};

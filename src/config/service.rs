@@ -13,6 +13,7 @@ use super::listener::{LimitsConfig, TimeoutsConfig};
 use super::matching::{self, MatchConfig};
 use super::strategy::{self, Around, RollbackWindowConfig, StrategyConfig, Templates, Uses};
 use super::units::{Network, OrOff, near, network};
+use super::upstream_tls::{self, UpstreamTlsConfig};
 use crate::model::{EndpointUrl, Scheme, ServiceName, Span, VersionName, Weight};
 use crate::rollout::RollbackWindow;
 use http::{HeaderName, HeaderValue};
@@ -37,6 +38,8 @@ pub(super) struct ServiceConfig {
     sticky: Option<StickyConfig>,
     /// Absent: nobody can force a version.
     force: Option<ForceConfig>,
+    /// Absent: the system's authorities are believed, nothing is shown.
+    upstream_tls: Option<UpstreamTlsConfig>,
     /// Absent: 5xx and the gRPC codes that are a server's fault.
     failure: Option<FailureConfig>,
     /// Absent: the defaults written at each.
@@ -211,9 +214,6 @@ pub(super) fn compile(
         }
     }
     let blocks = || stable.iter().chain(&canary).flat_map(|block| &block.endpoints);
-    if blocks().any(|endpoint| endpoint.scheme() == Scheme::Https) {
-        uses.not_yet.push((path.clone(), "https:// endpoints".to_owned()));
-    }
     let deploy = match &config.deploy {
         Some(rule) => deploy_rule(rule, cx),
         None => named_hosts(blocks()),
@@ -270,6 +270,7 @@ pub(super) fn compile(
             .force
             .as_ref()
             .and_then(|force| compile_force(force, &at("force"), cx)),
+        upstream_tls: upstream_tls::compile(config.upstream_tls.as_ref(), &at("upstreamTls"), cx),
         failure: config
             .failure
             .as_ref()

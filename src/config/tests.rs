@@ -707,9 +707,45 @@ fn tls_names_one_certificate_or_several_and_their_files_are_watched() {
 }
 
 #[test]
+fn upstream_tls_says_whom_to_believe_and_what_to_show() {
+    let absent = good(MINIMAL);
+    assert_eq!(absent.services[0].upstream_tls, super::UpstreamTls::default());
+    let text = with(
+        "upstreamTls: {ca: ca.pem, serverName: orders.internal, certificate: me.pem, key: me.key, alpn: [http/1.1]}",
+    );
+    let loaded = read(&text).map_err(|problems| shown(&problems)).unwrap();
+    let tls = &loaded.config.services[0].upstream_tls;
+    assert!(tls.verify && tls.ca.is_some() && tls.server_name.is_some());
+    assert_eq!(
+        (tls.identity.as_ref().unwrap().written(), &tls.alpn[..]),
+        ("me.pem", &["http/1.1"][..])
+    );
+    for file in ["ca.pem", "me.pem", "me.key"] {
+        assert!(loaded.files.iter().any(|known| known.ends_with(file)), "{file}");
+    }
+    for (tls, part) in [
+        ("{certificate: a}", "a certificate without its key"),
+        ("{key: a}", "a key without its certificate"),
+        ("{serverName: 'a b'}", "serverName: `a b` is not a host name"),
+        ("{alpn: []}", "no protocol at all"),
+        ("{alpn: [h2, h2]}", "stands here twice"),
+        ("{alpn: [h3]}", "alpn[0]"),
+        ("{ca: a, insecureSkipVerify: true}", "a ca that is not asked"),
+    ] {
+        let said = faults(&with(&format!("upstreamTls: {tls}")));
+        assert!(
+            said.contains("services[0].upstreamTls") && said.contains(part),
+            "{said}"
+        );
+    }
+    let careless = read(&with("upstreamTls: {insecureSkipVerify: true}")).unwrap();
+    assert!(shown(&careless.warnings).contains("anybody on the way"));
+}
+
+#[test]
 fn what_serve_cannot_do_yet_is_understood_and_named() {
     let text = with(
-        "canary: {version: v2, endpoints: ['https://a']}\nstrategy:\n  blueGreen: {autoPromotionEnabled: false, \
+        "canary: {version: v2, endpoints: ['http://a']}\nstrategy:\n  blueGreen: {autoPromotionEnabled: false, \
          activeService: x}",
     );
     let loaded = read(&text).map_err(|problems| shown(&problems)).unwrap();
@@ -717,10 +753,7 @@ fn what_serve_cannot_do_yet_is_understood_and_named() {
         matches!(&loaded.config.services[0].plan.strategy, Strategy::BlueGreen(plan) if !plan.auto_promotion_enabled)
     );
     let not_yet = shown(loaded.config.not_yet());
-    assert!(
-        not_yet.contains("https:// endpoints") && not_yet.contains("services[0].strategy.blueGreen"),
-        "{not_yet}"
-    );
+    assert!(not_yet.contains("services[0].strategy.blueGreen"), "{not_yet}");
     let judge = with_template(
         "judge: {alpha: 1%, errors: {tolerate: 0.05pp}, latency: {quantiles: [0.5], tolerate: 10%}}",
     );

@@ -34,11 +34,12 @@ impl Engine {
         let unresolved = managed.pools.get(&version).map(|pool| pool.unresolved());
         managed.gate.in_flight = true;
         let path = managed.config.ready.http.clone();
+        let tls = self.services.ensure(name).tls();
         let outside = Arc::clone(&self.outside);
         let service = name.clone();
         tokio::spawn(async move {
             let probes = endpoints.into_iter().map(|endpoint| {
-                let probe = outside.probe(&endpoint, path.as_deref(), ready::PROBE);
+                let probe = outside.probe(Arc::clone(&tls), &endpoint, path.as_deref(), ready::PROBE);
                 async move { (endpoint, probe.await) }
             });
             let results = join_all(probes).await;

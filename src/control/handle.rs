@@ -293,6 +293,9 @@ impl Control {
 
     /// Whether the version that an `undo` leads to is warm and answers its probes at this moment.
     async fn is_warm(&self, service: &str, to: Option<VersionName>) -> bool {
+        let Some(tls) = self.services.get(service).map(|live| live.tls()) else {
+            return false;
+        };
         let service = service.to_owned();
         let target = self.ask(|reply| Ask::UndoTarget { service, to, reply }).await;
         let Some(Some(UndoTarget {
@@ -303,9 +306,10 @@ impl Control {
         else {
             return false;
         };
-        let probes = endpoints
-            .iter()
-            .map(|endpoint| self.outside.probe(endpoint, path.as_deref(), ready::PROBE));
+        let probes = endpoints.iter().map(|endpoint| {
+            self.outside
+                .probe(Arc::clone(&tls), endpoint, path.as_deref(), ready::PROBE)
+        });
         let ready = join_all(probes)
             .await
             .iter()

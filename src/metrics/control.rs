@@ -111,8 +111,8 @@ impl ControlMetrics {
     }
 
     /// Shows a certificate: when the one in force expires, and whether it is the one in its file.
-    pub fn show_certificate(&self, listener: &str, certificate: &str, expires_at: i64, fresh: bool) {
-        let labels = &[listener, certificate];
+    pub fn show_certificate(&self, place: &str, certificate: &str, expires_at: i64, fresh: bool) {
+        let labels = &[place, certificate];
         self.certificate_expiry.with_label_values(labels).set(expires_at);
         self.certificate_reload_success
             .with_label_values(labels)
@@ -120,13 +120,11 @@ impl ControlMetrics {
     }
 
     /// A certificate is served no more.
-    pub fn forget_certificate(&self, listener: &str, certificate: &str) {
+    pub fn forget_certificate(&self, place: &str, certificate: &str) {
         // What was never shown need not be forgotten.
-        let _ = self
-            .certificate_expiry
-            .remove_label_values(&[listener, certificate]);
+        let _ = self.certificate_expiry.remove_label_values(&[place, certificate]);
         let _ = self
             .certificate_reload_success
-            .remove_label_values(&[listener, certificate]);
+            .remove_label_values(&[place, certificate]);
     }
 }

@@ -73,9 +73,9 @@ families! {
         "Measurements taken by analyses, by outcome.";
     RELOAD_SUCCESS = GAUGE "serin_config_last_reload_success" &[],
         "1 when the configuration in the file is the one in force, 0 when the last reload was refused.";
-    CERTIFICATE_EXPIRY = GAUGE "serin_tls_certificate_expiry_timestamp_seconds" &["listener", "certificate"],
+    CERTIFICATE_EXPIRY = GAUGE "serin_tls_certificate_expiry_timestamp_seconds" &["place", "certificate"],
         "When the certificate in force expires, in seconds since 1970.";
-    CERTIFICATE_RELOAD_SUCCESS = GAUGE "serin_tls_certificate_last_reload_success" &["listener", "certificate"],
+    CERTIFICATE_RELOAD_SUCCESS = GAUGE "serin_tls_certificate_last_reload_success" &["place", "certificate"],
         "1 when the certificate in the file is the one in force, 0 when it could not be taken and the one before stays.";
     STORE_ERRORS = COUNTER "serin_store_errors_total" &[],
         "Failed writes to the state file.";

@@ -18,7 +18,7 @@ use crate::{
     metrics::{Attempt, Outcome, Retry},
     model::Role,
     split::Split,
-    upstream::{ConnectError, Endpoint, Fault, SendError, Target, balance},
+    upstream::{ConnectError, Endpoint, Fault, Lease, SendError, Target, balance},
 };
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::body::Incoming;
@@ -190,16 +190,18 @@ impl Outbound<'_> {
             let now = if late { Instant::now() } else { self.started };
             late = true;
             let leased = if round < 2 {
-                connections.lease(now, self.limits.connect, spare.is_none()).await
+                connections
+                    .lease(now, self.limits.connect, spare.is_none(), &self.entry.live)
+                    .await
             } else {
-                connections.lease_new(self.limits.connect).await
+                connections.lease_new(self.limits.connect, &self.entry.live).await
             };
             let mut lease = match leased {
                 Ok(lease) => lease,
                 Err(error) => return Err(self.unconnected(endpoint, head, &error, exchange, role)),
             };
             let reused = lease.reused;
-            let outgoing = self.outgoing(head, body, lease.is_http2());
+            let outgoing = self.outgoing(head, body, &lease);
             // The time that connecting took is not the version's to answer in.
             let begun = if reused { now } else { Instant::now() };
             match self.within_deadline(begun, body, lease.send(outgoing)).await {
@@ -395,7 +397,13 @@ impl Outbound<'_> {
     }
 
     /// The request as this connection speaks it.
-    fn outgoing(&self, mut head: Parts, body: Option<&BodyHandle>, http2: bool) -> Request<RequestBody> {
+    fn outgoing(
+        &self,
+        mut head: Parts,
+        body: Option<&BodyHandle>,
+        lease: &Lease<RequestBody>,
+    ) -> Request<RequestBody> {
+        let http2 = lease.is_http2();
         let mut framing = self.framing;
         if let Some(protocols) = self.upgrade {
             headers::ask_upgrade(&mut head.headers, http2, protocols);
@@ -410,7 +418,7 @@ impl Outbound<'_> {
                 head.headers
                     .insert(header::EXPECT, HeaderValue::from_static("100-continue"));
                 let gate = body.hold();
-                let mut request = outgoing(head, Some(body), framing, false);
+                let mut request = outgoing(head, Some(body), framing, lease);
                 hyper::ext::on_informational(&mut request, move |interim| {
                     if interim.status() == StatusCode::CONTINUE {
                         gate.open();
@@ -419,7 +427,7 @@ impl Outbound<'_> {
                 return request;
             }
         }
-        outgoing(head, body, framing, http2)
+        outgoing(head, body, framing, lease)
     }
 }
 
@@ -427,13 +435,14 @@ fn outgoing(
     mut head: Parts,
     body: Option<&BodyHandle>,
     framing: headers::Framing,
-    http2: bool,
+    lease: &Lease<RequestBody>,
 ) -> Request<RequestBody> {
+    let http2 = lease.is_http2();
     let unknown_length = body.is_some_and(BodyHandle::is_unknown_length);
     headers::frame_for(&mut head.headers, framing, http2, unknown_length);
     if http2 {
         head.version = Version::HTTP_2;
-        head.uri = headers::absolute_form(&head.uri, &head.headers);
+        head.uri = headers::absolute_form(&head.uri, &head.headers, lease.is_secure());
         head.headers.remove(header::HOST);
     } else {
         head.version = Version::HTTP_11;

@@ -334,7 +334,7 @@ pub(super) fn origin_form(uri: &http::Uri) -> http::Uri {
 }
 
 /// The target for an HTTP/2 version: scheme, authority and path (9113 8.3.1).
-pub(super) fn absolute_form(uri: &http::Uri, headers: &HeaderMap) -> http::Uri {
+pub(super) fn absolute_form(uri: &http::Uri, headers: &HeaderMap, secure: bool) -> http::Uri {
     let host = headers
         .get(header::HOST)
         .map_or(&b"localhost"[..], HeaderValue::as_bytes);
@@ -343,7 +343,7 @@ pub(super) fn absolute_form(uri: &http::Uri, headers: &HeaderMap) -> http::Uri {
         .cloned()
         .unwrap_or(PathAndQuery::from_static("/"));
     let built = http::Uri::builder()
-        .scheme("http")
+        .scheme(if secure { "https" } else { "http" })
         .authority(host)
         .path_and_query(path)
         .build();

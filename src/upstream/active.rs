@@ -28,7 +28,7 @@ pub async fn look_after(services: Services, clock: Arc<dyn Clock>, seed: u64) {
                 let (due, then) = rotation.tick(now, || roll(&dice));
                 next = next.min(then.unwrap_or(next));
                 for endpoint in due {
-                    ask(rotation, endpoint, &clock, &dice);
+                    ask(&service, rotation, endpoint, &clock, &dice);
                 }
             }
             trip_if_down(&service, now);
@@ -44,12 +44,13 @@ fn roll(dice: &Mutex<SmallRng>) -> u64 {
 
 /// Makes one check beside the loop.
 fn ask(
+    service: &LiveService,
     rotation: &Arc<Rotation>,
     endpoint: Arc<Endpoint>,
     clock: &Arc<dyn Clock>,
     dice: &Arc<Mutex<SmallRng>>,
 ) {
-    let policy = rotation.policy();
+    let (policy, tls) = (rotation.policy(), service.tls());
     let (rotation, clock, dice) = (Arc::clone(rotation), Arc::clone(clock), Arc::clone(dice));
     tokio::spawn(async move {
         // Health checks can have been taken away since they were due.
@@ -59,6 +60,7 @@ fn ask(
         let said = check(
             &endpoint.url,
             endpoint.address,
+            &tls,
             &health.check,
             health.timeout.as_duration(),
         )

@@ -3,6 +3,7 @@
 //! Used by active health checks and by control's readiness gate. Runs on the control runtime, over a connection of its own
 //! each time: what is asked is whether a new connection works as well. The caller bounds the time.
 
+use super::ClientTls;
 use crate::{
     config::Check,
     model::{EndpointUrl, Scheme},
@@ -30,35 +31,47 @@ const SERVING: u64 = 1;
 pub async fn check(
     endpoint: &EndpointUrl,
     address: Option<SocketAddr>,
+    tls: &ClientTls,
     check: &Check,
     timeout: Duration,
 ) -> Result<(), String> {
-    match tokio::time::timeout(timeout, ask(endpoint, address, check)).await {
+    match tokio::time::timeout(timeout, ask(endpoint, address, tls, check)).await {
         Ok(result) => result,
         Err(_) => Err(format!("{endpoint}: no answer within {timeout:?}")),
     }
 }
 
-async fn ask(endpoint: &EndpointUrl, address: Option<SocketAddr>, check: &Check) -> Result<(), String> {
+async fn ask(
+    endpoint: &EndpointUrl,
+    address: Option<SocketAddr>,
+    tls: &ClientTls,
+    check: &Check,
+) -> Result<(), String> {
     let refused = |error: io::Error| format!("connect to {endpoint}: {error}");
     if endpoint.scheme() == Scheme::Unix {
         let stream = UnixStream::connect(endpoint.host()).await.map_err(refused)?;
-        return speak(stream, endpoint, check).await;
+        return speak(stream, false, endpoint, check).await;
     }
     let stream = match address {
         Some(address) => TcpStream::connect(address).await,
         None => TcpStream::connect((endpoint.host(), endpoint.port())).await,
     };
-    speak(stream.map_err(refused)?, endpoint, check).await
+    let stream = stream.map_err(refused)?;
+    if endpoint.scheme() == Scheme::Https {
+        let secured = tls.connect(endpoint, stream).await;
+        let (stream, http2) = secured.map_err(|error| format!("TLS with {endpoint}: {error}"))?;
+        return speak(stream, http2, endpoint, check).await;
+    }
+    speak(stream, endpoint.scheme() == Scheme::H2c, endpoint, check).await
 }
 
-async fn speak<S>(stream: S, endpoint: &EndpointUrl, check: &Check) -> Result<(), String>
+async fn speak<S>(stream: S, http2: bool, endpoint: &EndpointUrl, check: &Check) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    match (check, endpoint.scheme()) {
+    match (check, http2) {
         (Check::Tcp, _) => Ok(()),
-        (Check::Http(path), Scheme::H2c) => {
+        (Check::Http(path), true) => {
             let response = over_http2(stream, get(endpoint, path, true)?).await;
             judge(
                 response
@@ -68,7 +81,7 @@ where
                 path,
             )
         }
-        (Check::Http(path), Scheme::Http | Scheme::Unix | Scheme::Https) => {
+        (Check::Http(path), false) => {
             let response = over_http1(stream, get(endpoint, path, false)?).await;
             judge(
                 response
@@ -83,6 +96,14 @@ where
     }
 }
 
+fn scheme(endpoint: &EndpointUrl) -> &'static str {
+    if endpoint.scheme() == Scheme::Https {
+        "https"
+    } else {
+        "http"
+    }
+}
+
 fn judge(status: u16, path: &str) -> Result<(), String> {
     if (200..300).contains(&status) {
         Ok(())
@@ -94,7 +115,7 @@ fn judge(status: u16, path: &str) -> Result<(), String> {
 fn get(endpoint: &EndpointUrl, path: &str, http2: bool) -> Result<Request<Full<Bytes>>, String> {
     let request = if http2 {
         // The authority says it; a Host field beside it is what some servers stumble over.
-        Request::get(format!("http://{}{path}", endpoint.authority()))
+        Request::get(format!("{}://{}{path}", scheme(endpoint), endpoint.authority()))
     } else {
         Request::get(path).header(header::HOST, endpoint.authority())
     };
@@ -132,7 +153,8 @@ where
 {
     let broke = |error: hyper::Error| format!("gRPC health: {error}");
     let request = Request::post(format!(
-        "http://{}/grpc.health.v1.Health/Check",
+        "{}://{}/grpc.health.v1.Health/Check",
+        scheme(endpoint),
         endpoint.authority()
     ))
     .header(header::CONTENT_TYPE, "application/grpc")
@@ -273,12 +295,17 @@ mod tests {
     async fn an_endpoint_works_when_its_path_answers_2xx() {
         let path = Check::Http("/healthz".to_owned());
         let good = server("204 No Content").await;
-        assert_eq!(check(&good, None, &path, SOON).await, Ok(()));
+        assert_eq!(
+            check(&good, None, &ClientTls::default(), &path, SOON).await,
+            Ok(())
+        );
         let bad = server("503 Service Unavailable").await;
-        let error = check(&bad, None, &path, SOON).await.unwrap_err();
+        let error = check(&bad, None, &ClientTls::default(), &path, SOON)
+            .await
+            .unwrap_err();
         assert_eq!(error, "/healthz answered 503");
         assert_eq!(
-            check(&bad, None, &Check::Tcp, SOON).await,
+            check(&bad, None, &ClientTls::default(), &Check::Tcp, SOON).await,
             Ok(()),
             "it does accept connections"
         );
@@ -290,7 +317,11 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         drop(listener);
         let url: EndpointUrl = format!("http://127.0.0.1:{port}").parse().unwrap();
-        assert!(check(&url, None, &Check::Tcp, SOON).await.is_err());
+        assert!(
+            check(&url, None, &ClientTls::default(), &Check::Tcp, SOON)
+                .await
+                .is_err()
+        );
     }
 
     #[tokio::test]
@@ -300,7 +331,14 @@ mod tests {
             .parse()
             .unwrap();
         let path = Check::Http("/".to_owned());
-        let error = check(&url, None, &path, Duration::from_millis(50)).await;
+        let error = check(
+            &url,
+            None,
+            &ClientTls::default(),
+            &path,
+            Duration::from_millis(50),
+        )
+        .await;
         assert!(error.unwrap_err().contains("no answer within 50ms"));
     }
 
@@ -348,7 +386,7 @@ mod tests {
             (b"\0\0\0\0\x09\x08", "0", Some("not a HealthCheckResponse")),
         ] {
             let server = grpc_server(message, status).await;
-            let said = check(&server, None, &ask, SOON).await;
+            let said = check(&server, None, &ClientTls::default(), &ask, SOON).await;
             match expected {
                 None => assert_eq!(said, Ok(())),
                 Some(text) => assert!(said.clone().unwrap_err().contains(text), "{said:?}"),

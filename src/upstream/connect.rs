@@ -1,6 +1,6 @@
 //! Opening one connection to an endpoint, and whose fault it is when that fails.
 
-use super::{Endpoint, capacity::Place, patient::Patient};
+use super::{Endpoint, LiveService, capacity::Place, patient::Patient};
 use crate::model::Scheme;
 use http_body::Body;
 use hyper::client::conn::{http1, http2};
@@ -20,6 +20,9 @@ pub enum ConnectError {
     /// The name has no address.
     #[error("the name has no address")]
     Resolve,
+    /// No TLS: a certificate that is not believed, ours refused, or somebody who speaks something else.
+    #[error("TLS handshake")]
+    Tls(#[source] io::Error),
     /// The protocol's first exchange failed.
     #[error("handshake")]
     Handshake(#[source] hyper::Error),
@@ -29,9 +32,6 @@ pub enum ConnectError {
     /// All connections the version may have are in use, and the queue for one is full or did not move in time.
     #[error("wait for one of the version's connections")]
     Full,
-    /// A kind of endpoint this build cannot reach.
-    #[error("connect: https endpoints are not supported yet")]
-    Unsupported,
 }
 
 impl ConnectError {
@@ -41,8 +41,9 @@ impl ConnectError {
             ConnectError::Refused(_)
             | ConnectError::TimedOut(_)
             | ConnectError::Resolve
+            | ConnectError::Tls(_)
             | ConnectError::Handshake(_) => true,
-            ConnectError::Local(_) | ConnectError::Full | ConnectError::Unsupported => false,
+            ConnectError::Local(_) | ConnectError::Full => false,
         }
     }
 }
@@ -82,19 +83,20 @@ pub(super) async fn connect<B>(
     endpoint: &Endpoint,
     place: Place,
     timeout: Duration,
+    live: &LiveService,
 ) -> Result<Sender<B>, ConnectError>
 where
     B: Body + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    match tokio::time::timeout(timeout, open(endpoint, place)).await {
+    match tokio::time::timeout(timeout, open(endpoint, place, live)).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::TimedOut(timeout)),
     }
 }
 
-async fn open<B>(endpoint: &Endpoint, place: Place) -> Result<Sender<B>, ConnectError>
+async fn open<B>(endpoint: &Endpoint, place: Place, live: &LiveService) -> Result<Sender<B>, ConnectError>
 where
     B: Body + Unpin + 'static,
     B::Data: Send,
@@ -107,7 +109,14 @@ where
             let stream = UnixStream::connect(endpoint.url.host()).await.map_err(classify)?;
             handshake1(stream, place).await
         }
-        Scheme::Https => Err(ConnectError::Unsupported),
+        Scheme::Https => {
+            let stream = tcp(endpoint).await?;
+            let secured = live.tls().connect(&endpoint.url, stream).await;
+            match secured.map_err(ConnectError::Tls)? {
+                (stream, true) => handshake2(stream, place).await,
+                (stream, false) => handshake1(stream, place).await,
+            }
+        }
     }
 }
 

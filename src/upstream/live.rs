@@ -4,7 +4,7 @@
 //! channel, so that nothing has to poll for it.
 
 use super::{
-    Target, Version,
+    ClientTls, Target, Version,
     dns::Names,
     rotation::{Common, Policy},
 };
@@ -13,6 +13,7 @@ use crate::{
     model::{EndpointUrl, Role, ServiceName, VersionName, Weight},
     split::{Split, SplitCell, StickyHash, Trip},
 };
+use arc_swap::ArcSwap;
 use std::{
     collections::BTreeMap,
     sync::{
@@ -50,6 +51,7 @@ pub struct LiveService {
     common: Common,
     /// All pools that exist, also those that do not serve: they are looked after as well.
     versions: Mutex<Vec<Weak<Version>>>,
+    tls: ArcSwap<ClientTls>,
 }
 
 impl LiveService {
@@ -79,6 +81,16 @@ impl LiveService {
         for version in self.versions() {
             version.capacity().set(&limits);
         }
+    }
+
+    /// How its `https://` endpoints are talked to from now on.
+    pub fn set_tls(&self, tls: Arc<ClientTls>) {
+        self.tls.store(tls);
+    }
+
+    /// How its `https://` endpoints are talked to.
+    pub fn tls(&self) -> Arc<ClientTls> {
+        self.tls.load_full()
     }
 
     /// How many consecutive failures on every endpoint make a hard failure; at least 1.
@@ -211,6 +223,7 @@ impl Services {
                     names: Arc::clone(&self.names.wanted),
                 },
                 versions: Mutex::default(),
+                tls: ArcSwap::default(),
             })
         }))
     }

@@ -18,6 +18,7 @@ mod patient;
 mod pool;
 mod rotation;
 mod seats;
+mod tls;
 mod version;
 
 pub use active::look_after;
@@ -31,4 +32,5 @@ pub use live::{LiveService, Services, TripReport};
 pub use pool::{Connections, Lease, Pools, SendError};
 pub use rotation::{Policy, Rotation};
 pub use seats::Seats;
+pub use tls::{AnyCertificate, ClientTls};
 pub use version::{Target, Version};

@@ -4,7 +4,7 @@
 //! reused newest first, so that the oldest fall idle; an HTTP/2 connection is shared by all requests of the worker.
 
 use super::{
-    Endpoint,
+    Endpoint, LiveService,
     capacity::Place,
     connect::{ConnectError, Sender, connect},
 };
@@ -210,15 +210,20 @@ where
         now: Instant,
         timeout: Duration,
         once: bool,
+        live: &LiveService,
     ) -> Result<Lease<B>, ConnectError> {
         if let Some(sender) = self.kept(now, once).await {
             return Ok(self.lent(sender, true));
         }
-        self.lease_new(timeout).await
+        self.lease_new(timeout, live).await
     }
 
     /// A new connection within `timeout`, whatever is kept; one that another request is done with only when there are no more.
-    pub async fn lease_new(self: &Rc<Self>, timeout: Duration) -> Result<Lease<B>, ConnectError> {
+    pub async fn lease_new(
+        self: &Rc<Self>,
+        timeout: Duration,
+        live: &LiveService,
+    ) -> Result<Lease<B>, ConnectError> {
         if self.connecting.get() > 0
             && self.endpoint.url.scheme() == Scheme::H2c
             && let Some(sender) = self.joined(timeout).await
@@ -234,7 +239,7 @@ where
         };
         let opened = {
             let _connecting = Counted::up(&self.connecting);
-            connect(&self.endpoint, place, timeout).await
+            connect(&self.endpoint, place, timeout, live).await
         };
         if let Ok(Sender::Http2(sender)) = &opened {
             self.shared.replace(Some(sender.clone()));
@@ -372,6 +377,11 @@ where
     /// Whether HTTP/2 is spoken on it.
     pub const fn is_http2(&self) -> bool {
         matches!(self.sender, Some(Sender::Http2(_)))
+    }
+
+    /// Whether TLS is spoken on it.
+    pub fn is_secure(&self) -> bool {
+        self.connections.endpoint.url.scheme() == Scheme::Https
     }
 
     /// Sends the request and waits for the response head.

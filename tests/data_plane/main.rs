@@ -23,3 +23,4 @@ mod timeouts;
 mod tls;
 mod tracing;
 mod upgrades;
+mod upstream_tls;

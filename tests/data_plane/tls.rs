@@ -125,12 +125,7 @@ fn a_renewed_certificate_is_served_and_a_bad_one_never() {
         &[("web", &old)],
     );
     assert!(shown(&serin, "a") == der(&old));
-    let success = || {
-        serin.metric(
-            "serin_tls_certificate_last_reload_success",
-            &[("listener", "web")],
-        )
-    };
+    let success = || serin.metric("serin_tls_certificate_last_reload_success", &[("place", "web")]);
     let expiry = || {
         serin.metric(
             "serin_tls_certificate_expiry_timestamp_seconds",

@@ -231,6 +231,8 @@ pub struct Server {
 pub struct Speaks {
     pub tls: Option<Arc<ServerConfig>>,
     pub http2: bool,
+    /// 0: a free one.
+    pub port: u16,
     /// Listens at a Unix socket.
     pub unix: Option<PathBuf>,
 }
@@ -285,7 +287,7 @@ async fn accept(speaks: Speaks, seen: Arc<Seen>, told: &std::sync::mpsc::Sender<
         }
         return;
     }
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", speaks.port)).await.unwrap();
     told.send(Some(listener.local_addr().unwrap())).unwrap();
     while let Ok((stream, _)) = listener.accept().await {
         let _ = stream.set_nodelay(true);

@@ -11,7 +11,7 @@ pub(crate) mod web;
 use crate::{
     analysis::{Args, BadArgs, JsonPath, PrometheusQuery, WebQuery},
     model::Span,
-    upstream::Endpoint,
+    upstream::{ClientTls, Endpoint},
 };
 use futures_util::future::BoxFuture;
 use std::{fmt, sync::Arc, time::Duration};
@@ -85,6 +85,7 @@ pub(crate) trait Outside: Send + Sync + fmt::Debug {
     /// Whether an endpoint is ready: it answers `path` with 2xx, or accepts a connection when there is none.
     fn probe(
         &self,
+        tls: Arc<ClientTls>,
         endpoint: &Arc<Endpoint>,
         path: Option<&str>,
         timeout: Duration,
@@ -103,13 +104,13 @@ pub(crate) struct Network {
 impl Outside for Network {
     fn probe(
         &self,
+        tls: Arc<ClientTls>,
         endpoint: &Arc<Endpoint>,
         path: Option<&str>,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<(), String>> {
         let (endpoint, path) = (Arc::clone(endpoint), path.map(str::to_owned));
-        let clients = self.clients.clone();
-        Box::pin(async move { super::ready::probe(&clients, &endpoint, path.as_deref(), timeout).await })
+        Box::pin(async move { super::ready::probe(&tls, &endpoint, path.as_deref(), timeout).await })
     }
 
     fn fetch(&self, question: Question) -> BoxFuture<'static, Result<(u16, Vec<u8>), String>> {

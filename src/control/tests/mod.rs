@@ -74,6 +74,7 @@ pub(super) struct Pretend {
 impl Outside for Pretend {
     fn probe(
         &self,
+        _tls: Arc<crate::upstream::ClientTls>,
         endpoint: &Arc<Endpoint>,
         _path: Option<&str>,
         _timeout: Duration,
