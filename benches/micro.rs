@@ -226,6 +226,7 @@ async fn run(text: &str, folder: &Path, told: &std::sync::mpsc::Sender<SocketAdd
         workers: NonZeroUsize::new(1),
         store: Some(StoreChoice::Memory),
         file: None,
+        passed: app::Passed::default(),
     };
     let serin = app::Serin::start(loaded.config, options).await.expect("start");
     let mut looks = tokio::time::interval(Duration::from_millis(10));

@@ -9,12 +9,14 @@ mod limits;
 mod observers;
 mod reload;
 mod serve;
+mod systemd;
 mod upstream_tls;
 mod workers;
 
 pub use clock::SystemClock;
 pub use reload::{Reload, Reloaded};
 pub use serve::{ServeArgs, serve};
+pub use systemd::Passed;
 
 use crate::{
     admin,
@@ -77,7 +79,7 @@ fn list(problems: &[Problem]) -> String {
 }
 
 /// How an instance is started.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Options {
     /// Data-plane threads; absent: one per core.
     pub workers: Option<NonZeroUsize>,
@@ -85,6 +87,15 @@ pub struct Options {
     pub store: Option<StoreChoice>,
     /// The file behind the configuration, for reloads; absent: there is none.
     pub file: Option<PathBuf>,
+    /// Listening sockets that somebody has opened for it.
+    pub passed: Passed,
+}
+
+impl Options {
+    fn worker_count(&self) -> usize {
+        let cores = || std::thread::available_parallelism().ok();
+        self.workers.or_else(cores).map_or(1, NonZeroUsize::get)
+    }
 }
 
 /// Where a running instance can be reached.
@@ -113,6 +124,7 @@ pub struct Serin {
     workers: Workers,
     reload: Reload,
     observers: Arc<observers::Observers>,
+    shared: Arc<Shared>,
     grace: Duration,
     addresses: Addresses,
 }
@@ -124,10 +136,7 @@ impl Serin {
         if !config.not_yet().is_empty() {
             return Err(AppError::Config(config.not_yet().to_vec()));
         }
-        let count = options
-            .workers
-            .or_else(|| std::thread::available_parallelism().ok())
-            .map_or(1, NonZeroUsize::get);
+        let count = options.worker_count();
         let clock = SystemClock::start();
         let metrics = Registry::new(count)?;
         let certificates =
@@ -136,7 +145,7 @@ impl Serin {
         let choice = choice.unwrap_or_else(|| StoreChoice::File(config.state.path.clone()));
         // Before the addresses: of two instances of one file, the second should hear of the first, not of its ports.
         let store = choice.open()?;
-        let bound = Bound::bind(&config, &certificates, count)?;
+        let bound = Bound::bind(&config, &certificates, count, options.passed)?;
         let listeners =
             admin::Listeners::bind(&config.admin, certificates.of_admin(), config.telemetry).await?;
         let services = Services::new(metrics.clone());
@@ -166,6 +175,7 @@ impl Serin {
             most_connections: limits::most_connections(),
             crowded: services.crowded(),
             observers: proxy::Observers::default(),
+            beats: (0..count).map(|_| AtomicU64::new(0)).collect(),
         });
         let observers = observers::Observers::new(Arc::clone(&shared), metrics.clone(), clock);
         let prepared = observers
@@ -174,6 +184,7 @@ impl Serin {
         observers.replace(prepared);
         let observers = Arc::new(observers);
         let grace = longest_drain(&config);
+        let kept = Arc::clone(&shared);
         let workers = Workers::start(bound, &shared, grace, rand::rng().next_u64())?;
 
         let probes = admin::Probes::default();
@@ -219,6 +230,7 @@ impl Serin {
             workers,
             reload,
             observers,
+            shared: kept,
             grace,
             addresses,
         })
@@ -242,6 +254,11 @@ impl Serin {
     /// The way to take a new configuration.
     pub fn reloader(&self) -> &Reload {
         &self.reload
+    }
+
+    /// Tells systemd that no worker is stuck, if it wants to know.
+    fn watchdog(&self) -> systemd::Watchdog {
+        systemd::Watchdog::start(Arc::clone(&self.shared))
     }
 
     /// Opens log files anew: they have been renamed.

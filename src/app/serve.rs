@@ -1,6 +1,6 @@
 //! `serin serve`: one instance from a file, until a signal ends it.
 
-use super::{AppError, Options, Reload, Serin};
+use super::{AppError, Options, Reload, Serin, systemd};
 use crate::{
     config::{self, Config, Loaded, Problem},
     control::StoreChoice,
@@ -30,16 +30,18 @@ pub struct ServeArgs {
 /// Runs an instance until SIGTERM or SIGINT has drained it; a second one ends it at once. SIGHUP reloads.
 pub fn serve(args: &ServeArgs) -> Result<(), AppError> {
     telemetry::init()?;
+    // Before there are threads.
+    let passed = systemd::Passed::from_env();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
         .enable_all()
         .build()
         .map_err(AppError::Process)?;
-    runtime.block_on(run(args))
+    runtime.block_on(run(args, passed))
 }
 
-async fn run(args: &ServeArgs) -> Result<(), AppError> {
+async fn run(args: &ServeArgs, passed: systemd::Passed) -> Result<(), AppError> {
     // Registered first: a signal during start must not be lost.
     let listen = |kind| signal(kind).map_err(AppError::Process);
     let (mut term, mut int, mut hup) = (
@@ -58,9 +60,12 @@ async fn run(args: &ServeArgs) -> Result<(), AppError> {
         workers: args.workers,
         store: args.stateless.then_some(StoreChoice::Stateless),
         file: Some(args.config.clone()),
+        passed,
     };
     let serin = Serin::start(Arc::clone(&loaded.config), options).await?;
     announce(&serin, &loaded.config);
+    systemd::ready();
+    let watchdog = serin.watchdog();
 
     loop {
         tokio::select! {
@@ -77,6 +82,7 @@ async fn run(args: &ServeArgs) -> Result<(), AppError> {
     tracing::info!(
         "stopping: accepting nothing new, finishing what is in flight; a second signal ends it at once"
     );
+    watchdog.stopping();
     serin.stop(second(&mut term, &mut int)).await;
     tracing::info!("stopped");
     Ok(())
@@ -135,6 +141,12 @@ async fn changed(watch: &mut Option<config::Watch>) {
 }
 
 async fn reload(reload: &Reload, watch: Option<&mut config::Watch>, why: &str) {
+    systemd::reloading();
+    take(reload, watch, why).await;
+    systemd::ready();
+}
+
+async fn take(reload: &Reload, watch: Option<&mut config::Watch>, why: &str) {
     match reload.from_file().await {
         Ok(reloaded) => {
             for warning in &reloaded.warnings {

@@ -1,6 +1,6 @@
 //! The data-plane threads: started together, stopped together.
 
-use super::{AppError, certificates::Certificates};
+use super::{AppError, Passed, certificates::Certificates};
 use crate::{
     config::Config,
     proxy::{self, Inlet, Shared, Stop, WorkerParts},
@@ -28,12 +28,16 @@ impl Bound {
         config: &Config,
         certificates: &Certificates,
         workers: usize,
+        mut passed: Passed,
     ) -> Result<Bound, AppError> {
         let mut per_worker: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
         let mut addresses = Vec::new();
         for listener in &config.listeners {
             let listener = Arc::new(listener.clone());
-            let sockets = proxy::bind(&listener.address, workers)?;
+            let sockets = match passed.take(&listener) {
+                Some(socket) => proxy::adopt(socket, &listener.address, workers)?,
+                None => proxy::bind(&listener.address, workers)?,
+            };
             addresses.push((
                 listener.name.clone(),
                 sockets.first().and_then(proxy::Socket::local_addr),
@@ -46,6 +50,7 @@ impl Bound {
                 });
             }
         }
+        passed.say_unused();
         Ok(Bound {
             per_worker,
             addresses,

@@ -56,6 +56,30 @@ pub fn bind(address: &BindAddress, workers: usize) -> Result<Vec<Socket>, BindEr
     }
 }
 
+/// Takes a socket that somebody else has opened; workers share it, as its queue is one.
+pub fn adopt(socket: Socket, address: &BindAddress, workers: usize) -> Result<Vec<Socket>, BindError> {
+    let shared = || -> io::Result<Vec<Socket>> {
+        let mut sockets = Vec::with_capacity(workers);
+        for _ in 1..workers {
+            sockets.push(match &socket {
+                Socket::Tcp(tcp) => Socket::Tcp(tcp.try_clone()?),
+                Socket::Unix(unix) => Socket::Unix(unix.try_clone()?),
+            });
+        }
+        match &socket {
+            Socket::Tcp(tcp) => tcp.set_nonblocking(true)?,
+            Socket::Unix(unix) => unix.set_nonblocking(true)?,
+        }
+        Ok(sockets)
+    };
+    let mut sockets = shared().map_err(|source| BindError::Other {
+        address: address.clone(),
+        source,
+    })?;
+    sockets.push(socket);
+    Ok(sockets)
+}
+
 fn bind_tcp(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
     // With SO_REUSEPORT a second Serin of the same user would silently take half of the connections: probe without it.
     if address.port() != 0 {

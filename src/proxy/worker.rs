@@ -66,6 +66,8 @@ pub struct Shared {
     pub crowded: Arc<Notify>,
     /// Who wants to be told about requests.
     pub observers: Observers,
+    /// Each worker counts its own up every second; one that stands still is stuck.
+    pub beats: Box<[AtomicU64]>,
 }
 
 /// A listener as one worker serves it.
@@ -332,6 +334,9 @@ async fn sweep(worker: Rc<WorkerState>) {
             now = every.tick() => {
                 worker.pools.sweep(now);
                 worker.pools.make_room();
+                if let Some(beat) = worker.shared.beats.get(worker.index) {
+                    beat.fetch_add(1, Ordering::Relaxed);
+                }
                 worker.look_at_tunnels(now);
             }
             () = worker.shared.crowded.notified() => worker.pools.make_room(),

@@ -19,6 +19,7 @@ mod protocols;
 mod rewrite;
 mod split;
 mod streaming;
+mod systemd;
 mod timeouts;
 mod tls;
 mod tracing;

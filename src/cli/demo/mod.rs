@@ -9,7 +9,7 @@ mod screen;
 mod service;
 
 use crate::{
-    app::{AppError, Options, Serin},
+    app::{AppError, Options, Passed, Serin},
     config,
     control::{Caller, Command, Deploy, ServiceStatus, StoreChoice},
     model::{EndpointUrl, VersionName},
@@ -185,6 +185,7 @@ async fn start(folder: &Path, v1: &Sample, token: &str) -> anyhow::Result<Serin>
         workers: NonZeroUsize::new(2),
         store: Some(StoreChoice::Memory),
         file: None,
+        passed: Passed::default(),
     };
     Ok(Serin::start(loaded.config, options).await?)
 }
