@@ -30,6 +30,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// The most that waits for a client to read or for a version to take it, in bytes.
+const MOST_BUFFERED: usize = 128 * 1024;
+
 /// A client's connection as its requests see it.
 pub(super) struct Client {
     pub(super) worker: Rc<WorkerState>,
@@ -225,7 +228,9 @@ pub(super) async fn run<S>(
             // With it hyper keeps its answer to broken syntax to itself while unread bytes lie behind the break.
             .pipeline_flush(false)
             .writev(false)
-            .max_header_size(limits.header_bytes.as_usize());
+            .max_header_size(limits.header_bytes.as_usize())
+            // A client that does not read holds this much, not hyper's 400 KiB; a head must fit in.
+            .max_buf_size(MOST_BUFFERED.max(limits.header_bytes.as_usize() + 8 * 1024));
         // hyper's own limit is 100 as well, and costs less when it is not set.
         if limits.headers != 100 {
             builder.max_headers(usize::try_from(limits.headers).unwrap_or(100));

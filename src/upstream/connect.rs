@@ -138,6 +138,8 @@ where
 {
     let (sender, connection) = http1::Builder::new()
         .writev(false)
+        // What is read ahead of a client that does not read; also the most a response head may take.
+        .max_buf_size(128 * 1024)
         .handshake(TokioIo::new(Patient::new(stream)))
         .await
         .map_err(ConnectError::Handshake)?;
