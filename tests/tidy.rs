@@ -49,6 +49,7 @@ const PURE_FILES: &[&str] = &[
     "src/upstream/health.rs",
     "src/upstream/balance.rs",
     "src/upstream/dns/message.rs",
+    "src/proxy/proxy_protocol.rs",
     "src/proxy/retry.rs",
 ];
 

@@ -274,9 +274,10 @@ fn needs_restart(file: &str, old: &Config, new: &Config) -> Vec<Problem> {
             .iter()
             .map(|l| {
                 format!(
-                    "{:?} {:?} {:?} {:?} {:?}",
+                    "{:?} {:?} {:?} {:?} {:?} {:?}",
                     l.mode,
                     l.trusted_proxies,
+                    l.proxy_protocol,
                     l.timeouts,
                     l.limits,
                     tls(l.tls.as_ref())

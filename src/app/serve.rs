@@ -117,7 +117,10 @@ fn announce(serin: &Serin, config: &Config) {
             Some(address) => {
                 tracing::info!(listener = %name, %address, "listener `{name}` at {scheme}://{address}");
             }
-            None => tracing::info!(listener = %name, "listener `{name}` at its Unix socket"),
+            None => {
+                let address = &listener.address;
+                tracing::info!(listener = %name, %address, "listener `{name}` at {address}");
+            }
         }
     }
     let (admin, socket) = (addresses.admin, addresses.socket.display());

@@ -102,12 +102,31 @@ pub struct Listener {
     pub mode: Mode,
     /// Peers whose forwarded fields are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whose connections begin by saying who the client is; none: a connection's peer is its client.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// What TLS is served with; none: plain HTTP.
     pub tls: Option<Tls>,
     /// The defaults with what the listener says.
     pub timeouts: Timeouts,
     /// What one connection or request may use up.
     pub limits: ListenerLimits,
+}
+
+/// Who says by the PROXY protocol whose connections they bring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    /// Networks of load balancers; of no meaning at a Unix socket.
+    pub from: Vec<IpNet>,
+}
+
+impl ProxyProtocol {
+    /// Whether a peer may say who its client is. Who can connect to a Unix socket may: its mode says who that is.
+    pub fn believes(&self, peer: Option<IpAddr>) -> bool {
+        peer.is_none_or(|ip| {
+            let ip = ip.to_canonical();
+            self.from.iter().any(|net| net.contains(&ip))
+        })
+    }
 }
 
 /// A place to listen at.

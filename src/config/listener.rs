@@ -1,6 +1,8 @@
 //! `listeners`: where requests come in, and how long and how much clients may.
 
-use super::compiled::{BindAddress, Limits, Listener, ListenerLimits, Mode, Timeouts, TimeoutsSet};
+use super::compiled::{
+    BindAddress, Limits, Listener, ListenerLimits, Mode, ProxyProtocol, Timeouts, TimeoutsSet,
+};
 use super::cx::Cx;
 use super::decode::Located;
 use super::tls::TlsConfig;
@@ -16,6 +18,8 @@ pub(super) struct ListenerConfig {
     name: Option<String>,
     /// `0.0.0.0:8080` or `unix:/run/serin.sock`.
     address: String,
+    /// Absent: a connection's peer is its client.
+    proxy_protocol: Option<ProxyProtocolConfig>,
     /// Absent: HTTP without TLS.
     tls: Option<TlsConfig>,
     /// Absent: edge.
@@ -29,6 +33,41 @@ pub(super) struct ListenerConfig {
     /// Absent: the defaults written at each.
     #[serde(default)]
     limits: LimitsConfig,
+}
+
+/// Every connection begins with a PROXY header, of version 1 or 2.
+#[derive(Debug, Deserialize)]
+pub(super) struct ProxyProtocolConfig {
+    /// The load balancers' networks. Needed at a TCP address: whoever may send the header may claim any address.
+    #[serde(default)]
+    from: Vec<Network>,
+}
+
+impl ProxyProtocolConfig {
+    fn compile(&self, path: &str, address: &BindAddress, cx: &mut Cx) -> ProxyProtocol {
+        let everybody = |net: &Network| net.0.prefix_len() == 0;
+        match address {
+            BindAddress::Tcp(_) if self.from.is_empty() => cx.error(
+                path,
+                "without `from` whoever reaches the port could claim any address",
+                "write proxyProtocol: {from: [10.0.0.0/8]}, the networks of your load balancers",
+            ),
+            BindAddress::Tcp(_) if self.from.iter().any(everybody) => cx.warn(
+                &format!("{path}.from"),
+                "whoever reaches the port may claim any address",
+                "name the networks of your load balancers only",
+            ),
+            BindAddress::Unix(_) if !self.from.is_empty() => cx.warn(
+                &format!("{path}.from"),
+                "has no effect at a Unix socket: whoever may connect to it is believed",
+                "remove it",
+            ),
+            BindAddress::Tcp(_) | BindAddress::Unix(_) => {}
+        }
+        ProxyProtocol {
+            from: self.from.iter().map(|net| net.0).collect(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -236,6 +275,10 @@ pub(super) fn compile(configs: &[Located<ListenerConfig>], cx: &mut Cx) -> Vec<L
             cx.error(&format!("{path}.{key}"), what, hint);
         }
         let timeouts = config.timeouts.compile(&format!("{path}.timeouts"), false, cx);
+        let proxy_protocol = config
+            .proxy_protocol
+            .as_ref()
+            .map(|header| header.compile(&format!("{path}.proxyProtocol"), &address, cx));
         let listener = Listener {
             name,
             address,
@@ -244,6 +287,7 @@ pub(super) fn compile(configs: &[Located<ListenerConfig>], cx: &mut Cx) -> Vec<L
                 Some(ModeConfig::Sidecar) => Mode::Sidecar,
             },
             trusted_proxies: config.trusted_proxies.iter().map(|net| net.0).collect(),
+            proxy_protocol,
             tls: config
                 .tls
                 .as_ref()

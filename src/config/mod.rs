@@ -35,9 +35,9 @@ mod yaml;
 
 pub use compiled::{
     Admin, BindAddress, Config, DeployRule, FailureHeader, FailureRule, Force, HardFailure,
-    HardFailureAction, Limits, Listener, ListenerLimits, MissingKey, Mode, Ready, Retries, Service,
-    StateStore, Sticky, StickyCookie, StickySource, Timeouts, TimeoutsSet, Token, TokenHash, TokenRole,
-    VersionBlock,
+    HardFailureAction, Limits, Listener, ListenerLimits, MissingKey, Mode, ProxyProtocol, Ready, Retries,
+    Service, StateStore, Sticky, StickyCookie, StickySource, Timeouts, TimeoutsSet, Token, TokenHash,
+    TokenRole, VersionBlock,
 };
 pub use diff::{Diff, ServiceDiff, diff};
 pub use dns::Dns;

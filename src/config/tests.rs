@@ -116,6 +116,39 @@ fn every_default_is_what_the_design_says() {
 }
 
 #[test]
+fn a_proxy_header_is_believed_from_named_networks_and_at_unix_sockets_from_everybody() {
+    let at = |address: &str, header: &str| {
+        MINIMAL.replace(
+            "'127.0.0.1:8080'",
+            &format!("'{address}', proxyProtocol: {header}"),
+        )
+    };
+    let rule = |address: &str, header: &str| good(&at(address, header)).listeners[0].proxy_protocol.clone();
+    let believes = |rule: Option<ProxyProtocol>, ip: &str| rule.unwrap().believes(ip.parse().ok());
+    let tcp = || rule("127.0.0.1:80", "{from: [10.0.0.0/8, 2001:db8::7]}");
+    assert!(
+        believes(tcp(), "10.1.2.3") && believes(tcp(), "::ffff:10.1.2.3") && believes(tcp(), "2001:db8::7")
+    );
+    assert!(!believes(tcp(), "127.0.0.1") && !believes(tcp(), "2001:db8::8"));
+    assert!(believes(rule("unix:/run/s", "{}"), "nobody with an address"));
+    assert!(good(MINIMAL).listeners[0].proxy_protocol.is_none());
+
+    for header in ["{}", "{from: []}"] {
+        let said = faults(&at("127.0.0.1:80", header));
+        assert!(
+            said.contains(
+                "listeners[0].proxyProtocol: without `from` whoever reaches the port could claim any address"
+            ) && said.contains("proxyProtocol: {from: [10.0.0.0/8]}"),
+            "{said}"
+        );
+    }
+    assert!(faults(&at("127.0.0.1:80", "{from: [lb.example]}")).contains("`lb.example` is not a network"));
+    let warned = |text: &str| shown(&read(text).unwrap().warnings);
+    assert!(warned(&at("127.0.0.1:80", "{from: ['::/0']}")).contains("may claim any address"));
+    assert!(warned(&at("unix:/run/s", "{from: [10.0.0.0/8]}")).contains("has no effect at a Unix socket"));
+}
+
+#[test]
 fn a_service_without_a_strategy_gets_5_25_50_and_the_built_in_gate() {
     let config = good(MINIMAL);
     let service = &config.services[0];

@@ -25,6 +25,8 @@ macro_rules! rejections {
 }
 
 rejections! {
+    /// No PROXY header where one is needed, or from somebody who may not send one.
+    ProxyProtocol = "proxy_protocol",
     /// The TLS handshake failed.
     Tls = "tls",
     /// What arrived is not HTTP.

@@ -1,6 +1,6 @@
 //! The data plane: the life of one request.
 //!
-//! `listener` accepts, `arrival` decrypts, `connection` finds the protocol and serves it, `service` is the spine that a
+//! `listener` accepts, `arrival` asks a load balancer who the client is (`proxy_protocol`) and decrypts, `connection` finds the protocol and serves it, `service` is the spine that a
 //! request follows: `inbound` (is it safe?) -> `table` (which service?) -> `choose` (which version?) -> `headers` -> `forward` (which
 //! endpoint, and what if it fails?) -> `body` (streaming back) -> `exchange` (what is recorded). `account` is what
 //! `access_log` and `trace` are told when somebody observes. `worker` is the thread
@@ -23,6 +23,7 @@ mod inbound;
 mod io;
 mod listener;
 mod observers;
+pub mod proxy_protocol;
 mod reply;
 mod retry;
 mod seen;

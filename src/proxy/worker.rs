@@ -76,6 +76,8 @@ pub(super) struct ListenerState {
     pub(super) config: Arc<Listener>,
     pub(super) metrics: Arc<ListenerMetrics>,
     pub(super) tls: Option<TlsAcceptor>,
+    /// Whether a connection without the PROXY header it needs has been told of, once.
+    pub(super) complained: Cell<bool>,
 }
 
 /// One worker's own state.
@@ -264,6 +266,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
             config,
             metrics,
             tls,
+            complained: Cell::new(false),
         });
         accepting.push(tokio::task::spawn_local(socket.accept_all(
             Rc::clone(&worker),
@@ -375,18 +378,30 @@ impl WorkerState {
     ) where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
     {
+        if let Some(rule) = &listener.config.proxy_protocol
+            && !rule.believes(ip)
+        {
+            return arrival::refuse(listener, ip, &"it does not come from a network in `from`");
+        }
         let Some(place) = self.admit(listener) else { return };
         let (worker, listener) = (Rc::clone(self), Rc::clone(listener));
-        // Two tasks of different size: who does without TLS does not carry its state.
-        match listener.tls.clone() {
-            None => {
+        // Tasks of different size: who does without TLS does not carry its state.
+        match (listener.config.proxy_protocol.is_some(), listener.tls.clone()) {
+            (true, _) => {
+                let serving = arrival::announced(worker, listener, stream, ip);
+                tokio::task::spawn_local(async move {
+                    serving.await;
+                    drop(place);
+                });
+            }
+            (false, None) => {
                 let serving = connection::run(worker, listener, stream, Arrival::plain(ip));
                 tokio::task::spawn_local(async move {
                     serving.await;
                     drop(place);
                 });
             }
-            Some(acceptor) => {
+            (false, Some(acceptor)) => {
                 let serving = arrival::over_tls(worker, listener, stream, ip, acceptor);
                 tokio::task::spawn_local(async move {
                     serving.await;

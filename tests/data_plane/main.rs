@@ -16,6 +16,7 @@ mod lifecycle;
 mod limits;
 mod metrics;
 mod protocols;
+mod proxy_protocol;
 mod rewrite;
 mod split;
 mod streaming;

@@ -68,6 +68,8 @@ pub fn pattern(len: usize) -> Bytes {
 #[derive(Debug, Clone)]
 pub enum To {
     Tcp(SocketAddr),
+    /// The first address is the client's own.
+    TcpFrom(std::net::IpAddr, SocketAddr),
     Unix(PathBuf),
 }
 
@@ -123,6 +125,11 @@ impl Client {
         use tokio::io::AsyncWriteExt;
         let mut stream: Box<dyn Stream> = match &self.to {
             To::Tcp(address) => Box::new(TcpStream::connect(address).await?),
+            To::TcpFrom(own, address) => {
+                let socket = tokio::net::TcpSocket::new_v4()?;
+                socket.bind((*own, 0).into())?;
+                Box::new(socket.connect(*address).await?)
+            }
             To::Unix(path) => Box::new(UnixStream::connect(path).await?),
         };
         stream.write_all(&self.preamble).await?;

@@ -138,6 +138,16 @@ impl Serin {
         (self.web, self.admin) = (web, admin);
     }
 
+    /// Where another listener than `web` listens.
+    pub fn listener(&self, name: &str) -> SocketAddr {
+        let log = self.log();
+        let line = log
+            .lines()
+            .find(|line| line.contains(&format!("listener `{name}` at ")));
+        let (_, rest) = line.unwrap().split_once("://").unwrap();
+        rest.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
     /// Kills it without warning and starts it again on the same files.
     pub fn crash_and_restart(self) -> Serin {
         self.crash_then(|_| {})
