@@ -2,6 +2,8 @@
 """gRPC and WebSocket as others speak them: servers of grpcio and websockets, and clients that go through Serin.
 
     clients.py serve        says `PORT PORT` (gRPC, WebSocket) and serves until its input ends
+    clients.py health       says `PORT PORT`: a gRPC server with the health service and one without; each line of its input,
+                            such as `shop SERVING`, is what the first says of a service from then on
     clients.py drive PORT   goes through everything at Serin's port, and fails at the first thing that does not hold
 """
 
@@ -12,6 +14,7 @@ from concurrent import futures
 from contextlib import ExitStack
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.sync.server import serve as serve_websockets
@@ -94,6 +97,21 @@ def serve():
         sys.stdin.read()
         websockets.shutdown()
     server.stop(None)
+
+
+def serve_health():
+    with_health, without = (grpc.server(futures.ThreadPoolExecutor(max_workers=4)) for _ in range(2))
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, with_health)
+    ports = [server.add_insecure_port("127.0.0.1:0") for server in (with_health, without)]
+    with_health.start()
+    without.start()
+    print(*ports, flush=True)
+    for line in sys.stdin:
+        name, status = line.split()
+        servicer.set(name, health_pb2.HealthCheckResponse.ServingStatus.Value(status))
+    with_health.stop(None)
+    without.stop(None)
 
 
 # --- clients
@@ -188,6 +206,8 @@ def drive_websocket(port):
 if __name__ == "__main__":
     if sys.argv[1:] == ["serve"]:
         serve()
+    elif sys.argv[1:] == ["health"]:
+        serve_health()
     else:
         drive_grpc(int(sys.argv[2]))
         drive_websocket(int(sys.argv[2]))

@@ -17,5 +17,6 @@ pub(crate) async fn probe(
     timeout: Duration,
 ) -> Result<(), String> {
     let check = path.map_or(Check::Tcp, |path| Check::Http(path.to_owned()));
-    upstream::check(&endpoint.url, endpoint.address, tls, &check, timeout).await
+    let said = upstream::check(&endpoint.url, endpoint.address, tls, &check, timeout).await;
+    said.map_err(|error| error.to_string())
 }

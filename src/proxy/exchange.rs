@@ -15,7 +15,7 @@ use crate::{
     config::Service,
     metrics::{AssignReason, Attempt, Outcome, Retry},
     model::Role,
-    upstream::{Endpoint, Lease, Target},
+    upstream::{self, Endpoint, Lease, Target},
 };
 use http::{HeaderMap, Method, StatusCode, header};
 use std::{fmt, rc::Rc, sync::Arc};
@@ -72,6 +72,18 @@ struct Grpc {
     code: Option<u32>,
 }
 
+impl Grpc {
+    /// How a call ended whose response did.
+    fn ended(&self) -> u32 {
+        // A whole answer without a code is not gRPC's; clients take it for UNKNOWN.
+        self.code.unwrap_or(grpc::UNKNOWN)
+    }
+
+    fn is_failure(&self) -> bool {
+        self.service.failure.is_failure_grpc(self.ended())
+    }
+}
+
 /// One request's record.
 pub(super) struct Exchange {
     worker: Rc<WorkerState>,
@@ -85,6 +97,8 @@ pub(super) struct Exchange {
     /// When the head came, for a response that is judged by it.
     stream_head: Option<Instant>,
     lease: Option<Lease<RequestBody>>,
+    /// The endpoint that answered knows already that this counts against it.
+    blamed: bool,
     grpc: Option<Grpc>,
     recorded: bool,
     /// Only while somebody observes.
@@ -128,6 +142,7 @@ impl Exchange {
             status: None,
             stream_head: None,
             lease: None,
+            blamed: false,
             grpc: None,
             recorded: false,
             account,
@@ -217,8 +232,16 @@ impl Exchange {
             self.judge(Outcome::Failed);
         }
         self.status = Some(status);
-        self.lease = Some(lease);
-        match stream(status, headers) {
+        let (endpoint, stream) = (lease.endpoint(), stream(status, headers));
+        match (failed, &stream) {
+            (true, _) => {
+                self.blamed = true;
+                endpoint.failed(upstream::Fault::BadResponse, self.worker.since_epoch(now));
+            }
+            (false, Some(Stream::Grpc)) => endpoint.answered(),
+            (false, Some(Stream::Endless) | None) => endpoint.succeeded(),
+        }
+        match stream {
             None => {}
             Some(Stream::Endless) => self.stream_head = Some(now),
             Some(Stream::Grpc) => {
@@ -230,6 +253,7 @@ impl Exchange {
                 });
             }
         }
+        self.lease = Some(lease);
     }
 
     /// The fields after the body came.
@@ -241,12 +265,34 @@ impl Exchange {
 
     /// The version's response ends.
     pub(super) fn end(mut self, end: End) {
-        if let Some(lease) = self.lease.take()
-            && end == End::Complete
-        {
-            lease.give_back();
+        if let Some(lease) = self.lease.take() {
+            self.tell(lease.endpoint(), end);
+            if end == End::Complete {
+                lease.give_back();
+            }
         }
         self.record(end, None);
+    }
+
+    /// What the end of a response says about its endpoint beyond what the head did.
+    fn tell(&self, endpoint: &Endpoint, end: End) {
+        let failed = match end {
+            End::Complete => match &self.grpc {
+                Some(grpc) => grpc.is_failure(),
+                None => return,
+            },
+            End::Broken => true,
+            End::ClientGone => return,
+        };
+        if self.blamed {
+            return;
+        }
+        if failed {
+            let now = self.worker.since_epoch(Instant::now());
+            endpoint.failed(upstream::Fault::BadResponse, now);
+        } else {
+            endpoint.succeeded();
+        }
     }
 
     /// Serin answers itself with `failure`, because of `outcome`. `grpc`: the client is told so in gRPC's way.
@@ -270,13 +316,12 @@ impl Exchange {
         let took = now.saturating_duration_since(self.started);
         if let Some(grpc) = self.grpc.take() {
             let code = match end {
-                // A whole answer without a code is not gRPC's; clients take it for UNKNOWN.
-                End::Complete => grpc.code.unwrap_or(grpc::UNKNOWN),
+                End::Complete => grpc.ended(),
                 End::Broken => grpc::UNAVAILABLE,
                 End::ClientGone => grpc::CANCELLED,
             };
             self.served.metrics.shard(worker).answered_grpc(code);
-            if end == End::Complete && grpc.service.failure.is_failure_grpc(code) {
+            if end == End::Complete && grpc.is_failure() {
                 self.judge(Outcome::Failed);
             }
         }

@@ -225,11 +225,6 @@ impl Outbound<'_> {
                     exchange.attempted(Attempt::Answered);
                     let failure = &self.entry.service.failure;
                     let failed = failure.is_failure_head(response.status().as_u16(), response.headers());
-                    if failed {
-                        endpoint.failed(Fault::BadResponse, self.now());
-                    } else {
-                        endpoint.succeeded();
-                    }
                     let service = &self.entry.service;
                     exchange.responded(response.status(), response.headers(), failed, service, lease);
                     return Ok(response);

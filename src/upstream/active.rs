@@ -66,9 +66,9 @@ fn ask(
         )
         .await;
         if let Err(why) = &said {
-            tracing::debug!(endpoint = %endpoint.url, why, "a health check failed");
+            tracing::debug!(endpoint = %endpoint.url, %why, "a health check failed");
         }
-        rotation.checked(endpoint.id, said.is_ok(), roll(&dice), clock.monotonic());
+        rotation.checked(endpoint.id, &said, roll(&dice), clock.monotonic());
     });
 }
 

@@ -3,7 +3,7 @@
 //! Used by active health checks and by control's readiness gate. Runs on the control runtime, over a connection of its own
 //! each time: what is asked is whether a new connection works as well. The caller bounds the time.
 
-use super::ClientTls;
+use super::{ClientTls, connect::is_local};
 use crate::{
     config::Check,
     model::{EndpointUrl, Scheme},
@@ -27,17 +27,30 @@ const LARGEST_ANSWER: usize = 4 * 1024;
 /// `ServingStatus.SERVING` of grpc.health.v1.
 const SERVING: u64 = 1;
 
-/// Asks `endpoint`, which is at `address` when it has a name, within `timeout`. The error is for people.
+/// Why a check did not hold; for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CheckError {
+    /// The endpoint does not work.
+    #[error("{0}")]
+    Bad(String),
+    /// Our own machine is out of descriptors, ports or memory: says nothing about the endpoint.
+    #[error("this machine is out of resources: {0}")]
+    Local(String),
+}
+
+/// Asks `endpoint`, which is at `address` unless it is a Unix socket, within `timeout`.
 pub async fn check(
     endpoint: &EndpointUrl,
     address: Option<SocketAddr>,
     tls: &ClientTls,
     check: &Check,
     timeout: Duration,
-) -> Result<(), String> {
+) -> Result<(), CheckError> {
     match tokio::time::timeout(timeout, ask(endpoint, address, tls, check)).await {
         Ok(result) => result,
-        Err(_) => Err(format!("{endpoint}: no answer within {timeout:?}")),
+        Err(_) => Err(CheckError::Bad(format!(
+            "{endpoint}: no answer within {timeout:?}"
+        ))),
     }
 }
 
@@ -46,23 +59,34 @@ async fn ask(
     address: Option<SocketAddr>,
     tls: &ClientTls,
     check: &Check,
-) -> Result<(), String> {
-    let refused = |error: io::Error| format!("connect to {endpoint}: {error}");
-    if endpoint.scheme() == Scheme::Unix {
-        let stream = UnixStream::connect(endpoint.host()).await.map_err(refused)?;
-        return speak(stream, false, endpoint, check).await;
-    }
-    let stream = match address {
-        Some(address) => TcpStream::connect(address).await,
-        None => TcpStream::connect((endpoint.host(), endpoint.port())).await,
+) -> Result<(), CheckError> {
+    let refused = |error: io::Error| {
+        let why = format!("connect to {endpoint}: {error}");
+        if is_local(&error) {
+            CheckError::Local(why)
+        } else {
+            CheckError::Bad(why)
+        }
     };
-    let stream = stream.map_err(refused)?;
-    if endpoint.scheme() == Scheme::Https {
-        let secured = tls.connect(endpoint, stream).await;
-        let (stream, http2) = secured.map_err(|error| format!("TLS with {endpoint}: {error}"))?;
-        return speak(stream, http2, endpoint, check).await;
-    }
-    speak(stream, endpoint.scheme() == Scheme::H2c, endpoint, check).await
+    let said = if endpoint.scheme() == Scheme::Unix {
+        let stream = UnixStream::connect(endpoint.host()).await.map_err(refused)?;
+        speak(stream, false, endpoint, check).await
+    } else {
+        // Names are resolved elsewhere, and their addresses judged there: never by the system on the way.
+        let unresolved = || CheckError::Bad(format!("`{}` has no address", endpoint.host()));
+        let stream = TcpStream::connect(address.ok_or_else(unresolved)?)
+            .await
+            .map_err(refused)?;
+        if endpoint.scheme() == Scheme::Https {
+            match tls.connect(endpoint, stream).await {
+                Ok((stream, http2)) => speak(stream, http2, endpoint, check).await,
+                Err(error) => Err(format!("TLS with {endpoint}: {error}")),
+            }
+        } else {
+            speak(stream, endpoint.scheme() == Scheme::H2c, endpoint, check).await
+        }
+    };
+    said.map_err(CheckError::Bad)
 }
 
 async fn speak<S>(stream: S, http2: bool, endpoint: &EndpointUrl, check: &Check) -> Result<(), String>
@@ -277,6 +301,12 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(10);
 
+    async fn asked(endpoint: &EndpointUrl, what: &Check, timeout: Duration) -> Result<(), String> {
+        let address = endpoint.ip().map(|ip| SocketAddr::new(ip, endpoint.port()));
+        let said = check(endpoint, address, &ClientTls::default(), what, timeout).await;
+        said.map_err(|error| error.to_string())
+    }
+
     async fn server(status: &'static str) -> EndpointUrl {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -295,17 +325,14 @@ mod tests {
     async fn an_endpoint_works_when_its_path_answers_2xx() {
         let path = Check::Http("/healthz".to_owned());
         let good = server("204 No Content").await;
-        assert_eq!(
-            check(&good, None, &ClientTls::default(), &path, SOON).await,
-            Ok(())
-        );
+        assert_eq!(asked(&good, &path, SOON).await, Ok(()));
         let bad = server("503 Service Unavailable").await;
-        let error = check(&bad, None, &ClientTls::default(), &path, SOON)
-            .await
-            .unwrap_err();
-        assert_eq!(error, "/healthz answered 503");
         assert_eq!(
-            check(&bad, None, &ClientTls::default(), &Check::Tcp, SOON).await,
+            asked(&bad, &path, SOON).await.unwrap_err(),
+            "/healthz answered 503"
+        );
+        assert_eq!(
+            asked(&bad, &Check::Tcp, SOON).await,
             Ok(()),
             "it does accept connections"
         );
@@ -317,11 +344,14 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         drop(listener);
         let url: EndpointUrl = format!("http://127.0.0.1:{port}").parse().unwrap();
-        assert!(
-            check(&url, None, &ClientTls::default(), &Check::Tcp, SOON)
-                .await
-                .is_err()
-        );
+        assert!(asked(&url, &Check::Tcp, SOON).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_not_looked_up_on_the_way() {
+        let url: EndpointUrl = "http://localhost:1".parse().unwrap();
+        let error = asked(&url, &Check::Tcp, SOON).await.unwrap_err();
+        assert_eq!(error, "`localhost` has no address");
     }
 
     #[tokio::test]
@@ -331,14 +361,7 @@ mod tests {
             .parse()
             .unwrap();
         let path = Check::Http("/".to_owned());
-        let error = check(
-            &url,
-            None,
-            &ClientTls::default(),
-            &path,
-            Duration::from_millis(50),
-        )
-        .await;
+        let error = asked(&url, &path, Duration::from_millis(50)).await;
         assert!(error.unwrap_err().contains("no answer within 50ms"));
     }
 
@@ -386,7 +409,7 @@ mod tests {
             (b"\0\0\0\0\x09\x08", "0", Some("not a HealthCheckResponse")),
         ] {
             let server = grpc_server(message, status).await;
-            let said = check(&server, None, &ClientTls::default(), &ask, SOON).await;
+            let said = asked(&server, &ask, SOON).await;
             match expected {
                 None => assert_eq!(said, Ok(())),
                 Some(text) => assert!(said.clone().unwrap_err().contains(text), "{said:?}"),

@@ -48,12 +48,18 @@ impl ConnectError {
     }
 }
 
+/// Whether our own machine lacks something.
+pub(super) fn is_local(error: &io::Error) -> bool {
+    // EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL: Linux numbers, which is where Serin runs.
+    matches!(error.raw_os_error(), Some(24 | 23 | 105 | 12 | 99))
+}
+
 /// Sorts an I/O error into ours and theirs.
 fn classify(error: io::Error) -> ConnectError {
-    // EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL: Linux numbers, which is where Serin runs.
-    match error.raw_os_error() {
-        Some(24 | 23 | 105 | 12 | 99) => ConnectError::Local(error),
-        _ => ConnectError::Refused(error),
+    if is_local(&error) {
+        ConnectError::Local(error)
+    } else {
+        ConnectError::Refused(error)
     }
 }
 

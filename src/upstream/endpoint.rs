@@ -178,6 +178,27 @@ impl Endpoint {
         }
     }
 
+    /// A response has begun that is judged by how it ends.
+    pub fn answered(&self) {
+        let streak = Streak::from_word(self.streak.load(Ordering::Relaxed));
+        if streak.unanswered() != 0 {
+            let answered = |word| {
+                let bad = Streak::from_word(word).bad;
+                Some(
+                    Streak {
+                        bad,
+                        ..Streak::default()
+                    }
+                    .word(),
+                )
+            };
+            let _ = self
+                .streak
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, answered);
+            self.set(SKIPPED, false);
+        }
+    }
+
     /// An attempt failed by the endpoint's fault. Returns the attempts in a row that got no response.
     pub fn failed(&self, fault: Fault, now: Duration) -> u32 {
         let update = |word| Some(Streak::from_word(word).and(fault).word());

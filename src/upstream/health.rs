@@ -29,8 +29,8 @@ pub enum Event<'a> {
     Checked {
         /// Of this endpoint.
         id: u64,
-        /// Whether it held.
-        good: bool,
+        /// Whether it held; none: it could not be made, which says nothing.
+        good: Option<bool>,
         /// Spreads the next one.
         dice: u64,
     },
@@ -72,8 +72,8 @@ pub struct Change {
     pub in_rotation: bool,
     /// Whether it is healthy; in a panic it may be in rotation without.
     pub reason: Reason,
-    /// Whether it came back just now, and should be given its share slowly.
-    pub came_back: bool,
+    /// Whether the reason is another one than before; otherwise a panic has begun or ended.
+    pub turned: bool,
 }
 
 /// The state of one version's endpoints.
@@ -92,6 +92,8 @@ struct Member {
     streak: u32,
     /// When the next check is due; none: one is under way, or none was planned yet.
     next: Option<Duration>,
+    /// When the one that is under way has been given out.
+    given: Option<Duration>,
     planned: bool,
     ejected_until: Option<Duration>,
     /// How often it was ejected lately: each time for longer.
@@ -140,7 +142,10 @@ impl Machine {
             Event::Checked { id, good, dice } => {
                 if let (Some(member), Some(health)) = (self.members.get_mut(&id), &rules.health) {
                     member.next = Some(now + spread(health.interval.as_duration(), dice));
-                    member.checked(good, health);
+                    member.given = None;
+                    if let Some(good) = good {
+                        member.checked(good, health);
+                    }
                 }
             }
             Event::Failing { id } => self.eject(id, now, &rules.ejection),
@@ -173,18 +178,20 @@ impl Machine {
                 member.next = Some(now + spread(interval, dice()).saturating_sub(interval * 9 / 10));
             }
             if member.next.is_some_and(|next| next <= now) {
-                member.next = None;
+                (member.next, member.given) = (None, Some(now));
                 due.push(*id);
             }
         }
         due
     }
 
-    /// When something is due next: a check, or the end of an ejection.
-    pub fn next(&self) -> Option<Duration> {
+    /// When to look again: a check is due, may have ended long enough ago for the next, or an ejection ends.
+    pub fn next(&self, now: Duration, rules: &Rules) -> Option<Duration> {
+        let interval = rules.health.as_ref().map(|health| health.interval.as_duration());
+        let follows = |given: Option<Duration>| Some(given? + interval? * 9 / 10).filter(|then| *then > now);
         self.members
             .values()
-            .flat_map(|member| [member.next, member.ejected_until])
+            .flat_map(|member| [member.next, follows(member.given), member.ejected_until])
             .flatten()
             .min()
     }
@@ -192,7 +199,8 @@ impl Machine {
     fn tick(&mut self, now: Duration, rules: &Rules) {
         for member in self.members.values_mut() {
             if rules.health.is_none() {
-                (member.bad, member.streak, member.next, member.planned) = (false, 0, None, false);
+                (member.bad, member.streak, member.planned) = (false, 0, false);
+                (member.next, member.given) = (None, None);
             }
             if member.ejected_until.is_some_and(|until| until <= now) {
                 (member.ejected_until, member.back_since) = (None, now);
@@ -312,13 +320,11 @@ impl Machine {
             let in_rotation = panicking || reason == Reason::Healthy;
             let before = member.told.replace((in_rotation, reason));
             if before != Some((in_rotation, reason)) {
-                let came_back =
-                    reason == Reason::Healthy && before.is_none_or(|(_, before)| before != Reason::Healthy);
                 changes.push(Change {
                     id: *id,
                     in_rotation,
                     reason,
-                    came_back,
+                    turned: before.is_none_or(|(_, before)| before != reason),
                 });
             }
         }
@@ -381,7 +387,12 @@ mod tests {
     }
 
     fn check(machine: &mut Machine, board: &mut Board, id: u64, good: bool, now: Duration) {
-        board.note(machine.apply(&Event::Checked { id, good, dice: 0 }, now, &checked()));
+        let event = Event::Checked {
+            id,
+            good: Some(good),
+            dice: 0,
+        };
+        board.note(machine.apply(&event, now, &checked()));
     }
 
     #[test]
@@ -398,7 +409,27 @@ mod tests {
         check(&mut machine, &mut board, 1, true, at(7));
         assert_eq!(board.out(), [1]);
         check(&mut machine, &mut board, 1, true, at(8));
-        assert!(board.out().is_empty() && board.0[&1].came_back);
+        assert!(board.out().is_empty() && board.0[&1].turned);
+    }
+
+    #[test]
+    fn a_check_that_could_not_be_made_says_nothing_and_is_made_again() {
+        let (mut machine, mut board) = with(&[1, 2], &checked());
+        assert_eq!(machine.due(at(1), &checked(), || 0).len(), 2);
+        check(&mut machine, &mut board, 1, false, at(1));
+        for secs in 2..9 {
+            let event = Event::Checked {
+                id: 1,
+                good: None,
+                dice: 0,
+            };
+            board.note(machine.apply(&event, at(secs), &checked()));
+        }
+        check(&mut machine, &mut board, 1, false, at(9));
+        assert!(board.out().is_empty());
+        check(&mut machine, &mut board, 1, false, at(10));
+        assert_eq!(board.out(), [1], "nor does it end a streak");
+        assert!(machine.next(at(10), &checked()).is_some());
     }
 
     #[test]
@@ -435,7 +466,7 @@ mod tests {
         }
         now += at(51);
         machine.apply(&Event::Failing { id: 1 }, now, &rules);
-        assert_eq!(machine.next(), Some(now + at(5)));
+        assert_eq!(machine.next(now, &rules), Some(now + at(5)));
     }
 
     #[test]
@@ -525,7 +556,7 @@ mod tests {
                 assert!(machine.due(now, &rules, &mut roll).is_empty(), "it is under way");
                 let event = Event::Checked {
                     id,
-                    good: true,
+                    good: Some(true),
                     dice: roll(),
                 };
                 machine.apply(&event, now, &rules);
@@ -538,10 +569,40 @@ mod tests {
         assert!(gaps.iter().max() > gaps.iter().min());
     }
 
+    #[test]
+    fn whoever_looks_when_he_is_told_to_keeps_a_short_interval() {
+        let mut rules = checked();
+        if let Some(health) = &mut rules.health {
+            health.interval = Span::millis(100);
+        }
+        let (mut machine, _) = with(&[1], &rules);
+        let (mut now, mut checks, mut ends) = (at(0), 0, None);
+        while now < at(10) {
+            for _ in machine.due(now, &rules, || 0) {
+                (checks, ends) = (checks + 1, Some(now + 3 * MS));
+            }
+            // Somebody else says that a check has ended, while the one who looks sleeps.
+            let next = machine
+                .next(now, &rules)
+                .unwrap_or(now + at(1))
+                .max(now + 10 * MS);
+            if let Some(end) = ends.take_if(|end| *end <= next) {
+                let event = Event::Checked {
+                    id: 1,
+                    good: Some(true),
+                    dice: 0,
+                };
+                machine.apply(&event, end, &rules);
+            }
+            now = next;
+        }
+        assert!((95..=112).contains(&checks), "{checks}");
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Members(Vec<u64>),
-        Checked(u64, bool, u64),
+        Checked(u64, Option<bool>, u64),
         Failing(u64),
         Served(u64, u64, u64),
         Wait(u64),
@@ -550,7 +611,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             1 => prop::collection::btree_set(0u64..8, 0..8).prop_map(|set| Step::Members(set.into_iter().collect())),
-            4 => (0u64..8, any::<bool>(), any::<u64>()).prop_map(|(id, good, dice)| Step::Checked(id, good, dice)),
+            4 => (0u64..8, any::<Option<bool>>(), any::<u64>()).prop_map(|(id, good, dice)| Step::Checked(id, good, dice)),
             4 => (0u64..8).prop_map(Step::Failing),
             2 => (0u64..8, 0u64..500, 0u64..500).prop_map(|(id, n, bad)| Step::Served(id, n, bad)),
             4 => (0u64..20_000).prop_map(Step::Wait),

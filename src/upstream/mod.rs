@@ -23,7 +23,7 @@ mod version;
 
 pub use active::look_after;
 pub use capacity::{Capacity, Place, Turn};
-pub use check::check;
+pub use check::{CheckError, check};
 pub use collector::ServicesCollector;
 pub use connect::{ConnectError, LocalExecutor};
 pub use dns::{Names, first_answers, resolve};

@@ -249,7 +249,14 @@ where
             // Who waited for it finds out alone.
             self.waiting.borrow_mut().clear();
         }
-        Ok(self.lent(opened?, false))
+        match opened {
+            Ok(sender) => Ok(self.lent(sender, false)),
+            Err(error) => {
+                // An attempt all the same: the endpoint's rate of success is made of both.
+                self.sent.set(self.sent.get() + 1);
+                Err(error)
+            }
+        }
     }
 
     /// An HTTP/2 connection that another request is opening; none when that fails.

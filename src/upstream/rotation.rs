@@ -5,12 +5,16 @@
 use super::{
     Endpoint,
     capacity::Capacity,
+    check::CheckError,
     health::{Change, Event, Machine, Reason, Rules},
 };
 use crate::{config, model::Span};
 use arc_swap::ArcSwap;
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::Notify;
@@ -58,6 +62,8 @@ pub struct Rotation {
     name: String,
     policy: Arc<ArcSwap<Policy>>,
     machine: Mutex<Machine>,
+    /// Whether it was last said that too few are healthy.
+    panicking: AtomicBool,
     pub(super) members: ArcSwap<Vec<Arc<Endpoint>>>,
     pub(super) capacity: Arc<Capacity>,
 }
@@ -71,6 +77,7 @@ impl Rotation {
             policy: Arc::clone(&common.policy),
             capacity: Arc::new(capacity),
             machine: Mutex::default(),
+            panicking: AtomicBool::new(false),
             members: ArcSwap::default(),
         }
     }
@@ -99,7 +106,7 @@ impl Rotation {
             fresh.for_each(|endpoint| endpoint.start_slowly(None, Duration::ZERO));
         }
         let changes = machine.apply(&Event::Members(&ids), Duration::ZERO, &self.policy().rules);
-        self.show(&changes, None);
+        self.show(&machine, &changes, None, "");
     }
 
     /// An endpoint's failures in a row; when there are enough of them it is ejected.
@@ -111,17 +118,22 @@ impl Rotation {
             let event = Event::Failing { id: endpoint.id };
             let mut machine = self.machine();
             let changes = machine.apply(&event, now, &policy.rules);
-            self.show(&changes, Some(now));
+            self.show(&machine, &changes, Some(now), "its requests fail");
         }
     }
 
     /// An active check ended.
-    pub(super) fn checked(&self, id: u64, good: bool, dice: u64, now: Duration) {
+    pub(super) fn checked(&self, id: u64, said: &Result<(), CheckError>, dice: u64, now: Duration) {
         let policy = self.policy();
+        let (good, why) = match said {
+            Ok(()) => (Some(true), String::new()),
+            Err(error @ CheckError::Bad(_)) => (Some(false), error.to_string()),
+            Err(error @ CheckError::Local(_)) => (None, error.to_string()),
+        };
         let event = Event::Checked { id, good, dice };
         let mut machine = self.machine();
         let changes = machine.apply(&event, now, &policy.rules);
-        self.show(&changes, Some(now));
+        self.show(&machine, &changes, Some(now), &why);
     }
 
     /// Time has passed: ejections end, windows are judged. Returns the endpoints to check now, and when to come back at the
@@ -150,40 +162,53 @@ impl Rotation {
         }
         changes.extend(machine.apply(&Event::Tick, now, &policy.rules));
         let due = machine.due(now, &policy.rules, dice);
-        let next = machine.next();
-        self.show(&changes, Some(now));
+        let next = machine.next(now, &policy.rules);
+        self.show(&machine, &changes, Some(now), "too few of its requests succeed");
         let due = members.iter().filter(|endpoint| due.contains(&endpoint.id));
         (due.cloned().collect(), next)
     }
 
-    /// Puts changes into the endpoints' flags; called under the machine's lock, so that they arrive in their order. `now` is absent for endpoints that have just been published.
-    fn show(&self, changes: &[Change], now: Option<Duration>) {
+    /// Puts changes into the endpoints' flags; called under the machine's lock, so that they arrive in their order. `now` is
+    /// absent for endpoints that have just been published; `why` is what was seen of an endpoint that goes out.
+    fn show(&self, machine: &Machine, changes: &[Change], now: Option<Duration>, why: &str) {
         let members = self.members.load();
         for change in changes {
             let Some(endpoint) = members.iter().find(|endpoint| endpoint.id == change.id) else {
                 continue;
             };
             endpoint.set_rotation(*change);
-            let (Some(now), pool, url) = (now, &self.name, endpoint.label()) else {
-                continue;
-            };
-            match change.reason {
-                Reason::Healthy => {
-                    if let Some(over) = self.policy.load().slow_start
-                        && change.came_back
-                    {
-                        endpoint.start_slowly(Some(now), over.as_duration());
-                    }
-                    if change.came_back {
-                        tracing::info!(pool, endpoint = %url, "endpoint {url} of {pool} is back in rotation");
-                    }
+            if let Some(now) = now.filter(|_| change.turned) {
+                self.say(endpoint, *change, now, why);
+            }
+        }
+        let (pool, panicking) = (&self.name, machine.is_panicking());
+        if self.panicking.swap(panicking, Ordering::Relaxed) == panicking {
+            return;
+        }
+        if panicking {
+            tracing::warn!(
+                pool,
+                "too few endpoints of {pool} are healthy: all are used until more are (ejection.panic)"
+            );
+        } else {
+            tracing::info!(pool, "enough endpoints of {pool} are healthy: only they are used");
+        }
+    }
+
+    fn say(&self, endpoint: &Endpoint, change: Change, now: Duration, why: &str) {
+        let (pool, url, in_rotation) = (&self.name, endpoint.label(), change.in_rotation);
+        match change.reason {
+            Reason::Healthy => {
+                if let Some(over) = self.policy.load().slow_start {
+                    endpoint.start_slowly(Some(now), over.as_duration());
                 }
-                Reason::Checks => {
-                    tracing::warn!(pool, endpoint = %url, in_rotation = change.in_rotation, "endpoint {url} of {pool} fails its health checks");
-                }
-                Reason::Ejected => {
-                    tracing::warn!(pool, endpoint = %url, in_rotation = change.in_rotation, "endpoint {url} of {pool} is ejected for a while: its requests fail");
-                }
+                tracing::info!(pool, endpoint = %url, "endpoint {url} of {pool} is back in rotation");
+            }
+            Reason::Checks => {
+                tracing::warn!(pool, endpoint = %url, in_rotation, why, "endpoint {url} of {pool} fails its health checks: {why}");
+            }
+            Reason::Ejected => {
+                tracing::warn!(pool, endpoint = %url, in_rotation, "endpoint {url} of {pool} is ejected for a while: {why}");
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::support::{HEAD, Serin, wait_for};
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
@@ -10,12 +10,34 @@ use std::{
 };
 
 /// The Python servers; they end with their input.
-struct Servers(Child);
+pub(super) struct Servers(Child);
 
 impl Drop for Servers {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+impl Servers {
+    /// Starts what `clients.py` calls `mode`; its two ports.
+    pub(super) fn start(mode: &str) -> (Servers, u16, u16) {
+        let mut child = python(&[mode])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut said)
+            .unwrap();
+        let (one, two) = said.trim().split_once(' ').unwrap();
+        (Servers(child), one.parse().unwrap(), two.parse().unwrap())
+    }
+
+    /// A line of their input.
+    pub(super) fn tell(&mut self, line: &str) {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 }
 
@@ -34,17 +56,7 @@ fn python(arguments: &[&str]) -> Command {
 
 #[test]
 fn grpc_and_websocket_clients_notice_nothing() {
-    let mut child = python(&["serve"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut said)
-        .unwrap();
-    let _servers = Servers(child);
-    let (grpc, websocket) = said.trim().split_once(' ').unwrap();
+    let (_servers, grpc, websocket) = Servers::start("serve");
     let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let serin = Serin::start_with(&format!(
         "{HEAD}

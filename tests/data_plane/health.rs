@@ -14,9 +14,9 @@ use std::{
     time::Duration,
 };
 
-const SOON: Duration = Duration::from_secs(30);
+pub(super) const SOON: Duration = Duration::from_secs(30);
 
-fn service(urls: &[String], more: &str) -> String {
+pub(super) fn service(urls: &[String], more: &str) -> String {
     let urls: Vec<String> = urls.iter().map(|url| format!("\"{url}\"")).collect();
     format!(
         "services: [{{name: shop, stable: {{version: v1, endpoints: [{}]}}{more}}}]",
@@ -25,11 +25,11 @@ fn service(urls: &[String], more: &str) -> String {
 }
 
 /// Whether an endpoint is said to be healthy.
-fn healthy(serin: &Serin, url: &str) -> f64 {
+pub(super) fn healthy(serin: &Serin, url: &str) -> f64 {
     serin.metric("serin_upstream_endpoint_healthy", &[("endpoint", url)])
 }
 
-fn wait_health(serin: &Serin, url: &str, expected: f64) {
+pub(super) fn wait_health(serin: &Serin, url: &str, expected: f64) {
     wait_for(&format!("{url} to be {expected}"), SOON, || {
         ((healthy(serin, url) - expected).abs() < 0.5).then_some(())
     });

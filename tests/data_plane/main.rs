@@ -6,8 +6,10 @@ mod support;
 
 mod access_log;
 mod bad_input;
+mod checks;
 mod clients;
 mod dns;
+mod ejection;
 mod forwarded;
 mod hard_failure;
 mod health;
