@@ -99,7 +99,11 @@ impl Socket {
             }
             Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
                 Ok(_) => return Err(BindError::SocketInUse(path.to_owned())),
-                Err(_) => fs::remove_file(path).map_err(failed)?,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    fs::remove_file(path).map_err(failed)?;
+                }
+                // Another user's, dead or alive.
+                Err(error) => return Err(failed(error)),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),

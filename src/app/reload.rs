@@ -274,7 +274,8 @@ fn needs_restart(file: &str, old: &Config, new: &Config) -> Vec<Problem> {
             .iter()
             .map(|l| {
                 format!(
-                    "{:?} {:?} {:?} {:?} {:?} {:?}",
+                    "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+                    l.socket_mode,
                     l.mode,
                     l.trusted_proxies,
                     l.proxy_protocol,

@@ -35,7 +35,11 @@ impl Passed {
         for index in 0..all.len() {
             let name = names.next().unwrap_or_default().to_owned();
             let tcp = all.take_tcp_listener(index).ok().flatten().map(Socket::Tcp);
-            let socket = tcp.or_else(|| all.take_unix_listener(index).ok().flatten().map(Socket::Unix));
+            let mut unix = || all.take_unix_listener(index).ok().flatten();
+            let socket = tcp.or_else(|| {
+                let listener = unix()?;
+                Some(Socket::Unix { file: None, listener })
+            });
             match socket {
                 Some(socket) => passed.push((name, socket)),
                 None => tracing::warn!(
@@ -51,10 +55,10 @@ impl Passed {
         let named = self.0.iter().position(|(name, _)| *name == listener.name);
         let here = |socket: &Socket| match (socket, &listener.address) {
             (Socket::Tcp(tcp), BindAddress::Tcp(address)) => tcp.local_addr().is_ok_and(|at| at == *address),
-            (Socket::Unix(unix), BindAddress::Unix(path)) => {
-                unix.local_addr().is_ok_and(|at| at.as_pathname() == Some(path))
-            }
-            (Socket::Tcp(_), BindAddress::Unix(_)) | (Socket::Unix(_), BindAddress::Tcp(_)) => false,
+            (Socket::Unix { listener, .. }, BindAddress::Unix(path)) => listener
+                .local_addr()
+                .is_ok_and(|at| at.as_pathname() == Some(path)),
+            (Socket::Tcp(_), BindAddress::Unix(_)) | (Socket::Unix { .. }, BindAddress::Tcp(_)) => false,
         };
         let found = named.or_else(|| self.0.iter().position(|(_, socket)| here(socket)))?;
         Some(self.0.swap_remove(found).1)

@@ -36,7 +36,7 @@ impl Bound {
             let listener = Arc::new(listener.clone());
             let sockets = match passed.take(&listener) {
                 Some(socket) => proxy::adopt(socket, &listener.address, workers)?,
-                None => proxy::bind(&listener.address, workers)?,
+                None => proxy::bind(&listener.address, listener.socket_mode, workers)?,
             };
             addresses.push((
                 listener.name.clone(),

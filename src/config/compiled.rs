@@ -98,6 +98,8 @@ pub struct Listener {
     pub name: String,
     /// Where it is bound.
     pub address: BindAddress,
+    /// Who may connect to a Unix socket; none: whom the umask lets.
+    pub socket_mode: Option<u32>,
     /// What happens to forwarded fields.
     pub mode: Mode,
     /// Peers whose forwarded fields are believed.

@@ -18,6 +18,8 @@ pub(super) struct ListenerConfig {
     name: Option<String>,
     /// `0.0.0.0:8080` or `unix:/run/serin.sock`.
     address: String,
+    /// Of a Unix socket: who may connect, in octal. Absent: whom the umask lets.
+    socket_mode: Option<String>,
     /// Absent: a connection's peer is its client.
     proxy_protocol: Option<ProxyProtocolConfig>,
     /// Absent: HTTP without TLS.
@@ -249,6 +251,25 @@ fn bind_address(text: &str) -> Result<BindAddress, String> {
     }
 }
 
+/// Reads `0660`, as `chmod` does.
+fn socket_mode(text: &str, path: &str, address: &BindAddress, cx: &mut Cx) -> Option<u32> {
+    if matches!(address, BindAddress::Tcp(_)) {
+        cx.error(path, "only a Unix socket has permissions", "remove it");
+        return None;
+    }
+    let octal = (3..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    let mode = octal.then(|| u32::from_str_radix(text, 8).ok()).flatten();
+    let mode = mode.filter(|mode| *mode <= 0o777);
+    if mode.is_none() {
+        cx.error(
+            path,
+            format!("`{text}` is not a file mode"),
+            "write for example 0660",
+        );
+    }
+    mode
+}
+
 /// Every listener that can be understood.
 pub(super) fn compile(configs: &[Located<ListenerConfig>], cx: &mut Cx) -> Vec<Listener> {
     let mut listeners: Vec<(String, Listener)> = Vec::new();
@@ -275,6 +296,10 @@ pub(super) fn compile(configs: &[Located<ListenerConfig>], cx: &mut Cx) -> Vec<L
             cx.error(&format!("{path}.{key}"), what, hint);
         }
         let timeouts = config.timeouts.compile(&format!("{path}.timeouts"), false, cx);
+        let socket_mode = config
+            .socket_mode
+            .as_ref()
+            .and_then(|mode| socket_mode(mode, &format!("{path}.socketMode"), &address, cx));
         let proxy_protocol = config
             .proxy_protocol
             .as_ref()
@@ -282,6 +307,7 @@ pub(super) fn compile(configs: &[Located<ListenerConfig>], cx: &mut Cx) -> Vec<L
         let listener = Listener {
             name,
             address,
+            socket_mode,
             mode: match config.mode {
                 Some(ModeConfig::Edge) | None => Mode::Edge,
                 Some(ModeConfig::Sidecar) => Mode::Sidecar,

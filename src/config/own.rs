@@ -3,7 +3,9 @@
 use super::compiled::{BindAddress, Config};
 use crate::model::{EndpointUrl, Scheme};
 use std::{
+    fs,
     net::{SocketAddr, UdpSocket},
+    os::unix::fs::MetadataExt,
     path::Path,
 };
 
@@ -11,7 +13,8 @@ impl Config {
     /// Which of our own addresses an endpoint is, if it is one.
     pub fn own_address(&self, endpoint: &EndpointUrl) -> Option<String> {
         let is_tcp = |address: &SocketAddr| leads_to(endpoint, address);
-        let is_unix = |path: &Path| endpoint.scheme() == Scheme::Unix && Path::new(endpoint.host()) == path;
+        let is_unix =
+            |path: &Path| endpoint.scheme() == Scheme::Unix && same_file(Path::new(endpoint.host()), path);
         if is_tcp(&self.admin.address) || is_unix(&self.admin.socket) {
             return Some("admin address".to_owned());
         }
@@ -46,6 +49,15 @@ fn leads_to(endpoint: &EndpointUrl, address: &SocketAddr) -> bool {
     ip == bound || bound.is_unspecified() && (ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok())
 }
 
+/// Whether two paths lead to one file, also where one is relative or goes by a link. What is no file yet is its path.
+fn same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    match (identity(one), identity(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => std::path::absolute(one).ok() == std::path::absolute(other).ok(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +84,22 @@ mod tests {
             "another machine may use the same port"
         );
         assert!(!leads("http://orders.internal:9900", "127.0.0.1:9900"));
+    }
+
+    #[test]
+    fn a_socket_is_our_own_by_whatever_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let ours = at("serin.sock");
+        // Nothing is there yet.
+        assert!(same_file(&at("./serin.sock"), &ours) && !same_file(&at("other.sock"), &ours));
+        fs::write(&ours, "").unwrap();
+        std::os::unix::fs::symlink(&ours, at("link")).unwrap();
+        fs::hard_link(&ours, at("hard")).unwrap();
+        fs::create_dir(at("down")).unwrap();
+        for path in ["link", "hard", "down/../serin.sock", "serin.sock"] {
+            assert!(same_file(&at(path), &ours), "{path}");
+        }
+        assert!(!same_file(&at("down"), &ours) && !same_file(&at("other.sock"), &ours));
     }
 }

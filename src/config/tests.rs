@@ -149,6 +149,29 @@ fn a_proxy_header_is_believed_from_named_networks_and_at_unix_sockets_from_every
 }
 
 #[test]
+fn the_mode_of_a_unix_socket_is_octal() {
+    let at = |address: &str, mode: &str| {
+        MINIMAL.replace("'127.0.0.1:8080'", &format!("'{address}', socketMode: {mode}"))
+    };
+    for mode in ["0660", "660", "'0660'"] {
+        assert_eq!(
+            good(&at("unix:/run/s", mode)).listeners[0].socket_mode,
+            Some(0o660)
+        );
+    }
+    assert_eq!(good(MINIMAL).listeners[0].socket_mode, None);
+    for mode in ["66", "0o660", "0888", "1777", "rw", "00660"] {
+        let said = faults(&at("unix:/run/s", mode));
+        assert!(
+            said.contains("is not a file mode (write for example 0660)")
+                || said.contains("is not a file mode; write for example 0660"),
+            "{mode}: {said}"
+        );
+    }
+    assert!(faults(&at("127.0.0.1:80", "0660")).contains("only a Unix socket has permissions"));
+}
+
+#[test]
 fn a_service_without_a_strategy_gets_5_25_50_and_the_built_in_gate() {
     let config = good(MINIMAL);
     let service = &config.services[0];

@@ -42,7 +42,7 @@ impl Managed {
             if !self.config.deploy.allows(endpoint) {
                 return forbidden(
                     format!("{endpoint} is not among the endpoints that a deploy may name"),
-                    "add its network or host to deploy.allowedEndpoints of the service",
+                    "add its network, host or socket to deploy.allowedEndpoints of the service",
                 );
             }
         }

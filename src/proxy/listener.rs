@@ -2,8 +2,17 @@
 
 use super::worker::{ListenerState, Stop, WorkerState};
 use crate::config::BindAddress;
-use socket2::{Domain, Protocol, Socket as Raw, Type};
-use std::{io, net::SocketAddr, os::unix::fs::FileTypeExt, path::Path, rc::Rc, time::Duration};
+use socket2::{Domain, Protocol, SockAddr, Socket as Raw, Type};
+use std::{
+    fs::{self, Permissions},
+    io,
+    net::SocketAddr,
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::watch,
@@ -18,7 +27,41 @@ pub enum Socket {
     /// TCP; each worker has its own (`SO_REUSEPORT`).
     Tcp(std::net::TcpListener),
     /// A Unix socket; workers share one.
-    Unix(std::os::unix::net::UnixListener),
+    Unix {
+        /// Its file; none: somebody else's who has opened it for us. Stands first, so that it goes first.
+        file: Option<Arc<SocketFile>>,
+        /// The socket.
+        listener: std::os::unix::net::UnixListener,
+    },
+}
+
+/// The file of a Unix socket, which goes when nobody listens any more.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> io::Result<SocketFile> {
+        let made = fs::symlink_metadata(path)?;
+        Ok(SocketFile {
+            path: path.to_owned(),
+            device: made.dev(),
+            inode: made.ino(),
+        })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody may have put another one there since. While ours is open its inode is nobody else's.
+        let ours = |there: fs::Metadata| (there.dev(), there.ino()) == (self.device, self.inode);
+        if fs::symlink_metadata(&self.path).is_ok_and(ours) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// Why an address cannot be listened at.
@@ -30,6 +73,24 @@ pub enum BindError {
         /// The address.
         address: BindAddress,
     },
+    /// Something that is no socket lies there.
+    #[error(
+        "cannot listen at {address}: a file that is not a socket is there; remove it or choose another address"
+    )]
+    NotASocket {
+        /// The address.
+        address: BindAddress,
+    },
+    /// The socket's file cannot be made.
+    #[error(
+        "cannot listen at {address}; its directory must exist, and this user must be able to write into it"
+    )]
+    File {
+        /// The address.
+        address: BindAddress,
+        /// What the system says.
+        source: io::Error,
+    },
     /// Anything else.
     #[error("cannot listen at {address}")]
     Other {
@@ -40,19 +101,25 @@ pub enum BindError {
     },
 }
 
-/// Binds one socket per worker. An address with port 0 gets a free port, the same for all.
-pub fn bind(address: &BindAddress, workers: usize) -> Result<Vec<Socket>, BindError> {
+/// Binds one socket per worker. An address with port 0 gets a free port, the same for all. A Unix socket gets these
+/// permissions; none: what the umask leaves.
+pub fn bind(address: &BindAddress, mode: Option<u32>, workers: usize) -> Result<Vec<Socket>, BindError> {
     let failed = |source: io::Error| {
+        let is_unix = matches!(address, BindAddress::Unix(_));
         let address = address.clone();
         if source.kind() == io::ErrorKind::AddrInUse {
             BindError::InUse { address }
+        } else if source.kind() == io::ErrorKind::AlreadyExists {
+            BindError::NotASocket { address }
+        } else if is_unix {
+            BindError::File { address, source }
         } else {
             BindError::Other { address, source }
         }
     };
     match address {
         BindAddress::Tcp(tcp) => bind_tcp(*tcp, workers).map_err(failed),
-        BindAddress::Unix(path) => bind_unix(path, workers).map_err(failed),
+        BindAddress::Unix(path) => bind_unix(path, mode, workers).map_err(failed),
     }
 }
 
@@ -63,12 +130,15 @@ pub fn adopt(socket: Socket, address: &BindAddress, workers: usize) -> Result<Ve
         for _ in 1..workers {
             sockets.push(match &socket {
                 Socket::Tcp(tcp) => Socket::Tcp(tcp.try_clone()?),
-                Socket::Unix(unix) => Socket::Unix(unix.try_clone()?),
+                Socket::Unix { file, listener } => Socket::Unix {
+                    file: file.clone(),
+                    listener: listener.try_clone()?,
+                },
             });
         }
         match &socket {
             Socket::Tcp(tcp) => tcp.set_nonblocking(true)?,
-            Socket::Unix(unix) => unix.set_nonblocking(true)?,
+            Socket::Unix { listener, .. } => listener.set_nonblocking(true)?,
         }
         Ok(sockets)
     };
@@ -106,25 +176,50 @@ fn tcp(address: SocketAddr, shared: bool) -> io::Result<Raw> {
     Ok(socket)
 }
 
-fn bind_unix(path: &Path, workers: usize) -> io::Result<Vec<Socket>> {
-    if path
-        .symlink_metadata()
-        .is_ok_and(|meta| meta.file_type().is_socket())
-    {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        // Nobody answers: left behind by a process that was killed.
-        std::fs::remove_file(path)?;
+fn bind_unix(path: &Path, mode: Option<u32>, workers: usize) -> io::Result<Vec<Socket>> {
+    clear_the_way(path)?;
+    let socket = Raw::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let file = Arc::new(SocketFile::at(path)?);
+    if let Some(mode) = mode {
+        fs::set_permissions(path, Permissions::from_mode(mode))?;
     }
-    let first = std::os::unix::net::UnixListener::bind(path)?;
-    first.set_nonblocking(true)?;
+    // Only from here on can anybody connect.
+    socket.listen(BACKLOG)?;
+    let first = std::os::unix::net::UnixListener::from(socket);
     let mut sockets = Vec::with_capacity(workers);
     for _ in 1..workers {
-        sockets.push(Socket::Unix(first.try_clone()?));
+        sockets.push(Socket::Unix {
+            file: Some(Arc::clone(&file)),
+            listener: first.try_clone()?,
+        });
     }
-    sockets.push(Socket::Unix(first));
+    sockets.push(Socket::Unix {
+        file: Some(file),
+        listener: first,
+    });
     Ok(sockets)
+}
+
+/// Removes a socket at which nobody listens: left behind by a process that was killed.
+fn clear_the_way(path: &Path) -> io::Result<()> {
+    let there = match fs::symlink_metadata(path) {
+        Ok(there) => there,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !there.file_type().is_socket() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    // Without waiting: of a process that accepts nothing the queue may be full.
+    let probe = Raw::new(Domain::UNIX, Type::STREAM, None)?;
+    probe.set_nonblocking(true)?;
+    match probe.connect(&SockAddr::unix(path)?) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+        Ok(()) | Err(_) => Err(io::ErrorKind::AddrInUse.into()),
+    }
 }
 
 impl Socket {
@@ -132,7 +227,7 @@ impl Socket {
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self {
             Socket::Tcp(listener) => listener.local_addr().ok(),
-            Socket::Unix(_) => None,
+            Socket::Unix { .. } => None,
         }
     }
 
@@ -159,12 +254,17 @@ impl Socket {
                     worker.serve(&listener, stream, Some(peer.ip()));
                 }
             }
-            Socket::Unix(socket) => {
+            Socket::Unix {
+                file,
+                listener: socket,
+            } => {
                 let socket = UnixListener::from_std(socket)?;
                 tokio::select! {
                     () = accept_unix(&socket, &worker, &listener) => {}
                     _ = stopped => {}
                 }
+                // Before the socket closes: a successor may already wait for the path.
+                drop(file);
                 let socket = socket.into_std()?;
                 while let Ok((stream, _)) = socket.accept() {
                     stream.set_nonblocking(true)?;
@@ -234,29 +334,88 @@ mod tests {
 
     #[test]
     fn all_workers_listen_at_the_same_port() {
-        let sockets = bind(&local(), 3).unwrap();
+        let sockets = bind(&local(), None, 3).unwrap();
         let first = sockets[0].local_addr().unwrap();
         assert!(sockets.len() == 3 && sockets.iter().all(|socket| socket.local_addr() == Some(first)));
     }
 
     #[test]
     fn an_address_that_is_taken_is_not_shared_silently() {
-        let sockets = bind(&local(), 2).unwrap();
+        let sockets = bind(&local(), None, 2).unwrap();
         let taken = BindAddress::Tcp(sockets[0].local_addr().unwrap());
-        let error = bind(&taken, 2).unwrap_err();
+        let error = bind(&taken, None, 2).unwrap_err();
         assert!(
             matches!(error, BindError::InUse { .. }) && error.to_string().contains("another process"),
             "{error}"
         );
     }
 
+    fn unix(folder: &tempfile::TempDir) -> (BindAddress, PathBuf) {
+        let path = folder.path().join("s.sock");
+        (BindAddress::Unix(path.clone()), path)
+    }
+
     #[test]
     fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let address = BindAddress::Unix(folder.path().join("s.sock"));
-        drop(bind(&address, 1).unwrap());
-        let live = bind(&address, 2).unwrap();
+        let (address, path) = unix(&folder);
+        // Its file stays when a plain listener is dropped.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let live = bind(&address, None, 2).unwrap();
         assert_eq!(live.len(), 2);
-        assert!(matches!(bind(&address, 1), Err(BindError::InUse { .. })));
+        assert!(matches!(bind(&address, None, 1), Err(BindError::InUse { .. })));
+        // With its queue full, too, and at once.
+        drop(live);
+        let busy = Raw::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        busy.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        busy.listen(0).unwrap();
+        let _waiting = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert!(matches!(bind(&address, None, 1), Err(BindError::InUse { .. })));
+    }
+
+    #[test]
+    fn the_file_goes_with_the_last_who_listens_unless_it_is_another_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let (address, path) = unix(&folder);
+        let mut sockets = bind(&address, None, 2).unwrap();
+        drop(sockets.pop());
+        assert!(path.exists());
+        drop(sockets);
+        assert!(!path.exists());
+
+        let first = bind(&address, None, 1).unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = bind(&address, None, 1).unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_has_the_permissions_that_were_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (address, path) = unix(&folder);
+        for mode in [0o600, 0o666] {
+            let _sockets = bind(&address, Some(mode), 1).unwrap();
+            let made = fs::symlink_metadata(&path).unwrap();
+            assert_eq!(made.permissions().mode() & 0o777, mode);
+        }
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone_and_each_trouble_says_its_mend() {
+        let folder = tempfile::tempdir().unwrap();
+        let (address, path) = unix(&folder);
+        fs::write(&path, "precious").unwrap();
+        let error = bind(&address, None, 1).unwrap_err();
+        assert!(
+            error.to_string().contains("not a socket is there; remove it"),
+            "{error}"
+        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        let nowhere = BindAddress::Unix(folder.path().join("missing/s.sock"));
+        let error = bind(&nowhere, None, 1).unwrap_err();
+        assert!(error.to_string().contains("directory must exist"), "{error}");
     }
 }

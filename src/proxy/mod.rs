@@ -38,7 +38,7 @@ mod websocket;
 mod worker;
 
 pub use access_log::{AccessLog, Writer};
-pub use listener::{BindError, Socket, adopt, bind};
+pub use listener::{BindError, Socket, SocketFile, adopt, bind};
 pub use observers::{Observers, Set};
 pub use table::{Entry, Table};
 pub use trace::Tracer;

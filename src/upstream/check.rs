@@ -3,7 +3,10 @@
 //! Used by active health checks and by control's readiness gate. Runs on the control runtime, over a connection of its own
 //! each time: what is asked is whether a new connection works as well. The caller bounds the time.
 
-use super::{ClientTls, connect::is_local};
+use super::{
+    ClientTls,
+    connect::{is_local, unix},
+};
 use crate::{
     config::Check,
     model::{EndpointUrl, Scheme},
@@ -19,7 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::{io, net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
+    net::TcpStream,
 };
 
 /// A gRPC health answer is a few bytes.
@@ -69,7 +72,7 @@ async fn ask(
         }
     };
     let said = if endpoint.scheme() == Scheme::Unix {
-        let stream = UnixStream::connect(endpoint.host()).await.map_err(refused)?;
+        let stream = unix(endpoint.host()).await.map_err(refused)?;
         speak(stream, false, endpoint, check).await
     } else {
         // Names are resolved elsewhere, and their addresses judged there: never by the system on the way.

@@ -112,7 +112,7 @@ where
         Scheme::Http => handshake1(tcp(endpoint).await?, place).await,
         Scheme::H2c => handshake2(tcp(endpoint).await?, place).await,
         Scheme::Unix => {
-            let stream = UnixStream::connect(endpoint.url.host()).await.map_err(classify)?;
+            let stream = unix(endpoint.url.host()).await.map_err(classify)?;
             handshake1(stream, place).await
         }
         Scheme::Https => {
@@ -122,6 +122,21 @@ where
                 (stream, true) => handshake2(stream, place).await,
                 (stream, false) => handshake1(stream, place).await,
             }
+        }
+    }
+}
+
+/// TCP lets a connection wait when a server's queue is full; a Unix socket refuses it, and nobody is dead. So it is asked again
+/// for as long as the caller waits.
+pub(super) async fn unix(path: &str) -> io::Result<UnixStream> {
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(32));
+            }
+            connected => return connected,
         }
     }
 }

@@ -26,5 +26,6 @@ mod systemd;
 mod timeouts;
 mod tls;
 mod tracing;
+mod unix;
 mod upgrades;
 mod upstream_tls;

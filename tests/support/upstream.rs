@@ -10,6 +10,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::{
     net::SocketAddr,
+    path::{Path, PathBuf},
     pin::pin,
     sync::{
         Arc,
@@ -18,7 +19,8 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    net::TcpListener,
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
     sync::{Notify, watch},
 };
 
@@ -28,6 +30,7 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// A running copy. Ends, listener and connections, when it is dropped.
 pub struct Upstream {
     pub address: SocketAddr,
+    socket: Option<PathBuf>,
     http2: bool,
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
@@ -42,33 +45,51 @@ impl Upstream {
 
     /// The same at a known address.
     pub fn start_at(name: &'static str, address: SocketAddr) -> Upstream {
-        Upstream::run(name, address, false)
+        Upstream::run(name, address, None, false)
+    }
+
+    /// A copy that listens at a Unix socket.
+    pub fn unix(name: &'static str, path: &Path) -> Upstream {
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        Upstream::run(name, nowhere, Some(path.to_owned()), false)
     }
 
     /// A copy that speaks HTTP/2 without TLS and nothing else.
     pub fn h2c(name: &'static str) -> Upstream {
-        Upstream::run(name, SocketAddr::from(([127, 0, 0, 1], 0)), true)
+        Upstream::run(name, SocketAddr::from(([127, 0, 0, 1], 0)), None, true)
     }
 
-    fn run(name: &'static str, address: SocketAddr, http2: bool) -> Upstream {
+    fn run(name: &'static str, address: SocketAddr, socket: Option<PathBuf>, http2: bool) -> Upstream {
         let shared = Arc::new(Shared::new(name));
         let (stop, stopping) = watch::channel(false);
         let (told, address_of) = std::sync::mpsc::channel();
         let serving = Arc::clone(&shared);
+        let path = socket.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .unwrap();
             runtime.block_on(async move {
-                let listener = TcpListener::bind(address).await.unwrap();
-                told.send(listener.local_addr().unwrap()).unwrap();
+                let listener = match path {
+                    Some(path) => {
+                        let listener = UnixListener::bind(path).unwrap();
+                        told.send(address).unwrap();
+                        Listener::Unix(listener)
+                    }
+                    None => {
+                        let listener = TcpListener::bind(address).await.unwrap();
+                        told.send(listener.local_addr().unwrap()).unwrap();
+                        Listener::Tcp(listener)
+                    }
+                };
                 let _ = tokio::time::timeout(LONGEST, accept(listener, http2, serving, stopping)).await;
             });
         });
         let address = address_of.recv().unwrap();
         Upstream {
             address,
+            socket,
             http2,
             shared,
             stop,
@@ -77,6 +98,9 @@ impl Upstream {
     }
 
     pub fn url(&self) -> String {
+        if let Some(path) = &self.socket {
+            return format!("unix:{}", path.display());
+        }
         let scheme = if self.http2 { "h2c" } else { "http" };
         format!("{scheme}://{}", self.address)
     }
@@ -130,28 +154,43 @@ impl Upstream {
     }
 }
 
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+impl Listener {
+    async fn accept(&self) -> std::io::Result<Box<dyn Stream>> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let _ = stream.set_nodelay(true);
+                Ok(Box::new(stream))
+            }
+            Listener::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+        }
+    }
+}
+
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    http2: bool,
-    shared: Arc<Shared>,
-    mut stopping: watch::Receiver<bool>,
-) {
+async fn accept(listener: Listener, http2: bool, shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) {
     loop {
         let stream = tokio::select! {
-            accepted = listener.accept() => match accepted { Ok((stream, _)) => stream, Err(_) => continue },
+            accepted = listener.accept() => match accepted { Ok(stream) => stream, Err(_) => continue },
             _ = stopping.wait_for(|stop| *stop) => {
                 shared.killed.store(true, Ordering::SeqCst);
                 return;
             }
         };
         shared.connections.fetch_add(1, Ordering::SeqCst);
-        let _ = stream.set_nodelay(true);
         let shared = Arc::clone(&shared);
         // Tasks die with the runtime, so a dropped copy resets what it has in flight.
         tokio::spawn(async move {
