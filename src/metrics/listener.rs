@@ -1,10 +1,10 @@
-//! Requests that reached no service or version: refused at the door, by reason.
+//! Requests that Serin refused: at the door, or on their way when their body turned out to be bad; by reason.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! rejections {
     ($($(#[$doc:meta])* $variant:ident = $label:literal,)*) => {
-        /// Why a request was answered without reaching a version. The label `reason` of `serin_http_rejected_total`.
+        /// Why a request was refused. The label `reason` of `serin_http_rejected_total`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Rejection {
             $($(#[$doc])* $variant,)*
@@ -31,6 +31,8 @@ rejections! {
     Tls = "tls",
     /// What arrived is not HTTP.
     Malformed = "malformed",
+    /// The body ended before its end: the client went away.
+    Incomplete = "incomplete",
     /// Framing fields that contradict each other or are not understood.
     Framing = "framing",
     /// Host missing, repeated, malformed or contradicting the target.

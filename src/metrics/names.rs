@@ -42,7 +42,7 @@ families! {
     IN_FLIGHT = GAUGE "serin_http_requests_in_flight" VERSION,
         "Requests being served right now.";
     REJECTED = COUNTER "serin_http_rejected_total" &["listener", "reason"],
-        "Requests answered without reaching a service or version.";
+        "Requests that Serin refused: for their form, or for want of a route, a version or room. Counted here and nowhere else.";
     ASSIGNMENTS = COUNTER "serin_split_assignments_total" &["serin_service", "role", "version", "reason"],
         "Requests by the role they were assigned to and why; once per request.";
     WEIGHT = GAUGE "serin_split_weight_ratio" VERSION,

@@ -134,8 +134,8 @@ impl Account {
     }
 
     /// A piece of the response's body passes.
-    pub(super) fn sends(&mut self, bytes: usize) {
-        self.sent += u64::try_from(bytes).unwrap_or(0);
+    pub(super) fn sends(&mut self, bytes: u64) {
+        self.sent += bytes;
     }
 
     /// Whether stable served it instead of the version it was assigned to.

@@ -6,6 +6,7 @@
 use super::{
     exchange::{End, Exchange, InService},
     headers::clean_trailers,
+    received::Received,
     timer::LazyTimer,
 };
 use bytes::Bytes;
@@ -42,15 +43,15 @@ pub(super) enum BodyError {
     /// The client sent nothing for too long.
     #[error("the request body stalled")]
     Slow,
-    /// The client's body is malformed or ended early.
-    #[error("the request body broke off")]
+    /// The body is malformed.
+    #[error("the body is malformed")]
+    Malformed,
+    /// The body ended early.
+    #[error("the body broke off")]
     Broken,
     /// The version has answered and the rest is not worth waiting for.
     #[error("the request body is not wanted any more")]
     Unwanted,
-    /// The version's body is malformed or ended early.
-    #[error("the response body broke off")]
-    Upstream,
     /// The version sent nothing for too long, or the whole request took too long.
     #[error("the response body stalled")]
     Stalled,
@@ -67,7 +68,7 @@ pub(super) struct RequestBody {
 /// The client's body, read at most once.
 #[derive(Debug)]
 pub(super) struct Source {
-    incoming: Incoming,
+    incoming: Received,
     exact: Option<u64>,
     kept: Vec<Bytes>,
     kept_bytes: u64,
@@ -111,7 +112,7 @@ impl Gate {
 pub(super) struct BodyHandle(Rc<RefCell<Source>>);
 
 impl BodyHandle {
-    pub(super) fn new(incoming: Incoming, keep: bool, limit: Option<u64>, idle: Duration) -> BodyHandle {
+    pub(super) fn new(incoming: Received, keep: bool, limit: Option<u64>, idle: Duration) -> BodyHandle {
         let exact = incoming.size_hint().exact();
         BodyHandle(Rc::new(RefCell::new(Source {
             incoming,
@@ -239,7 +240,7 @@ impl Source {
                 return Poll::Ready(Some(Err(fault)));
             }
         }
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        match self.incoming.poll_frame(cx) {
             Poll::Pending => {
                 let now = Instant::now();
                 let since = *self.waiting_since.get_or_insert(now);
@@ -256,7 +257,7 @@ impl Source {
                 self.end();
                 Poll::Ready(None)
             }
-            Poll::Ready(Some(Err(_))) => self.fail(BodyError::Broken),
+            Poll::Ready(Some(Err(fault))) => self.fail(fault),
             Poll::Ready(Some(Ok(frame))) => {
                 self.waiting_since = None;
                 self.take(frame)
@@ -416,7 +417,7 @@ enum Kind {
 
 #[derive(Debug)]
 struct Upstream {
-    incoming: Incoming,
+    incoming: Received,
     /// The request's body, when the answer came before its end.
     asking: Option<BodyHandle>,
     exchange: Option<Exchange>,
@@ -454,7 +455,7 @@ impl OutBody {
         deadline: Option<Instant>,
     ) -> OutBody {
         let upstream = Upstream {
-            incoming,
+            incoming: Received::new(incoming, exchange.is_http2()),
             asking,
             exchange: Some(exchange),
             idle,
@@ -519,7 +520,7 @@ impl Upstream {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        match self.incoming.poll_frame(cx) {
             Poll::Pending => {
                 let now = Instant::now();
                 let since = *self.waiting_since.get_or_insert(now);
@@ -533,10 +534,13 @@ impl Upstream {
                 self.end(End::Complete);
                 Poll::Ready(None)
             }
-            Poll::Ready(Some(Err(_))) => {
-                self.end(End::Broken);
+            Poll::Ready(Some(Err(error))) => {
+                // The client's body may be the reason why the version could not go on.
+                let asking = self.asking.as_ref();
+                let by_client = asking.is_some_and(|asking| asking.fault().is_some());
+                self.end(if by_client { End::ClientGone } else { End::Broken });
                 // An error, never a clean end: the client must not take half an answer for a whole one.
-                Poll::Ready(Some(Err(BodyError::Upstream)))
+                Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(Some(Ok(frame))) => {
                 self.waiting_since = None;
@@ -546,6 +550,8 @@ impl Upstream {
                             exchange.trailers(&trailers);
                         }
                         clean_trailers(&mut trailers);
+                        // Whoever has them asks for nothing more.
+                        self.end(End::Complete);
                         Frame::trailers(trailers)
                     }
                     Err(frame) => {

@@ -194,6 +194,7 @@ pub(super) async fn run<S>(
     let switches = Rc::clone(&client);
     let serve = hyper::service::service_fn(move |request| service::serve(Rc::clone(&client), request));
     let limits = &listener.config.limits;
+    let mut idle = true;
     let served = if http2 {
         let stream = Watched::new(
             stream,
@@ -243,28 +244,30 @@ pub(super) async fn run<S>(
             }),
         )
         .await;
+        // What is left of the request goes with the connection.
+        idle = progress.is_idle();
         if let Some(served) = &served {
             let http1::Parts { io, read_buf, .. } = connection.into_parts();
             let tunnel = switches.tunnel.take();
             let _ = guarded(
                 &worker,
-                after(TokioIo::new(io), read_buf, served, &progress, tunnel),
+                after(TokioIo::new(io), read_buf, served, (&progress, idle), tunnel),
             )
             .await;
         }
         served
     };
     if let Some(Err(error)) = served {
-        closed(&worker, &listener, arrival.ip, &progress, &error);
+        closed(&worker, &listener, arrival.ip, &progress, &error, idle);
     }
 }
 
-/// What is left to do when hyper is done with an HTTP/1.1 connection.
+/// What is left to do when hyper is done with an HTTP/1.1 connection, which was `idle` or not when it was.
 async fn after<S>(
     io: S,
     unread: Bytes,
     served: &Result<(), hyper::Error>,
-    progress: &Progress,
+    (progress, idle): (&Progress, bool),
     tunnel: Option<Tunnel>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -272,9 +275,10 @@ async fn after<S>(
     if let Some(tunnel) = tunnel {
         return tunnel.run(io, unread).await;
     }
+    let silent = progress.timed_out.get() == Some("keep-alive");
     match served {
-        // The beginning of a request that was never ended: hyper closes without a word.
-        Err(error) if closing::is_begun(&unread) && !error.is_parse() && progress.is_idle() => {
+        // The beginning of a request that was never ended: hyper closes without a word. Never after a part of an answer.
+        Err(error) if (error.is_incomplete_message() || silent) && idle && closing::is_begun(&unread) => {
             closing::linger(io, Some(closing::BROKEN_OFF)).await;
         }
         Err(error) if error.is_parse() => closing::linger(io, None).await,
@@ -320,20 +324,22 @@ async fn guarded<T>(worker: &WorkerState, serving: impl Future<Output = T>) -> O
     result.ok()
 }
 
-/// hyper answers broken syntax itself, past every service: it is counted here.
+/// hyper answers broken syntax itself, past every service: it is counted here. `idle`: no request was being served, one that
+/// was is on record already.
 fn closed(
     worker: &WorkerState,
     listener: &ListenerState,
     ip: Option<IpAddr>,
     progress: &Progress,
     error: &hyper::Error,
+    idle: bool,
 ) {
     let reason = if progress.timed_out.get().is_some() {
         // An idle connection that is closed is nothing to count.
         (progress.timed_out.get() != Some("keep-alive")).then_some(Rejection::Timeout)
     } else if error.is_parse_too_large() {
         Some(Rejection::HeaderLimit)
-    } else if error.is_parse() || error.is_incomplete_message() {
+    } else if error.is_parse() || (error.is_incomplete_message() && idle) {
         Some(Rejection::Malformed)
     } else {
         None

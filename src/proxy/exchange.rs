@@ -8,7 +8,7 @@ use super::{
     body::{BodyHandle, RequestBody},
     grpc,
     io::Progress,
-    reply::{Failure, Fault},
+    reply::{self, Failure, Fault, Form},
     worker::WorkerState,
 };
 use crate::{
@@ -166,13 +166,18 @@ impl Exchange {
     /// A piece of the response's body passes.
     pub(super) fn sends(&mut self, bytes: usize) {
         if let Some(account) = &mut self.account {
-            account.sends(bytes);
+            account.sends(u64::try_from(bytes).unwrap_or(0));
         }
     }
 
     /// The version that serves it now, and in which role.
     pub(super) fn serves(&self) -> (&Arc<Target>, Role) {
         (&self.served, self.served.metrics.key.role)
+    }
+
+    /// Whether the version answers by HTTP/2.
+    pub(super) fn is_http2(&self) -> bool {
+        self.lease.as_ref().is_some_and(Lease::is_http2)
     }
 
     /// The version that serves it now.
@@ -295,14 +300,21 @@ impl Exchange {
         }
     }
 
-    /// Serin answers itself with `failure`, because of `outcome`. `grpc`: the client is told so in gRPC's way.
-    pub(super) fn fail(mut self, failure: Failure, outcome: Outcome, grpc: bool) {
+    /// Serin answers itself with `failure`, because of `outcome`, in this form.
+    pub(super) fn fail(mut self, failure: Failure, outcome: Outcome, form: Form) {
         self.judge(outcome);
         self.status = Some(failure.status);
-        if grpc {
+        if let Some(account) = &mut self.account
+            && self.method != Method::HEAD
+        {
+            account.sends(reply::size(failure, form));
+        }
+        if form == Form::Grpc {
             self.status = Some(StatusCode::OK);
-            let shard = self.served.metrics.shard(self.worker.index);
-            shard.answered_grpc(grpc::of(failure.status));
+            if failure.rejection().is_none() {
+                let shard = self.served.metrics.shard(self.worker.index);
+                shard.answered_grpc(grpc::of(failure.status));
+            }
         }
         self.record(End::Complete, Some(failure));
     }
@@ -344,7 +356,10 @@ impl Exchange {
             (End::Complete | End::Broken, Some(status)) => status,
         };
         let shard = self.served.metrics.shard(worker);
-        shard.answered(&self.method, status, took);
+        // What is counted as rejected is no answer of this version.
+        if failure.is_none_or(|failure| failure.rejection().is_none()) {
+            shard.answered(&self.method, status, took);
+        }
         shard.leave();
         self.served.version.capacity().seats.leave(worker);
         if let Some(account) = self.account.take() {

@@ -457,9 +457,8 @@ fn of_body(fault: BodyError) -> Failure {
     match fault {
         BodyError::TooLarge => Failure::TOO_LARGE,
         BodyError::Slow => Failure::SLOW_BODY,
-        BodyError::Broken | BodyError::Unwanted | BodyError::Upstream | BodyError::Stalled => {
-            Failure::BROKEN_BODY
-        }
+        BodyError::Malformed => Failure::MALFORMED_BODY,
+        BodyError::Broken | BodyError::Unwanted | BodyError::Stalled => Failure::BROKEN_BODY,
     }
 }
 

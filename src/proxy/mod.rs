@@ -24,6 +24,7 @@ mod io;
 mod listener;
 mod observers;
 pub mod proxy_protocol;
+mod received;
 mod reply;
 mod retry;
 mod seen;

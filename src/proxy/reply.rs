@@ -9,6 +9,7 @@ use super::seen::Seen;
 use crate::metrics::Rejection;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body::Body;
 
 /// Whose fault a failed request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,22 +134,31 @@ impl Failure {
         "slow_body",
         "the request body did not arrive in time",
     );
-    /// The client's body broke off or is malformed.
+    /// The client's body is against the rules.
+    pub(super) const MALFORMED_BODY: Failure = Failure::new(
+        StatusCode::BAD_REQUEST,
+        Fault::Client,
+        "malformed_body",
+        "the request body is malformed",
+    );
+    /// The client's body broke off.
     pub(super) const BROKEN_BODY: Failure = Failure::new(
         StatusCode::BAD_REQUEST,
         Fault::Client,
         "broken_body",
-        "the request body is malformed or broke off",
+        "the request body ended before its end",
     );
 
-    /// Why it is counted under `serin_http_rejected_total`: what was refused by its form, and what reached no version.
+    /// Why it is counted under `serin_http_rejected_total`, and then nowhere else: Serin refused it, for its form or for want
+    /// of a route, a version or room, however far it had come. What it had been assigned to has nothing to do with that.
     pub(super) fn rejection(self) -> Option<Rejection> {
         match self {
             f if f == Failure::NO_ROUTE => Some(Rejection::NoRoute),
             f if f == Failure::NO_VERSION => Some(Rejection::NoVersion),
             f if f == Failure::OVERLOAD || f == Failure::EXHAUSTED => Some(Rejection::Overload),
             f if f == Failure::TOO_LARGE => Some(Rejection::BodyLimit),
-            f if f == Failure::BROKEN_BODY => Some(Rejection::Malformed),
+            f if f == Failure::MALFORMED_BODY => Some(Rejection::Malformed),
+            f if f == Failure::BROKEN_BODY => Some(Rejection::Incomplete),
             f if f == Failure::SLOW_BODY => Some(Rejection::Timeout),
             _ => None,
         }
@@ -199,6 +209,11 @@ fn render_grpc(failure: Failure) -> Response<OutBody> {
     // Our texts are printable ASCII without `%`: nothing to encode.
     headers.insert(grpc::MESSAGE, HeaderValue::from_static(failure.detail));
     response
+}
+
+/// How many bytes a failure's body has.
+pub(super) fn size(failure: Failure, form: Form) -> u64 {
+    render(failure, form).body().size_hint().exact().unwrap_or(0)
 }
 
 /// Renders a failure in the form that its client understands.

@@ -12,6 +12,7 @@ use super::{
     filters,
     forward::{self, Outbound},
     headers, inbound,
+    received::Received,
     reply::{self, Failure, Form},
     seen::Seen,
     table::{Entry, Limits},
@@ -63,8 +64,8 @@ pub(super) async fn serve(
         }
     };
     if let Some(account) = account {
-        let bytes = response.body().size_hint().exact().unwrap_or(0);
-        account.answered(response.status(), bytes, failed);
+        let bytes = response.body().size_hint().exact().filter(|_| !is_head);
+        account.answered(response.status(), bytes.unwrap_or(0), failed);
     }
     if client.worker.is_draining() && !client.http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // Said with an answer, nothing is lost: the client sends its next request elsewhere.
@@ -148,7 +149,6 @@ async fn handle(
         chunked: accepted.chunked,
         trailers: seen.te_trailers,
     };
-    let request_id = || worker.request_id();
     headers::to_version(
         &mut parts.headers,
         seen,
@@ -156,7 +156,7 @@ async fn handle(
         accepted,
         &parts.uri,
         &client.peer,
-        request_id,
+        || worker.request_id(),
     );
     if inbound_version == Version::HTTP_10 {
         name_host(&mut parts.headers, target);
@@ -183,7 +183,7 @@ async fn handle(
     let (mut response, exchange) = match answered {
         Ok(answered) => answered,
         Err((failure, outcome, exchange)) => {
-            exchange.fail(failure, outcome, form == Form::Grpc);
+            exchange.fail(failure, outcome, form);
             return Err((failure, None));
         }
     };
@@ -191,7 +191,11 @@ async fn handle(
     if let Some(asked) = &upgrade
         && response.status() == StatusCode::SWITCHING_PROTOCOLS
     {
-        return switch(client, &entry, &limits, asked, response, exchange).await;
+        let switched = switch(client, &entry, &limits, asked, response, exchange).await;
+        return switched.map_err(|exchange| {
+            exchange.fail(Failure::INVALID, Outcome::Failed, form);
+            (Failure::INVALID, None)
+        });
     }
     head_to_client(&mut response, &entry, inbound_version, &method, choice.cookie);
     let deadline = limits.request.map(|whole| started + whole);
@@ -220,21 +224,20 @@ fn admit(worker: &WorkerState, target: &Arc<Target>, stable: &Arc<Target>) -> Re
     Ok(())
 }
 
-/// Both sides have agreed to speak something else: the connection's task takes over when this answer has gone out.
+/// Both sides have agreed to speak something else: the connection's task takes over when this answer has gone out. The
+/// exchange comes back when they have not.
 async fn switch(
     client: &Rc<Client>,
     entry: &Entry,
     limits: &Limits,
     asked: &HeaderValue,
     mut response: Response<Incoming>,
-    mut exchange: Exchange,
-) -> Result<Response<OutBody>, (Failure, Option<Rejection>)> {
+    exchange: Exchange,
+) -> Result<Response<OutBody>, Exchange> {
     let protocol = upgrade::agreed(asked, response.headers());
     let upstream = hyper::upgrade::on(&mut response).await;
     let (Some(protocol), Ok(upstream)) = (protocol, upstream) else {
-        exchange.judge(Outcome::Failed);
-        exchange.fail(Failure::INVALID, Outcome::Failed, false);
-        return Err((Failure::INVALID, None));
+        return Err(exchange);
     };
     headers::to_client(
         response.headers_mut(),
@@ -314,6 +317,7 @@ fn outbound_body(parts: &Parts, body: Incoming, chunked: bool, limits: &Limits) 
         return None;
     }
     let keep = is_idempotent(&parts.method) && body.size_hint().lower() <= MOST_KEPT;
+    let body = Received::new(body, parts.version == Version::HTTP_2);
     Some(BodyHandle::new(body, keep, limits.body, limits.body_idle))
 }
 

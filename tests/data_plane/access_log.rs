@@ -110,6 +110,12 @@ fn whose_fault_it_was_is_said_also_of_requests_that_never_got_to_a_service() {
     found(400, "client", "host");
     let unreachable = found(502, "upstream", "unreachable");
     assert!(unreachable["attempts"].as_u64().unwrap() >= 1 && unreachable["endpoint"] == dead.as_str());
+    for line in [unrouted, unreachable] {
+        assert!(
+            line["bytesOut"].as_u64().unwrap() > 20,
+            "our own answers have a body, too: {line}"
+        );
+    }
     assert!(found(400, "client", "malformed").get("path").is_none());
 }
 

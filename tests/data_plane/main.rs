@@ -17,6 +17,7 @@ mod http2;
 mod lifecycle;
 mod limits;
 mod metrics;
+mod pairs;
 mod protocols;
 mod proxy_protocol;
 mod rewrite;

@@ -2,14 +2,16 @@
 
 use crate::support::{
     HEAD, Serin,
-    h2::{H2, request},
+    client::{ask, get},
+    h2::{DATA, H2, HEADERS, RST_STREAM, request},
+    http::{Server, Speaks},
     raw::{Next, RawClient, RawUpstream, Seen, fields, ok},
     wait_for,
 };
 use std::{
     io::Write,
-    net::TcpStream,
-    sync::{Arc, Mutex, mpsc},
+    net::{TcpListener, TcpStream},
+    sync::{Arc, Mutex, atomic::Ordering, mpsc},
     time::Duration,
 };
 
@@ -237,4 +239,157 @@ fn an_answer_in_two_codings_or_one_that_nobody_takes_off_is_refused() {
         status("Transfer-Encoding: chunked\r\nContent-Length: 7\r\n"),
         (200, b"ok".to_vec())
     );
+}
+
+#[test]
+fn a_body_that_turns_out_to_be_bad_is_refused_once_and_is_nobodys_failure() {
+    let upstream = RawUpstream::start(|seen, stream| if seen.whole { ok(seen, stream) } else { Next::Body });
+    let serin = start(
+        &upstream,
+        "    limits: {body: 1000}\n    timeouts: {bodyIdle: 300ms}",
+    );
+    let head = "POST /a HTTP/1.1\r\nHost: shop.test\r\n";
+    let count = |name: &str, labels: &[(&str, &str)]| serin.count(name, labels);
+    for ((status, reason, rest), n) in [
+        (
+            400,
+            "malformed",
+            "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n",
+        ),
+        (413, "body_limit", "Content-Length: 1001\r\n\r\nhello"),
+        (
+            413,
+            "body_limit",
+            &format!("Transfer-Encoding: chunked\r\n\r\n3e9\r\n{}", "x".repeat(1001)),
+        ),
+        (408, "timeout", "Content-Length: 10\r\n\r\nhello"),
+        (400, "incomplete", "Content-Length: 10\r\n\r\nhello"),
+    ]
+    .into_iter()
+    .zip(0..)
+    {
+        let mut client = RawClient::connect(serin.web);
+        client.send(format!("{head}{rest}"));
+        if reason == "incomplete" {
+            client.end_sending();
+        }
+        let answer = client.answer("POST").unwrap();
+        assert_eq!(answer.status, status, "{reason}: {answer:?}");
+        assert!(client.is_closed());
+        // Each answer is counted once.
+        let all = wait_for(reason, LONG, || {
+            let all = count("serin_http_rejected_total", &[]);
+            (count("serin_http_requests_in_flight", &[]) == 0 && all > n).then_some(all)
+        });
+        assert_eq!(all, n + 1, "{reason}");
+        assert!(
+            count("serin_http_rejected_total", &[("reason", reason)]) > 0,
+            "{reason}"
+        );
+    }
+    assert_eq!(count("serin_http_requests_total", &[]), 0);
+    // And so is each assignment.
+    let canceled = count("serin_version_outcomes_total", &[("outcome", "canceled")]);
+    assert_eq!(canceled, count("serin_split_assignments_total", &[]));
+    assert_eq!(canceled, count("serin_version_outcomes_total", &[]));
+}
+
+/// A version that says back what it hears while it hears it.
+fn mirror(http2: bool) -> (Server, Serin) {
+    let upstream = Server::start(Speaks {
+        http2,
+        ..Speaks::default()
+    });
+    let at = format!(
+        "{}://127.0.0.1:{}",
+        if http2 { "h2c" } else { "http" },
+        upstream.port()
+    );
+    let serin = Serin::start(&format!(
+        "services: [{{name: shop, stable: {{version: v1, endpoints: [\"{at}\"]}}}}]"
+    ));
+    (upstream, serin)
+}
+
+#[test]
+fn a_client_whose_body_goes_bad_while_it_is_answered_is_no_failure_of_the_version() {
+    for http2 in [false, true] {
+        let (_upstream, serin) = mirror(http2);
+        let mut client = RawClient::connect(serin.web);
+        client.send(
+            "POST /mirror HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        );
+        assert!(
+            client
+                .reader
+                .until(b"\r\n\r\n")
+                .unwrap()
+                .starts_with(b"HTTP/1.1 200 ")
+        );
+        assert_eq!(client.reader.until(b"hello\r\n").unwrap(), b"5\r\n");
+        client.send("zz\r\n");
+        assert!(client.is_closed(), "not a byte after the part that came");
+        wait_for("the verdict", LONG, || {
+            let canceled = serin.metric("serin_version_outcomes_total", &[("outcome", "canceled")]);
+            (canceled > 0.5).then_some(())
+        });
+        assert!(serin.metric("serin_version_outcomes_total", &[("outcome", "failed")]) < 0.5);
+    }
+}
+
+#[test]
+fn an_upload_that_is_given_up_never_looks_whole() {
+    for http2 in [false, true] {
+        let (upstream, serin) = mirror(http2);
+        // Each of these says that it is over, none that it has ended: NO_ERROR, CANCEL, INTERNAL_ERROR.
+        for (code, n) in [0u8, 8, 2].into_iter().zip(0usize..) {
+            let mut client = H2::connect(serin.web);
+            client.head(1, &request("POST", "/echo"), false);
+            client.send(DATA, 0, 1, b"half");
+            let begun = || {
+                upstream
+                    .seen
+                    .asked("")
+                    .get(n)
+                    .is_some_and(|asked| asked.body == b"half")
+            };
+            wait_for("the upload to begin", LONG, || begun().then_some(()));
+            client.send(RST_STREAM, 0, 1, &[0, 0, 0, code]);
+            wait_for("the version to see it break off", LONG, || {
+                assert!(!upstream.seen.asked("")[n].whole, "error {code}, HTTP/2 {http2}");
+                (upstream.seen.canceled.load(Ordering::SeqCst) > u64::try_from(n).unwrap()).then_some(())
+            });
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_is_given_up_never_looks_whole() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    let serving = std::thread::spawn(move || {
+        for code in [0u8, 8, 2, 0, 8, 2] {
+            let mut version = H2::accepted(listener.accept().unwrap().0);
+            let asked = std::iter::from_fn(|| version.read()).find(|frame| frame.kind == HEADERS);
+            let stream = asked.unwrap().stream;
+            version.head(stream, &[(":status", "200")], false);
+            version.send(DATA, 0, stream, b"half");
+            version.send(RST_STREAM, 0, stream, &[0, 0, 0, code]);
+        }
+    });
+    let serin = Serin::start(&format!(
+        "services: [{{name: shop, stable: {{version: v1, endpoints: [\"h2c://{at}\"]}}}}]"
+    ));
+    for http2 in [false, true] {
+        for _ in 0..3 {
+            // The end may come before the head has gone out.
+            let answer = ask(serin.web, http2, get("/"));
+            let whole = answer.as_ref().is_ok_and(|answer| answer.whole);
+            assert!(!whole, "HTTP/2 {http2}: {answer:?}");
+        }
+    }
+    serving.join().unwrap();
+    wait_for("the verdicts", LONG, || {
+        (serin.metric("serin_version_outcomes_total", &[("outcome", "failed")]) > 5.5).then_some(())
+    });
 }

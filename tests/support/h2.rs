@@ -134,7 +134,18 @@ pub struct H2 {
 impl H2 {
     /// Connects and says nothing.
     pub fn silent(to: SocketAddr) -> H2 {
-        let stream = TcpStream::connect(to).unwrap();
+        H2::over(TcpStream::connect(to).unwrap())
+    }
+
+    /// The server's side of an accepted connection: takes the preface and sends empty settings.
+    pub fn accepted(stream: TcpStream) -> H2 {
+        let mut server = H2::over(stream);
+        server.stream.read_exact(&mut [0; PREFACE.len()]).unwrap();
+        server.send(SETTINGS, 0, 0, &[]);
+        server
+    }
+
+    fn over(stream: TcpStream) -> H2 {
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
         stream.set_nodelay(true).unwrap();

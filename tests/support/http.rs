@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, Version};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     body::Incoming,
@@ -15,12 +15,15 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, ServerConfig};
 use std::{
     convert::Infallible,
+    io,
     net::SocketAddr,
     path::PathBuf,
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
@@ -30,14 +33,16 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// However slow the machine is, an answer takes less.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A body that is whole, with its length.
 pub fn whole(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// A body of unknown length: pieces, then trailers.
@@ -171,9 +176,14 @@ impl Client {
 
 /// A request as this module's servers understand it.
 pub fn request(method: &str, path: &str, body: Body) -> Request<Body> {
+    request_to("shop.example", method, path, body)
+}
+
+/// The same to another host.
+pub fn request_to(host: &str, method: &str, path: &str, body: Body) -> Request<Body> {
     let request = Request::builder()
         .method(method)
-        .uri(format!("http://shop.example{path}"))
+        .uri(format!("http://{host}{path}"))
         .header("te", "trailers");
     request.body(body).unwrap()
 }
@@ -183,9 +193,8 @@ impl Connection {
     pub async fn open(&mut self, mut request: Request<Body>) -> Result<Response<Incoming>, String> {
         let sent = match self {
             Connection::Http1(sender) => {
-                request
-                    .headers_mut()
-                    .insert("host", "shop.example".parse().unwrap());
+                let host = request.uri().authority().unwrap().as_str().parse().unwrap();
+                request.headers_mut().insert("host", host);
                 if request.headers().contains_key("te") {
                     request.headers_mut().insert("connection", "te".parse().unwrap());
                 }
@@ -219,10 +228,32 @@ impl Connection {
 pub struct Seen {
     pub connections: AtomicU64,
     pub requests: AtomicU64,
-    /// Requests whose client went away before the answer had ended.
+    /// Requests whose client went away before they or their answers had ended.
     pub canceled: AtomicU64,
+    /// Every request, in the order in which they came.
+    pub log: Mutex<Vec<Asked>>,
     /// Names that clients asked for in their handshakes.
     pub names: Mutex<Vec<String>>,
+}
+
+/// One request as it came.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// What its client calls it: its field `x-case`.
+    pub case: String,
+    /// As much of its body as was read.
+    pub body: Vec<u8>,
+    pub trailers: Option<HeaderMap>,
+    /// Whether it was read to its end.
+    pub whole: bool,
+}
+
+impl Seen {
+    /// The requests with this `x-case`.
+    pub fn asked(&self, case: &str) -> Vec<Asked> {
+        let log = self.log.lock().unwrap();
+        log.iter().filter(|asked| asked.case == case).cloned().collect()
+    }
 }
 
 /// A running server. Ends, listener and connections, when it is dropped.
@@ -346,12 +377,76 @@ impl Drop for Watched {
     }
 }
 
-/// `/echo`: the body back, with its trailers. `/size/N`: N bytes with a length. `/chunked/N`: without. `/trailers`: with
+/// A request's body, noted as it is read. Dropped before its end, its client has gone away.
+struct Noted {
+    incoming: Incoming,
+    seen: Arc<Seen>,
+    /// Its place in the log.
+    place: usize,
+}
+
+impl Noted {
+    fn note(&self, note: impl FnOnce(&mut Asked)) {
+        note(&mut self.seen.log.lock().unwrap()[self.place]);
+    }
+}
+
+impl http_body::Body for Noted {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let polled = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        match &polled {
+            None => self.note(|asked| asked.whole = true),
+            Some(Ok(frame)) => self.note(|asked| {
+                asked
+                    .body
+                    .extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                asked.trailers = asked.trailers.take().or(frame.trailers_ref().cloned());
+                asked.whole = asked.trailers.is_some();
+            }),
+            Some(Err(_)) => {}
+        }
+        Poll::Ready(polled.map(|frame| frame.map_err(io::Error::other)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        let ended = self.incoming.is_end_stream();
+        self.note(|asked| asked.whole |= ended);
+        if !self.seen.log.lock().unwrap()[self.place].whole {
+            self.seen.canceled.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// `/echo`: the body back, with a length. `/mirror`: piece by piece as it comes, with its trailers. `/size/N`: N bytes with a length. `/chunked/N`: without. `/trailers`: with
 /// trailers. `/early`: 403 before the body has come. `/hang`: a head, one piece, and no end. Every answer says how it was
 /// asked.
 async fn answer(request: Request<Incoming>, seen: Arc<Seen>) -> Result<Response<Body>, Infallible> {
     seen.requests.fetch_add(1, Ordering::SeqCst);
     let (head, body) = request.into_parts();
+    let case = head
+        .headers
+        .get("x-case")
+        .map_or("", |case| case.to_str().unwrap());
+    let place = {
+        let mut log = seen.log.lock().unwrap();
+        log.push(Asked {
+            case: case.to_owned(),
+            ..Asked::default()
+        });
+        log.len() - 1
+    };
     let path = head.uri.path().to_owned();
     let number = path
         .rsplit('/')
@@ -373,8 +468,28 @@ async fn answer(request: Request<Incoming>, seen: Arc<Seen>) -> Result<Response<
     let trailers = || HeaderMap::from_iter([("x-checksum".parse().unwrap(), "42".parse().unwrap())]);
     let kind = path.split('/').nth(1).unwrap_or("");
     let body = match kind {
+        "mirror" => {
+            if let Some(names) = head.headers.get("trailer") {
+                response = response.header("trailer", names);
+            }
+            let incoming = body;
+            Noted {
+                incoming,
+                seen,
+                place,
+            }
+            .boxed_unsync()
+        }
         "echo" => {
-            let Ok(collected) = body.collect().await else {
+            let incoming = body;
+            let Ok(collected) = Noted {
+                incoming,
+                seen,
+                place,
+            }
+            .collect()
+            .await
+            else {
                 return Ok(response.status(400).body(whole("")).unwrap());
             };
             let found = collected.trailers().cloned();

@@ -127,24 +127,18 @@ impl Serin {
             }
             None
         });
-        let lines = self.log.lock().unwrap();
-        let address = |mark: &str| -> SocketAddr {
-            let line = lines.iter().find(|line| line.contains(mark)).unwrap();
-            let rest = &line[line.find("://").unwrap() + 3..];
-            rest.split_whitespace().next().unwrap().parse().unwrap()
-        };
-        let (web, admin) = (address("listener `web` at "), address("admin at "));
-        drop(lines);
-        (self.web, self.admin) = (web, admin);
+        (self.web, self.admin) = (self.listener("web"), self.address("admin at "));
     }
 
-    /// Where another listener than `web` listens.
+    /// Where a listener is.
     pub fn listener(&self, name: &str) -> SocketAddr {
-        let log = self.log();
-        let line = log
-            .lines()
-            .find(|line| line.contains(&format!("listener `{name}` at ")));
-        let (_, rest) = line.unwrap().split_once("://").unwrap();
+        self.address(&format!("listener `{name}` at "))
+    }
+
+    fn address(&self, mark: &str) -> SocketAddr {
+        let lines = self.log.lock().unwrap();
+        let line = lines.iter().find(|line| line.contains(mark)).unwrap();
+        let rest = &line[line.find("://").unwrap() + 3..];
         rest.split_whitespace().next().unwrap().parse().unwrap()
     }
 
@@ -284,18 +278,17 @@ impl Serin {
 
     /// The value of the metric line that starts with all of these parts; 0 when there is none.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let (_, text) = get(self.admin, "/metrics");
-        let matches = |line: &&str| {
-            line.strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with(['{', ' ']))
-                && labels
-                    .iter()
-                    .all(|(label, value)| line.contains(&format!("{label}=\"{value}\"")))
-        };
-        text.lines()
-            .filter(matches)
-            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
-            .sum()
+        metric(&self.metrics(), name, labels)
+    }
+
+    /// One scrape.
+    pub fn metrics(&self) -> String {
+        get(self.admin, "/metrics").1
+    }
+
+    /// The same of a counter.
+    pub fn count(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        count(&self.metrics(), name, labels)
     }
 
     pub fn pid(&self) -> u32 {
@@ -305,6 +298,31 @@ impl Serin {
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
+}
+
+/// [`Serin::metric`] of what has been scraped.
+pub fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let matches = |line: &&str| {
+        line.strip_prefix(name)
+            .is_some_and(|rest| rest.starts_with(['{', ' ']))
+            && labels
+                .iter()
+                .all(|(label, value)| line.contains(&format!("{label}=\"{value}\"")))
+    };
+    text.lines()
+        .filter(matches)
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+        .sum()
+}
+
+/// [`Serin::count`] of what has been scraped.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a count is a whole number and not negative"
+)]
+pub fn count(text: &str, name: &str, labels: &[(&str, &str)]) -> u64 {
+    metric(text, name, labels).round() as u64
 }
 
 impl Drop for Serin {
