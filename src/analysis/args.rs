@@ -65,7 +65,7 @@ pub enum BadArgs {
         known: String,
     },
     /// `{{` without `}}`.
-    #[error("`{{{{` without `}}}}` after `{before}`")]
+    #[error("`{{{{` without `}}}}` after `{before}`: write {{{{args.NAME}}}}")]
     Unclosed {
         /// The text up to the opening braces.
         before: String,

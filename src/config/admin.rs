@@ -86,7 +86,11 @@ pub(super) fn secret(path: &str, file: Option<&str>, text: Option<&str>, cx: &mu
             .map(Redacted::new),
         (None, Some(text)) if !text.trim().is_empty() => Some(Redacted::new(text.trim())),
         (None, Some(_)) => {
-            cx.error(&format!("{path}.secret"), "the secret is empty", "");
+            cx.error(
+                &format!("{path}.secret"),
+                "the secret is empty",
+                "write secretFile, or set the variable that it names",
+            );
             None
         }
         (Some(_), Some(_)) => {

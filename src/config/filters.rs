@@ -278,7 +278,7 @@ fn modifier(config: &ModifierConfig, path: &str, protected: &[&str], cx: &mut Cx
         if protected.contains(&name.as_str()) {
             let hint = match name.as_str() {
                 "host" => "use urlRewrite.hostname",
-                _ => "",
+                _ => "remove it",
             };
             cx.error(
                 path,
@@ -294,7 +294,11 @@ fn modifier(config: &ModifierConfig, path: &str, protected: &[&str], cx: &mut Cx
         for Located { path, value: field } in list {
             let value = HeaderValue::from_str(&field.value).ok();
             if value.is_none() {
-                cx.error(&format!("{path}.value"), "this is not a header's value", "");
+                cx.error(
+                    &format!("{path}.value"),
+                    "this is not a header's value",
+                    "write one line of visible characters",
+                );
             }
             compiled.extend(name(&field.name, &format!("{path}.name"), cx).zip(value));
         }
@@ -335,7 +339,7 @@ fn path_edit(config: &PathEditConfig, path: &str, prefix: Option<&str>, cx: &mut
             cx.error(
                 path,
                 "exactly one of replaceFullPath and replacePrefixMatch is needed",
-                "",
+                "write one of them",
             );
             return None;
         }
@@ -393,7 +397,11 @@ fn redirect(config: &RedirectConfig, path: &str, prefix: Option<&str>, cx: &mut 
         }
     };
     if config.port == Some(0) {
-        cx.error(&format!("{path}.port"), "0 is not a port", "");
+        cx.error(
+            &format!("{path}.port"),
+            "0 is not a port",
+            "leave it out, or write 1 to 65535",
+        );
     }
     let code = config.status_code.unwrap_or(302);
     if ![301, 302, 303, 307, 308].contains(&code) {

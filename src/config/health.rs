@@ -149,7 +149,7 @@ impl HealthConfig {
             cx.error(
                 &format!("{path}.interval"),
                 "an interval below 100ms is a load, not a check",
-                "",
+                "write 100ms or more",
             );
         }
         if timeout.is_zero() {

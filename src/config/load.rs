@@ -7,6 +7,7 @@ use super::compiled::Config;
 use super::cx::{Cx, read_bounded};
 use super::decode::{Findings, Located, decode};
 use super::problem::Problem;
+use super::secret::hide_environment;
 use super::service::{self, ServiceConfig};
 use super::strategy::{self, StrategyConfig, Templates, Uses};
 use super::template::{self, TemplateConfig};
@@ -340,6 +341,9 @@ fn manifest(documents: &[Node], name: &str, base: &Path, found: Vec<Problem>) ->
         }
     }
     problems.extend(contexts.into_iter().flat_map(|(_, cx)| cx.problems));
+    for document in documents {
+        hide_environment(document, &mut problems);
+    }
     problems.sort_by(Problem::reading_order);
     problems.dedup();
     problems
@@ -383,9 +387,11 @@ fn include(patterns: &[Located<String>], files: &mut Vec<File>, read_files: &mut
                 continue;
             }
             if read_files.len() >= MAX_FILES {
-                files[0]
-                    .cx
-                    .error(key, format!("more than {MAX_FILES} files are included"), "");
+                files[0].cx.error(
+                    key,
+                    format!("more than {MAX_FILES} files are included"),
+                    "join some",
+                );
                 return;
             }
             let name = path.display().to_string();
@@ -640,6 +646,8 @@ fn finish(
 ) -> Result<Loaded, Vec<Problem>> {
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     for mut file in files {
+        hide_environment(&file.root, &mut file.cx.problems);
+        hide_environment(&file.root, &mut file.cx.warnings);
         problems.append(&mut file.cx.problems);
         warnings.append(&mut file.cx.warnings);
         read_files.append(&mut file.cx.read);

@@ -10,6 +10,9 @@ use regex::{Regex, RegexBuilder};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use std::{collections::BTreeMap, fmt};
 
+const REGEX_MEND: &str = "write one of linear time: no look-around, no back-references";
+const HEADER_NAME_MEND: &str = "use letters, digits and `-`";
+
 /// One alternative: conditions that hold together. An absent one holds always.
 #[derive(Debug, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -140,7 +143,7 @@ fn value(config: &ValueConfig, path: &str, cx: &mut Cx) -> Option<ValueMatch> {
         (None, None, Some(pattern), None) => match whole(pattern) {
             Ok(regex) => Some(ValueMatch::Regex(regex)),
             Err(what) => {
-                cx.error(&format!("{path}.regex"), what, "");
+                cx.error(&format!("{path}.regex"), what, REGEX_MEND);
                 None
             }
         },
@@ -205,7 +208,7 @@ fn path_match(config: &PathConfig, path: &str, cx: &mut Cx) -> Option<PathMatch>
             return match whole(pattern) {
                 Ok(regex) => Some(PathMatch::Regex(regex)),
                 Err(what) => {
-                    cx.error(&format!("{path}.regex"), what, "");
+                    cx.error(&format!("{path}.regex"), what, REGEX_MEND);
                     None
                 }
             };
@@ -291,7 +294,7 @@ fn alternative(config: &MatchConfig, path: &str, listeners: &[&str], cx: &mut Cx
     for (name, config) in &config.headers {
         let path = format!("{path}.headers.{name}");
         let Ok(header) = HeaderName::from_bytes(name.as_bytes()) else {
-            cx.error(&path, format!("`{name}` is not a header name"), "");
+            cx.error(&path, format!("`{name}` is not a header name"), HEADER_NAME_MEND);
             continue;
         };
         let hint = match header.as_str() {

@@ -12,6 +12,8 @@ mod decode;
 mod diff;
 mod dns;
 mod filters;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod health;
 mod listener;
 mod load;

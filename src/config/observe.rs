@@ -162,7 +162,11 @@ pub(super) fn tracing(config: &TracingConfig, cx: &mut Cx) -> Otlp {
     for (name, value) in &config.otlp.headers {
         let path = format!("tracing.otlp.headers.{name}");
         if HeaderValue::from_str(value).is_err() {
-            cx.error(&path, "this is not a header's value", "");
+            cx.error(
+                &path,
+                "this is not a header's value",
+                "write one line of visible characters",
+            );
         } else if let Some(name) = header_name(name, &path, cx) {
             headers.push((name, Redacted::new(value)));
         }

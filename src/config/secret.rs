@@ -1,5 +1,7 @@
 //! Text that is never shown.
 
+use super::problem::Problem;
+use super::yaml::{Kind, Node, Scalar};
 use serde::{Serialize, Serializer};
 use std::fmt;
 
@@ -37,6 +39,43 @@ impl fmt::Display for Redacted {
 impl Serialize for Redacted {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(REDACTED)
+    }
+}
+
+/// What came from the environment is said as it was written, `${NAME}`: it may be a secret, and faults are logged.
+pub(super) fn hide_environment(root: &Node, problems: &mut [Problem]) {
+    if problems.is_empty() {
+        return;
+    }
+    let below = |key: &str, path: &str| {
+        let rest = key.strip_prefix(path);
+        rest.is_some_and(|rest| path.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    root.walk(&mut |node| {
+        let Kind::Scalar(Scalar {
+            text,
+            written: Some(written),
+            ..
+        }) = &node.kind
+        else {
+            return;
+        };
+        for problem in problems.iter_mut() {
+            if below(&problem.key, &node.path) || below(&node.path, &problem.key) {
+                for said in [&mut problem.what, &mut problem.hint] {
+                    *said = with(said, text, written);
+                }
+            }
+        }
+    });
+}
+
+/// A short value stands in any word: only where it is quoted it is meant.
+fn with(said: &str, value: &str, written: &str) -> String {
+    match value.len() {
+        0 => said.to_owned(),
+        1..6 => said.replace(&format!("`{value}`"), &format!("`{written}`")),
+        _ => said.replace(value, written),
     }
 }
 

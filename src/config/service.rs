@@ -370,7 +370,7 @@ fn compile_sticky(config: &StickyConfig, path: &str, cx: &mut Cx) -> Option<Stic
                 cx.error(
                     &format!("{path}.cookie.name"),
                     format!("`{name}` is not a cookie's name"),
-                    "",
+                    "use letters, digits and `-`",
                 );
             }
             let max_age = cookie.max_age.unwrap_or(Span::secs(86_400));
@@ -489,7 +489,11 @@ fn compile_failure(config: &FailureConfig, path: &str, cx: &mut Cx) -> FailureRu
             value.transpose(),
         ) {
             (Some(name), Ok(value)) => rule.response_header = Some(FailureHeader { name, value }),
-            (_, Err(_)) => cx.error(&format!("{path}.value"), "this is not a header's value", ""),
+            (_, Err(_)) => cx.error(
+                &format!("{path}.value"),
+                "this is not a header's value",
+                "write one line of visible characters",
+            ),
             (None, Ok(_)) => {}
         }
     }

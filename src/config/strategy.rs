@@ -312,7 +312,7 @@ fn canary(
                     "step {starting_step} is not there: the steps are 0 to {}",
                     config.steps.len().saturating_sub(1)
                 ),
-                "",
+                "write the place of a step, from 0",
             );
         }
         let analysis = AnalysisRef {
@@ -601,6 +601,6 @@ fn check_analysis(
         }
     }
     if let Err(error) = Args::agree(specs) {
-        cx.error(path, error.to_string(), "");
+        cx.error(path, error.to_string(), "write the value under args");
     }
 }

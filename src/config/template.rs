@@ -265,7 +265,7 @@ pub(super) fn compile(config: &Located<TemplateConfig>, cx: &mut Cx) -> Compiled
         cx.error(
             &format!("{path}.metrics"),
             "a template needs at least one metric",
-            "",
+            "add metrics: [{name: …, provider: …}]",
         );
     }
     let template = Template {
@@ -470,7 +470,11 @@ fn check_headers(headers: &Headers, path: &str, cx: &mut Cx) {
         if http::HeaderName::from_bytes(name.as_bytes()).is_err()
             || http::HeaderValue::from_str(value).is_err()
         {
-            cx.error(&path, "this is not a header", "");
+            cx.error(
+                &path,
+                "this is not a header",
+                "a name of letters, digits and `-`, a value of one line",
+            );
         }
         if cx.environment_at(&path).is_some() {
             cx.warn(
@@ -486,7 +490,7 @@ fn prometheus(config: &PrometheusConfig, path: &str, cx: &mut Cx) -> PrometheusQ
     check_url(&config.address, &format!("{path}.address"), cx);
     check_headers(&config.headers, path, cx);
     if config.query.trim().is_empty() {
-        cx.error(&format!("{path}.query"), "the query is empty", "");
+        cx.error(&format!("{path}.query"), "the query is empty", "write PromQL");
     }
     PrometheusQuery {
         address: config.address.clone(),
@@ -508,11 +512,15 @@ fn web(config: &WebConfig, path: &str, cx: &mut Cx) -> WebQuery {
         cx.error(
             &format!("{path}.method"),
             "a measurement is made with GET, POST or PUT",
-            "",
+            "write one of these",
         );
     }
     if let Some(Err(why)) = config.json_path.as_deref().map(analysis::JsonPath::parse) {
-        cx.error(&format!("{path}.jsonPath"), why, "");
+        cx.error(
+            &format!("{path}.jsonPath"),
+            why,
+            "write for example {$.data.errorRate}",
+        );
     }
     WebQuery {
         url: config.url.clone(),

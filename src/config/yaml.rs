@@ -255,7 +255,11 @@ fn syntax_message(_text: &str, _pos: Pos, info: &str) -> String {
 fn syntax_hint(text: &str, pos: Pos) -> &'static str {
     let mut lines = text.lines().skip(pos.line.saturating_sub(2)).take(2);
     let tabs = lines.any(|line| line.trim_start_matches(' ').starts_with('\t'));
-    if tabs { "indent with spaces, not tabs" } else { "" }
+    if tabs {
+        "indent with spaces, not tabs"
+    } else {
+        "close every quote and bracket, and put a space after each colon and dash"
+    }
 }
 
 fn problem(file: &str, pos: Pos, key: &str, what: impl Into<String>, hint: impl Into<String>) -> Problem {
@@ -335,7 +339,7 @@ impl Builder<'_> {
                         pos,
                         "",
                         "this alias stands inside its own anchor",
-                        "",
+                        "write out what is meant",
                     ));
                 };
                 let mut count = 0;
@@ -347,7 +351,7 @@ impl Builder<'_> {
                         pos,
                         "",
                         "aliases multiply beyond what Serin reads",
-                        "",
+                        "write out what is meant",
                     ));
                 }
                 let node = node.clone();
@@ -418,7 +422,8 @@ impl Builder<'_> {
             Kind::Scalar(_) => {}
             Kind::Map(_) if open.wants_key => {
                 let Kind::Scalar(scalar) = node.kind else {
-                    return Err(problem(self.file, node.pos, "", "a key must be text", ""));
+                    let mend = "write it as `key: value`; text that begins with a bracket needs quotes";
+                    return Err(problem(self.file, node.pos, "", "a key must be text", mend));
                 };
                 open.key = Some((scalar.written.unwrap_or(scalar.text), node.pos));
                 open.wants_key = false;
@@ -430,7 +435,7 @@ impl Builder<'_> {
                 };
                 if entries.len() >= MAX_KEYS {
                     let what = "a mapping has more keys than Serin reads";
-                    return Err(problem(self.file, key_pos, &key, what, ""));
+                    return Err(problem(self.file, key_pos, &key, what, "split it"));
                 }
                 if key == "<<" {
                     open.merges.push(node);

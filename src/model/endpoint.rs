@@ -108,7 +108,12 @@ impl FromStr for EndpointUrl {
             return Err(bad("it has a path; Serin forwards the path of each request"));
         }
         if authority.contains('@') {
-            return Err(bad("it carries a user name"));
+            // What stands before the `@` is nobody's to read in a log.
+            let host = authority.rsplit('@').next().unwrap_or_default();
+            return Err(BadEndpoint {
+                url: format!("…@{host}"),
+                why: "it carries a user name",
+            });
         }
         let (host, port) = match authority.strip_prefix('[') {
             Some(v6) => {

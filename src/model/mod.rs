@@ -2,6 +2,8 @@
 
 mod endpoint;
 mod names;
+#[cfg(test)]
+pub(crate) mod replay;
 mod time;
 mod units;
 mod weight;

@@ -9,6 +9,7 @@ use super::{
     io::{ClientIo, ConnectionTimeouts, Progress},
     service,
     upgrade::Tunnel,
+    who,
     worker::{ListenerState, WorkerState},
 };
 use crate::{metrics::Rejection, upstream::LocalExecutor};
@@ -85,26 +86,7 @@ impl Client {
         if !self.behind_proxy {
             return self.ip;
         }
-        let trusted = |ip: &IpAddr| {
-            self.listener
-                .config
-                .trusted_proxies
-                .iter()
-                .any(|net| net.contains(ip))
-        };
-        let lines: Vec<&str> = headers
-            .get_all("x-forwarded-for")
-            .iter()
-            .filter_map(|line| line.to_str().ok())
-            .collect();
-        for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
-            match entry.trim().parse::<IpAddr>().map(|ip| ip.to_canonical()) {
-                Ok(ip) if trusted(&ip) => {}
-                Ok(ip) => return ip,
-                Err(_) => return self.ip,
-            }
-        }
-        self.ip
+        who::asks(self.ip, &self.listener.config.trusted_proxies, headers)
     }
 }
 

@@ -169,8 +169,7 @@ pub(super) fn to_version(
         headers.insert(header::HOST, HeaderValue::from_static("localhost"));
     }
     forwarded(headers, peer, host, &seen);
-    let known = peer.trusted && headers.get(&X_REQUEST_ID).is_some_and(is_plain_id);
-    if !known {
+    if !(peer.trusted && has_plain_id(headers)) {
         headers.insert(X_REQUEST_ID, request_id());
     }
     via(headers, inbound, seen.via);
@@ -190,13 +189,17 @@ fn plain_length(headers: &mut HeaderMap) {
     }
 }
 
-/// An id worth believing: short and printable.
-fn is_plain_id(value: &HeaderValue) -> bool {
-    !value.is_empty() && value.len() <= 128 && value.as_bytes().iter().all(u8::is_ascii_graphic)
+/// An id worth believing: one, short and printable.
+fn has_plain_id(headers: &HeaderMap) -> bool {
+    let plain = |value: &HeaderValue| {
+        !value.is_empty() && value.len() <= 128 && value.as_bytes().iter().all(u8::is_ascii_graphic)
+    };
+    let mut ids = headers.get_all(&X_REQUEST_ID).iter();
+    ids.next().is_some_and(plain) && ids.next().is_none()
 }
 
 /// HTTP/2 may split a cookie into crumbs; HTTP/1.1 must not (9113 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
     let mut joined = BytesMut::new();
     for crumb in headers.get_all(header::COOKIE) {
         if !joined.is_empty() {
@@ -326,11 +329,16 @@ pub(super) fn origin_form(uri: &http::Uri) -> http::Uri {
     if uri.scheme().is_none() {
         return uri.clone();
     }
-    let path = uri
-        .path_and_query()
-        .cloned()
-        .unwrap_or(PathAndQuery::from_static("/"));
-    http::Uri::from(path)
+    http::Uri::from(path_of(uri))
+}
+
+/// What an absolute target names behind its authority. Of `http://host#fragment` the `http` crate keeps nothing at all, and
+/// would write a request line without a target.
+fn path_of(uri: &http::Uri) -> PathAndQuery {
+    match uri.path_and_query() {
+        Some(path) if path.as_str() != "/" => path.clone(),
+        Some(_) | None => PathAndQuery::from_static("/"),
+    }
 }
 
 /// The target for an HTTP/2 version: scheme, authority and path (9113 8.3.1).
@@ -338,14 +346,10 @@ pub(super) fn absolute_form(uri: &http::Uri, headers: &HeaderMap, secure: bool) 
     let host = headers
         .get(header::HOST)
         .map_or(&b"localhost"[..], HeaderValue::as_bytes);
-    let path = uri
-        .path_and_query()
-        .cloned()
-        .unwrap_or(PathAndQuery::from_static("/"));
     let built = http::Uri::builder()
         .scheme(if secure { "https" } else { "http" })
         .authority(host)
-        .path_and_query(path)
+        .path_and_query(path_of(uri))
         .build();
     // Host was checked at the door; were it not an authority, the version would refuse the request.
     built.unwrap_or_else(|_| uri.clone())
@@ -524,6 +528,22 @@ mod tests {
         );
         assert_eq!(all(&headers, "host"), ["shop.test"]);
         assert_eq!(all(&headers, "x-forwarded-host"), ["shop.test"]);
+    }
+
+    #[test]
+    fn a_target_is_never_empty() {
+        let target = |uri: &str| origin_form(&uri.parse().unwrap()).to_string();
+        assert_eq!(target("http://shop.test"), "/");
+        assert_eq!(target("http://shop.test#x"), "/");
+        assert_eq!(target("http://shop.test?a#x"), "/?a");
+        assert_eq!(target("http://shop.test/a?b"), "/a?b");
+    }
+
+    #[test]
+    fn of_two_request_ids_neither_is_believed() {
+        let fields = [HOST, ("x-request-id", "one"), ("x-request-id", "two")];
+        let headers = sent(Mode::Sidecar, Version::HTTP_11, "/", &fields);
+        assert_eq!(all(&headers, "x-request-id"), ["id-1"]);
     }
 
     #[test]

@@ -17,6 +17,8 @@ mod exchange;
 mod filters;
 mod forward;
 mod frames;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod grpc;
 mod headers;
 mod inbound;
@@ -36,6 +38,7 @@ pub mod tls;
 mod trace;
 mod upgrade;
 mod websocket;
+mod who;
 mod worker;
 
 pub use access_log::{AccessLog, Writer};

@@ -13,20 +13,30 @@ pub fn cookie_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers
         .get_all(header::COOKIE)
         .iter()
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(';'))
-        .filter_map(|pair| pair.trim_matches([' ', '\t']).split_once('='))
-        .filter(|(key, _)| *key == name)
-        .find_map(|(_, value)| well_formed_cookie(value))
+        .flat_map(|line| line.as_bytes().split(|b| *b == b';'))
+        .filter_map(|pair| {
+            let value = trimmed(pair).strip_prefix(name.as_bytes())?;
+            value.strip_prefix(b"=")
+        })
+        .find_map(well_formed_cookie)
 }
 
-fn well_formed_cookie(value: &str) -> Option<&str> {
-    let inner = match value.strip_prefix('"') {
-        Some(rest) => rest.strip_suffix('"')?,
+/// Without the spaces around it. What other cookies of the line are made of is nobody's business here.
+fn trimmed(mut pair: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = pair {
+        pair = rest;
+    }
+    pair
+}
+
+fn well_formed_cookie(value: &[u8]) -> Option<&str> {
+    let inner = match value.strip_prefix(b"\"") {
+        Some(rest) => rest.strip_suffix(b"\"")?,
         None => value,
     };
-    let octet = |b: u8| matches!(b, 0x21 | 0x23..=0x2b | 0x2d..=0x3a | 0x3c..=0x5b | 0x5d..=0x7e);
-    inner.bytes().all(octet).then_some(inner)
+    let octet = |b: &u8| matches!(b, 0x21 | 0x23..=0x2b | 0x2d..=0x3a | 0x3c..=0x5b | 0x5d..=0x7e);
+    let text = std::str::from_utf8(inner).ok()?;
+    inner.iter().all(octet).then_some(text)
 }
 
 /// The first value of a query parameter, percent-decoded (allocates only when something had to be decoded).
@@ -57,6 +67,15 @@ pub fn force_value(headers: &HeaderMap, name: &HeaderName) -> Option<Role> {
 mod tests {
     use super::*;
     use http::HeaderValue;
+
+    #[test]
+    fn a_stranger_in_the_line_hides_no_cookie() {
+        let mut map = HeaderMap::new();
+        let line = "name=Jos\u{e9}; sid=7; sid=8";
+        map.append(header::COOKIE, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+        assert_eq!(cookie_value(&map, "sid"), Some("7"));
+        assert_eq!(cookie_value(&map, "name"), None);
+    }
 
     fn cookies(lines: &[&str]) -> HeaderMap {
         let mut map = HeaderMap::new();

@@ -83,10 +83,32 @@ impl Conditions {
 
 fn compile(condition: &str) -> Result<Program, String> {
     if condition.len() > LONGEST {
-        return Err(format!("longer than {LONGEST} characters"));
+        return Err(format!(
+            "longer than {LONGEST} characters; let the query do more of it"
+        ));
     }
     let rewritten = rewrite::rewrite(condition, |function| ENVIRONMENT_NAMES.contains(&function))?;
-    expr::compile(&rewritten).map_err(|error| error.to_string())
+    expr::compile(&rewritten).map_err(|error| in_one_line(&error.to_string(), &rewritten))
+}
+
+/// What the parser says, without its picture of the place and its list of everything that may stand there.
+fn in_one_line(error: &str, condition: &str) -> String {
+    let place = error.trim_start().strip_prefix("--> ").and_then(|place| {
+        let (line, column) = place.lines().next()?.split_once(':')?;
+        let (line, column): (usize, usize) = (line.parse().ok()?, column.trim().parse().ok()?);
+        let line = condition.lines().nth(line.checked_sub(1)?).unwrap_or_default();
+        Some(
+            line.chars()
+                .skip(column.checked_sub(1)?)
+                .take(40)
+                .collect::<String>(),
+        )
+    });
+    match place.as_deref().map(str::trim) {
+        Some("") => "ends too early; write for example result < 0.01".to_owned(),
+        Some(rest) => format!("cannot be read from `{rest}` on; write for example result < 0.01"),
+        None => error.split_whitespace().collect::<Vec<_>>().join(" "),
+    }
 }
 
 fn holds(program: &Program, result: &Value) -> Result<bool, String> {

@@ -50,7 +50,9 @@ fn tokens(code: &str) -> Result<Vec<Token<'_>>, String> {
                 rest = &rest[c.len_utf8()..];
                 continue;
             }
-            quote @ ('"' | '\'' | '`') => text_length(rest, quote).ok_or("a text is not closed")?,
+            quote @ ('"' | '\'' | '`') => {
+                text_length(rest, quote).ok_or("a text is not closed: add the quote at its end")?
+            }
             c if c.is_ascii_digit() => number_length(rest),
             c if is_name(c) || c == '#' => {
                 let tail = &rest[c.len_utf8()..];

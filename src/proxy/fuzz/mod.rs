@@ -1,0 +1,33 @@
+//! What must hold for any bytes that a client sends: the properties that fuzzers and tests hold them to.
+//!
+//! Each function takes an input apart in the way written at it and panics where a promise is broken. `fuzz/` calls them
+//! with libFuzzer, the tests below with the checked-in corpus (`model::replay`).
+
+mod cookies;
+mod forwarded;
+mod head;
+mod host;
+
+pub use cookies::cookies;
+pub use forwarded::forwarded;
+pub use host::host;
+
+#[cfg(test)]
+mod tests {
+    use crate::model::replay::replay;
+
+    #[test]
+    fn what_is_accepted_has_one_host_one_framing_and_one_path_for_every_reader() {
+        replay("host", 20_000, super::host);
+    }
+
+    #[test]
+    fn a_cookie_is_the_first_well_formed_one_however_the_line_is_cut() {
+        replay("cookies", 20_000, super::cookies);
+    }
+
+    #[test]
+    fn forwarded_fields_never_say_more_than_a_trusted_peer_has_said() {
+        replay("forwarded", 20_000, super::forwarded);
+    }
+}
