@@ -79,12 +79,18 @@ pub struct Connections<B> {
     active: Cell<u32>,
     /// Requests sent since the endpoint was last told.
     sent: Cell<u64>,
-    /// Connections being opened.
-    connecting: Cell<u32>,
+    /// A connection is being opened that may turn out to speak HTTP/2; who waits for it.
+    opening: RefCell<Option<Vec<Joining<B>>>>,
+    /// The last connection spoke HTTP/1.1, or nothing else can be.
+    http1: Cell<bool>,
     /// Requests of this worker that wait for a connection to this endpoint, longest first.
     waiting: RefCell<VecDeque<oneshot::Sender<Sender<B>>>>,
     handed: Cell<u32>,
 }
+
+/// Tells a request that waits for a connection another one opens: here it is, or there is nothing to share. Dropped: the
+/// other one has gone away.
+type Joining<B> = oneshot::Sender<Option<http2::SendRequest<B>>>;
 
 /// What a request waited for.
 enum Freed<B> {
@@ -116,19 +122,31 @@ pub struct SendError<B> {
     pub error: hyper::Error,
 }
 
-/// Counts down when a wait ends, however it ends.
-struct Counted<'a>(&'a Cell<u32>);
+/// The connection that others wait for as well; lets them go when its request goes away.
+struct Opening<'a, B>(&'a RefCell<Option<Vec<Joining<B>>>>);
 
-impl<'a> Counted<'a> {
-    fn up(cell: &'a Cell<u32>) -> Self {
-        cell.set(cell.get() + 1);
-        Counted(cell)
+impl<'a, B> Opening<'a, B> {
+    /// None when another one is being opened: it will be enough.
+    fn begin(opening: &'a RefCell<Option<Vec<Joining<B>>>>) -> Option<Self> {
+        let mut begun = opening.borrow_mut();
+        if begun.is_some() {
+            return None;
+        }
+        *begun = Some(Vec::new());
+        Some(Opening(opening))
+    }
+
+    /// Tells all who wait.
+    fn ends(self, shared: Option<&http2::SendRequest<B>>) {
+        for waiting in self.0.take().into_iter().flatten() {
+            let _ = waiting.send(shared.cloned());
+        }
     }
 }
 
-impl Drop for Counted<'_> {
+impl<B> Drop for Opening<'_, B> {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        self.0.take();
     }
 }
 
@@ -149,7 +167,8 @@ where
             shared: RefCell::default(),
             active: Cell::new(0),
             sent: Cell::new(0),
-            connecting: Cell::new(0),
+            opening: RefCell::default(),
+            http1: Cell::new(matches!(endpoint.url.scheme(), Scheme::Http | Scheme::Unix)),
             waiting: RefCell::default(),
             handed: Cell::new(0),
         });
@@ -224,12 +243,14 @@ where
         timeout: Duration,
         live: &LiveService,
     ) -> Result<Lease<B>, ConnectError> {
-        if self.connecting.get() > 0
-            && self.endpoint.url.scheme() == Scheme::H2c
-            && let Some(sender) = self.joined(timeout).await
-        {
-            return Ok(self.lent(sender, false));
-        }
+        let opening = if self.http1.get() {
+            None
+        } else {
+            match self.join(timeout).await {
+                Ok(sender) => return Ok(self.lent(Sender::Http2(sender), false)),
+                Err(opening) => opening,
+            }
+        };
         let place = match self.endpoint.capacity.place() {
             Some(place) => place,
             None => match self.wait(timeout).await? {
@@ -237,17 +258,21 @@ where
                 Freed::Place(place) => place,
             },
         };
-        let opened = {
-            let _connecting = Counted::up(&self.connecting);
-            connect(&self.endpoint, place, timeout, live).await
+        let opened = connect(&self.endpoint, place, timeout, live).await;
+        let shared = match &opened {
+            Ok(Sender::Http2(sender)) => Some(sender),
+            Ok(Sender::Http1(_)) | Err(_) => None,
         };
-        if let Ok(Sender::Http2(sender)) = &opened {
+        if let Some(sender) = shared {
             self.shared.replace(Some(sender.clone()));
-            // All who waited for it share it.
+            // Those who wait for a place may share it, too.
             while self.hand_over(Sender::Http2(sender.clone())).is_none() {}
-        } else if self.endpoint.url.scheme() == Scheme::H2c {
-            // Who waited for it finds out alone.
-            self.waiting.borrow_mut().clear();
+        }
+        if opened.is_ok() {
+            self.http1.set(shared.is_none());
+        }
+        if let Some(opening) = opening {
+            opening.ends(shared);
         }
         match opened {
             Ok(sender) => Ok(self.lent(sender, false)),
@@ -259,11 +284,29 @@ where
         }
     }
 
-    /// An HTTP/2 connection that another request is opening; none when that fails.
-    async fn joined(&self, timeout: Duration) -> Option<Sender<B>> {
-        let (sender, receiver) = oneshot::channel();
-        self.waiting.borrow_mut().push_back(sender);
-        tokio::time::timeout(timeout, receiver).await.ok()?.ok()
+    /// The HTTP/2 connection that another request is opening. Otherwise one has to be opened here: for others as well when
+    /// nobody else does, and alone when that one has failed or speaks HTTP/1.1, for then each needs its own.
+    async fn join(&self, timeout: Duration) -> Result<http2::SendRequest<B>, Option<Opening<'_, B>>> {
+        loop {
+            if let Some(opening) = Opening::begin(&self.opening) {
+                return Err(Some(opening));
+            }
+            let (sender, receiver) = oneshot::channel();
+            if let Some(waiting) = &mut *self.opening.borrow_mut() {
+                waiting.push(sender);
+            }
+            match tokio::time::timeout(timeout, receiver).await {
+                Ok(Ok(Some(sender))) => return Ok(sender),
+                Ok(Ok(None)) | Err(_) => return Err(None),
+                // Its request went away or found another one.
+                Ok(Err(_)) => {
+                    let shared = self.shared.borrow();
+                    if let Some(shared) = shared.as_ref().filter(|shared| !shared.is_closed()) {
+                        return Ok(shared.clone());
+                    }
+                }
+            }
+        }
     }
 
     /// Waits until a connection comes free: one of this worker's to this endpoint, or a place to open one.

@@ -3,11 +3,20 @@
 use crate::support::{
     Serin,
     authority::Authority,
+    client::{self, Plan},
     http::{Client, Server, Speaks},
+    raw::RawClient,
     upstream::Upstream,
     wait_for,
 };
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    net::{Shutdown, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -182,4 +191,83 @@ fn readiness_is_asked_over_the_same_tls() {
     deploy("v3", friend.port());
     let (code, out, error) = serin.run("wait shop --until step=1 --timeout 20s");
     assert_eq!(code, 0, "{out}{error}");
+}
+
+#[test]
+fn first_requests_at_once_share_the_connection_that_is_being_opened_if_it_can_be_shared() {
+    let authority = Authority::new("test");
+    for (protocols, least, most) in [(&["h2", "http/1.1"][..], 1, 2), (&["http/1.1"], 40, 40)] {
+        let upstream = server(&authority, protocols, None);
+        let serin = start(&service(upstream.port(), "{ca: ca.pem}"), |folder| {
+            std::fs::write(folder.join("ca.pem"), authority.pem()).unwrap();
+        });
+        // As many connections as clients where each needs its own: their answers have no end.
+        let clients = Plan::new(serin.web, 40)
+            .requests(|_| client::get("/hang"))
+            .start();
+        wait_for("all to be served", LONG, || {
+            (upstream.seen.requests.load(Ordering::SeqCst) == 40).then_some(())
+        });
+        let opened = upstream.seen.connections.load(Ordering::SeqCst);
+        assert!((least..=most).contains(&opened), "{protocols:?}: {opened}");
+        clients.abandon();
+    }
+}
+
+/// Takes connections for a server: the first one and never lets it hear of it.
+fn deaf_to_the_first(server: u16) -> (TcpListener, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (accepting, count) = (listener.try_clone().unwrap(), Arc::new(AtomicU64::new(0)));
+    let counting = Arc::clone(&count);
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        while let Ok((client, _)) = accepting.accept() {
+            if counting.fetch_add(1, Ordering::SeqCst) == 0 {
+                held.push(client);
+                continue;
+            }
+            let server = TcpStream::connect(("127.0.0.1", server)).unwrap();
+            for (mut from, mut to) in [
+                (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                (server, client),
+            ] {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
+    (listener, count)
+}
+
+#[test]
+fn who_waits_for_a_connection_does_not_wait_for_the_client_that_had_it_opened() {
+    let authority = Authority::new("test");
+    let upstream = server(&authority, &["h2"], None);
+    let (front, accepted) = deaf_to_the_first(upstream.port());
+    let port = front.local_addr().unwrap().port();
+    let tls = "{ca: ca.pem}, timeouts: {connect: 5m}";
+    let serin = start(&service(port, tls), |folder| {
+        std::fs::write(folder.join("ca.pem"), authority.pem()).unwrap();
+    });
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: shop.test\r\nconnection: close\r\n\r\n");
+    let mut first = RawClient::connect(serin.web);
+    first.send(get("/first"));
+    wait_for("the first to be opened", LONG, || {
+        (accepted.load(Ordering::SeqCst) == 1).then_some(())
+    });
+    // Half of these land on the worker that has the first one.
+    let mut others: Vec<RawClient> = (0..8).map(|_| RawClient::connect(serin.web)).collect();
+    for other in &mut others {
+        other.send(get("/other"));
+    }
+    wait_for("all to be on their way", LONG, || {
+        (serin.count("serin_split_assignments_total", &[]) == 9).then_some(())
+    });
+    drop(first);
+    for mut other in others {
+        assert_eq!(other.answer("GET").unwrap().status, 200);
+    }
+    assert!(accepted.load(Ordering::SeqCst) <= 3);
 }
