@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serin::{
     app, config,
     control::StoreChoice,
-    metrics::{AssignReason, Attempt, Evidence, Outcome, VersionKey, VersionMetrics},
+    metrics::{AssignReason, Attempt, Evidence, Outcome, Trial, Unit, VersionKey, VersionMetrics},
     model::{Role, ServiceName, VersionName, Weight},
     route::{FieldMatch, HostMatch, PathMatch, RequestView, RouteMatch, Router, Rule, ValueMatch},
     split::{Split, StickyHash, is_canary},
@@ -68,7 +68,10 @@ fn record(bencher: Bencher<'_, '_>) {
         role: Role::Stable,
         version: VersionName::new("v1").expect("a name"),
     };
-    let (metrics, evidence) = (VersionMetrics::new(key, 1), Evidence::new(1));
+    let (metrics, evidence) = (
+        VersionMetrics::new(key, 1),
+        Evidence::on_trial(1, Trial::default()),
+    );
     let shard = metrics.shard(0);
     bencher.bench_local(|| {
         let took = black_box(Duration::from_micros(1_700));
@@ -77,7 +80,8 @@ fn record(bencher: Bencher<'_, '_>) {
         shard.attempt(Attempt::Answered);
         shard.first_byte(took);
         shard.judge(Outcome::Ok);
-        evidence.record(0, Outcome::Ok, took);
+        let ticket = evidence.begin(0, Unit::Request, took);
+        evidence.end(0, ticket, Outcome::Ok, took);
         shard.answered(&Method::GET, StatusCode::OK, took);
         shard.leave();
     });

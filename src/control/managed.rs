@@ -9,9 +9,11 @@ use super::{
 };
 use crate::{
     config::Service,
+    metrics::KeySet,
     model::{ServiceName, Timestamp, VersionName},
     upstream::{LiveService, Target, Version},
 };
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -46,8 +48,18 @@ pub(crate) struct Managed {
     pub(super) samples: Arc<Mutex<Samples>>,
     /// When the split in force was published.
     pub(super) published: Timestamp,
+    /// The sticky keys that have failed, and in which trial.
+    pub(super) failed_keys: Option<(TrialId, Arc<KeySet>)>,
     /// What the sticky hash in force was made of.
     pub(super) sticky: Option<(Vec<u8>, String)>,
+}
+
+/// One try of one version: a retry and a new plan begin another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TrialId {
+    rollout: String,
+    attempt: u32,
+    since: Timestamp,
 }
 
 /// The probes of a version that waits for its endpoints.
@@ -84,7 +96,19 @@ impl Managed {
             fate: None,
             samples: Arc::default(),
             published: now,
+            failed_keys: None,
             sticky: None,
+        }
+    }
+
+    /// The trial that is going on, or the last one.
+    pub(super) fn trial(&self) -> TrialId {
+        let rollout = self.saved.rollout.as_ref().map(|rollout| rollout.id.clone());
+        let rolling = self.saved.state.rolling();
+        TrialId {
+            rollout: rollout.unwrap_or_default(),
+            attempt: rolling.map_or(0, |rolling| rolling.attempt),
+            since: rolling.map_or_else(Timestamp::default, |rolling| rolling.since),
         }
     }
 

@@ -4,6 +4,7 @@
 
 use super::{engine::Engine, ledger::Exposure, managed::Managed};
 use crate::{
+    metrics::{KeySet, Keys, Trial},
     model::{Role, ServiceName, Timestamp, Weight},
     rollout::{Hold, Phase, Pool},
     split::{Split, StickyHash},
@@ -145,7 +146,9 @@ impl Managed {
                 (Some(live), Some(canary)) => Arc::ptr_eq(&live.version, canary),
                 (None, None) => true,
                 (Some(_), None) | (None, Some(_)) => false,
-            };
+            }
+            // What a unit is cannot change within a generation.
+            && (canary.is_none() || live.stable.evidence.is_keyed() == self.config.sticky.is_some());
         if same {
             if self.sticky != sticky {
                 self.sticky = sticky;
@@ -161,8 +164,18 @@ impl Managed {
             }
         } else {
             self.sticky = sticky;
-            let stable = services.target(&stable, Role::Stable);
-            let canary = canary.map(|canary| services.target(&canary, Role::Canary));
+            let keys = self
+                .config
+                .sticky
+                .is_some()
+                .then(|| Keys::new(self.failed_keys()));
+            let trial = |alarm| Trial {
+                keys: keys.clone(),
+                alarm,
+            };
+            let stable = services.target(&stable, Role::Stable, canary.as_ref().map(|_| trial(None)));
+            let alarm = || Some(Arc::clone(services.failures()));
+            let canary = canary.map(|canary| services.target(&canary, Role::Canary, Some(trial(alarm()))));
             let next = Split::new(live.generation + 1, exposure.weight, stable, canary, hash, key);
             let old = self.live.cell.publish(next);
             self.published = now;
@@ -179,6 +192,17 @@ impl Managed {
         if self.live.cell.is_tripped() && exposure.weight.is_zero() {
             self.live.cell.confirm_trip();
         }
+    }
+
+    /// The sticky keys that have failed in this trial: empty ones when another has begun.
+    fn failed_keys(&mut self) -> Arc<KeySet> {
+        let trial = self.trial();
+        if self.failed_keys.as_ref().is_none_or(|(of, _)| *of != trial) {
+            self.failed_keys = Some((trial, Arc::default()));
+        }
+        self.failed_keys
+            .as_ref()
+            .map_or_else(Arc::default, |(_, keys)| Arc::clone(keys))
     }
 
     /// Roles that ended are watched until their last request is done, and their series retired then.

@@ -27,8 +27,25 @@ impl Cell {
             .store(self.0.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
     }
 
+    /// Adds one, and whoever sees it with [`Cell::get_with_all_before`] sees everything that was written before it. Only the
+    /// owning worker calls this.
+    pub fn inc_after_all_before(&self) {
+        let next = self.0.load(Ordering::Relaxed).wrapping_add(1);
+        self.0.store(next, Ordering::Release);
+    }
+
     /// What has been written so far.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// The same; see [`Cell::inc_after_all_before`].
+    pub fn get_with_all_before(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Writes `n`. Only the owning worker calls this.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
     }
 }

@@ -7,7 +7,9 @@
 mod cell;
 mod control;
 mod evidence;
+mod flight;
 mod histogram;
+mod keys;
 mod listener;
 pub mod names;
 mod registry;
@@ -15,8 +17,9 @@ mod version;
 
 pub use cell::Cell;
 pub use control::ControlMetrics;
-pub use evidence::{Evidence, EvidenceCounts};
+pub use evidence::{Evidence, EvidenceCounts, MOST_CUTS, Ticket, Trial, Unit, UnitCounts};
 pub use histogram::{BUCKETS, HistogramCells, HistogramSnapshot};
+pub use keys::{KeySet, Keys};
 pub use listener::{ListenerMetrics, Rejection};
 pub use registry::{Registry, desc, exposition_text, family, gauge};
 pub use version::{

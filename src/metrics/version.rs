@@ -68,14 +68,6 @@ impl AssignReason {
             AssignReason::Force => "force",
         }
     }
-
-    /// Whether chance chose the version: only then is the request evidence.
-    pub const fn is_evidence(self) -> bool {
-        match self {
-            AssignReason::Weight | AssignReason::Sticky => true,
-            AssignReason::Force => false,
-        }
-    }
 }
 
 /// How one attempt to reach an endpoint ended.

@@ -5,7 +5,7 @@
 
 use crate::{
     config::{MissingKey, Service, StickyCookie, StickySource},
-    metrics::AssignReason,
+    metrics::{AssignReason, Unit},
     model::Role,
     route,
     split::{Split, is_canary},
@@ -19,18 +19,18 @@ use std::{net::IpAddr, sync::Arc};
 pub(super) struct Choice {
     pub(super) role: Role,
     pub(super) reason: AssignReason,
-    /// Whether chance chose, so that the outcome says something about the version.
-    pub(super) evidence: bool,
+    /// What says something about the version by the outcome, when chance chose it.
+    pub(super) unit: Option<Unit>,
     /// The id to hand to a client that had none.
     pub(super) cookie: Option<HeaderValue>,
 }
 
 impl Choice {
-    const fn of(role: Role, reason: AssignReason) -> Choice {
+    const fn of(role: Role, reason: AssignReason, unit: Option<Unit>) -> Choice {
         Choice {
             role,
             reason,
-            evidence: reason.is_evidence(),
+            unit,
             cookie: None,
         }
     }
@@ -48,27 +48,25 @@ pub(super) fn choose(
     dice: impl FnOnce() -> u128,
 ) -> Choice {
     if tripped {
-        return Choice {
-            evidence: false,
-            ..Choice::of(Role::Stable, AssignReason::Weight)
-        };
+        return Choice::of(Role::Stable, AssignReason::Weight, None);
     }
     if split.canary.is_none() {
-        return Choice::of(Role::Stable, AssignReason::Weight);
+        return Choice::of(Role::Stable, AssignReason::Weight, Some(Unit::Request));
     }
     if let Some(role) = forced(service, &parts.headers, client) {
-        return Choice::of(role, AssignReason::Force);
+        return Choice::of(role, AssignReason::Force, None);
     }
     let Some(sticky) = &service.sticky else {
         return drawn(split);
     };
     let by_key = |key: &[u8]| {
-        let role = if is_canary(split.sticky.bucket(key), split.weight) {
+        let bucket = split.sticky.bucket(key);
+        let role = if is_canary(bucket, split.weight) {
             Role::Canary
         } else {
             Role::Stable
         };
-        Choice::of(role, AssignReason::Sticky)
+        Choice::of(role, AssignReason::Sticky, Some(Unit::Key(bucket)))
     };
     let found = match &sticky.source {
         StickySource::Header(name) => parts
@@ -97,15 +95,12 @@ pub(super) fn choose(
     found.unwrap_or_else(|| match sticky.missing {
         MissingKey::Weight => drawn(split),
         // Not chance: whoever sends no key is always on stable.
-        MissingKey::Stable => Choice {
-            evidence: false,
-            ..Choice::of(Role::Stable, AssignReason::Sticky)
-        },
+        MissingKey::Stable => Choice::of(Role::Stable, AssignReason::Sticky, None),
     })
 }
 
 fn drawn(split: &Split<Arc<Target>>) -> Choice {
-    Choice::of(split.draw().role, AssignReason::Weight)
+    Choice::of(split.draw().role, AssignReason::Weight, Some(Unit::Request))
 }
 
 fn forced(service: &Service, headers: &HeaderMap, client: IpAddr) -> Option<Role> {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config::Service,
-    metrics::{AssignReason, Attempt, Outcome, Retry},
+    metrics::{AssignReason, Attempt, Outcome, Retry, Ticket, Unit},
     model::Role,
     upstream::{self, Endpoint, Lease, Target},
 };
@@ -91,7 +91,8 @@ pub(super) struct Exchange {
     started: Instant,
     assigned: Arc<Target>,
     served: Arc<Target>,
-    evidence: bool,
+    /// Its place in the evidence, when it is any.
+    evidence: Option<Ticket>,
     verdict: Option<Outcome>,
     status: Option<StatusCode>,
     /// When the head came, for a response that is judged by it.
@@ -122,12 +123,16 @@ impl Exchange {
         started: Instant,
         target: Arc<Target>,
         reason: AssignReason,
-        evidence: bool,
+        unit: Option<Unit>,
         mut account: Option<Box<Account>>,
     ) -> Exchange {
         let shard = target.metrics.shard(worker.index);
         shard.assign(reason);
         shard.enter();
+        let evidence = unit.map(|unit| {
+            let since_epoch = worker.since_epoch(started);
+            target.evidence.begin(worker.index, unit, since_epoch)
+        });
         if let Some(account) = &mut account {
             account.assigned(&target, reason);
         }
@@ -246,11 +251,15 @@ impl Exchange {
             (false, Some(Stream::Grpc)) => endpoint.answered(),
             (false, Some(Stream::Endless) | None) => endpoint.succeeded(),
         }
+        self.lease = Some(lease);
+        let Some(stream) = stream else { return };
+        self.stream_head = Some(now);
+        if let Some(ticket) = &mut self.evidence {
+            self.assigned.evidence.answered(self.worker.index, ticket, after);
+        }
         match stream {
-            None => {}
-            Some(Stream::Endless) => self.stream_head = Some(now),
-            Some(Stream::Grpc) => {
-                self.stream_head = Some(now);
+            Stream::Endless => {}
+            Stream::Grpc => {
                 // An answer without a message says in its head how the call went.
                 self.grpc = Some(Grpc {
                     service: Arc::clone(service),
@@ -258,7 +267,6 @@ impl Exchange {
                 });
             }
         }
-        self.lease = Some(lease);
     }
 
     /// The fields after the body came.
@@ -345,11 +353,8 @@ impl Exchange {
             End::ClientGone => Outcome::Canceled,
         });
         self.assigned.metrics.shard(worker).judge(outcome);
-        if self.evidence {
-            let judged = self
-                .stream_head
-                .map_or(took, |head| head.saturating_duration_since(self.started));
-            self.assigned.evidence.record(worker, outcome, judged);
+        if let Some(ticket) = self.evidence.take() {
+            self.assigned.evidence.end(worker, ticket, outcome, took);
         }
         let status = match (end, self.status) {
             (End::ClientGone, _) | (End::Complete | End::Broken, None) => client_closed(),

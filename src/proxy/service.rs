@@ -141,7 +141,7 @@ async fn handle(
         started,
         Arc::clone(target),
         choice.reason,
-        choice.evidence,
+        choice.unit,
         account.take(),
     );
     let inbound_version = parts.version;

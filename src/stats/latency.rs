@@ -2,6 +2,8 @@
 //!
 //! Bucket 0 holds everything up to 0.1 ms, bucket `i` (1e-4·1.05^(i−1), 1e-4·1.05^i] seconds, the last everything beyond.
 
+use std::time::Duration;
+
 /// How many buckets there are; the last begins at about 127 s.
 pub const BUCKETS: usize = 290;
 
@@ -22,6 +24,74 @@ pub fn bucket(seconds: f64) -> usize {
     // The small number keeps a latency that lies exactly on an edge below it.
     let index = ((seconds / LOWEST).ln() / GROWTH.ln() - 1e-9).ceil();
     index.clamp(0.0, last()) as usize
+}
+
+/// The bucket of a latency that was measured: the same as [`bucket`], without a logarithm, for every request.
+pub fn bucket_of(took: Duration) -> usize {
+    let nanos = took
+        .as_secs()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(u64::from(took.subsec_nanos()));
+    if nanos <= EDGES[0] {
+        return 0;
+    }
+    // The highest bits name a stretch so short (1/32 of an octave) that at most one edge lies inside.
+    let top = nanos.ilog2();
+    let stretch = (nanos >> (top - STRETCH_BITS)) & (STRETCHES - 1);
+    let index = u64::from(top - LOWEST_BIT) * STRETCHES + stretch;
+    let Some(first) = usize::try_from(index).ok().and_then(|index| FIRST.get(index)) else {
+        return BUCKETS - 1;
+    };
+    let first = usize::from(*first);
+    first + usize::from(first < BUCKETS - 1 && nanos > EDGES[first])
+}
+
+const STRETCH_BITS: u32 = 5;
+const STRETCHES: u64 = 1 << STRETCH_BITS;
+/// The highest bit of 0.1 ms in nanoseconds.
+const LOWEST_BIT: u32 = 16;
+/// Up to 2^37 ns, which lies in the last bucket.
+const OCTAVES: usize = 21;
+
+/// The upper edges in whole nanoseconds.
+static EDGES: [u64; BUCKETS] = edges();
+/// The bucket in which each stretch begins.
+static FIRST: [u16; OCTAVES << STRETCH_BITS] = first_buckets();
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "edges are positive and below 2^38"
+)]
+const fn edges() -> [u64; BUCKETS] {
+    let mut edges = [0; BUCKETS];
+    let mut edge = LOWEST * 1e9;
+    let mut index = 0;
+    while index < BUCKETS {
+        // The small number is that of `bucket` (as a factor, so times ln 1.05).
+        edges[index] = (edge * (1.0 + 1e-9 * 0.048_790_164_169_432_05)) as u64;
+        edge *= GROWTH;
+        index += 1;
+    }
+    edges
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "there are 21 octaves")]
+const fn first_buckets() -> [u16; OCTAVES << STRETCH_BITS] {
+    let edges = edges();
+    let mut first = [0; OCTAVES << STRETCH_BITS];
+    let (mut index, mut bucket) = (0, 0);
+    while index < first.len() {
+        let octave = index >> STRETCH_BITS;
+        let begins =
+            (STRETCHES + (index as u64 & (STRETCHES - 1))) << (octave as u32 + LOWEST_BIT - STRETCH_BITS);
+        while (bucket as usize) < BUCKETS - 1 && edges[bucket as usize] < begins {
+            bucket += 1;
+        }
+        first[index] = bucket;
+        index += 1;
+    }
+    first
 }
 
 /// The upper edge of a bucket in seconds.
@@ -83,6 +153,27 @@ mod tests {
         ] {
             assert_eq!(bucket(seconds), expected, "{seconds}");
         }
+    }
+
+    #[test]
+    fn both_ways_to_a_bucket_agree_on_every_edge_and_beside_it() {
+        let mut checked = 0;
+        let mut check = |nanos: u64| {
+            let took = Duration::from_nanos(nanos);
+            let expected = bucket(took.as_secs_f64());
+            assert_eq!(bucket_of(took), expected, "{nanos} ns");
+            checked += 1;
+        };
+        for edge in EDGES {
+            (edge.saturating_sub(2)..=edge + 2).for_each(&mut check);
+        }
+        for shift in 0..40 {
+            let power = 1u64 << shift;
+            (0..64).for_each(|step| check(power + power * step / 64));
+        }
+        assert!(checked > 4000);
+        assert_eq!(bucket_of(Duration::MAX), BUCKETS - 1);
+        assert_eq!(bucket_of(Duration::ZERO), 0);
     }
 
     #[test]

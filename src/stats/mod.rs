@@ -7,5 +7,5 @@ mod proportion;
 
 pub use baseline::{Baseline, shift_for};
 pub use eprocess::{Counts, EProcess, Side, log_sum_exp};
-pub use latency::{BUCKETS, bucket, edge, quantile, quantile_bucket};
+pub use latency::{BUCKETS, bucket, bucket_of, edge, quantile, quantile_bucket};
 pub use proportion::{Interval, binomial_tail, false_alarm, wilson};

@@ -9,7 +9,7 @@ use super::{
     rotation::{Common, Policy},
 };
 use crate::{
-    metrics::{Evidence, Registry, VersionKey, VersionMetrics},
+    metrics::{Evidence, Registry, Trial, VersionKey, VersionMetrics},
     model::{EndpointUrl, Role, ServiceName, VersionName, Weight},
     split::{Split, SplitCell, StickyHash, Trip},
 };
@@ -146,6 +146,7 @@ pub struct Services {
     trips: mpsc::UnboundedSender<TripReport>,
     receiver: Arc<Mutex<Option<mpsc::UnboundedReceiver<TripReport>>>>,
     crowded: Arc<Notify>,
+    failures: Arc<Notify>,
     names: Arc<Names>,
 }
 
@@ -159,6 +160,7 @@ impl Services {
             trips,
             receiver: Arc::new(Mutex::new(Some(receiver))),
             crowded: Arc::default(),
+            failures: Arc::default(),
             names: Arc::default(),
         }
     }
@@ -236,13 +238,22 @@ impl Services {
             .remove(name);
     }
 
-    /// A version in a role, with fresh evidence: what a new generation's split leads to.
-    pub fn target(&self, version: &Arc<Version>, role: Role) -> Arc<Target> {
+    /// A version in a role, with fresh evidence: what a new generation's split leads to. `trial`: there is a canary in it.
+    pub fn target(&self, version: &Arc<Version>, role: Role, trial: Option<Trial>) -> Arc<Target> {
+        let workers = self.metrics.workers();
         Arc::new(Target {
             version: Arc::clone(version),
             metrics: self.metrics.version(&version.service, role, &version.name),
-            evidence: Arc::new(Evidence::new(self.metrics.workers())),
+            evidence: Arc::new(match trial {
+                Some(trial) => Evidence::on_trial(workers, trial),
+                None => Evidence::new(workers),
+            }),
         })
+    }
+
+    /// Who is woken when a request of a version on trial has failed.
+    pub fn failures(&self) -> &Arc<Notify> {
+        &self.failures
     }
 
     /// What stands for stable before the first version: no endpoints, and no series in a scrape.
@@ -281,8 +292,8 @@ mod tests {
         };
         let (v1, v2) = (version("v1", 1), version("v2", 2));
         let (stable, canary) = (
-            services.target(&v1, Role::Stable),
-            services.target(&v2, Role::Canary),
+            services.target(&v1, Role::Stable, Some(Trial::default())),
+            services.target(&v2, Role::Canary, Some(Trial::default())),
         );
         live.cell.publish(Split::new(
             1,
