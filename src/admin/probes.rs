@@ -60,7 +60,7 @@ pub(super) async fn livez() -> Response {
     verdict(None)
 }
 
-/// It can take traffic: configured, rollouts restored, the state can be stored, not draining.
+/// It can take traffic: configured, rollouts restored, the state can be stored, some version has an address, not draining.
 #[utoipa::path(get, path = "/readyz", tag = "probes", responses(
     (status = 200, description = "Ready", body = String),
     (status = 503, description = "Not yet, or not any more; the body says why", body = String)))]
@@ -72,6 +72,8 @@ pub(super) async fn readyz(State(admin): State<Admin>) -> Response {
         Some("no configuration is in force yet")
     } else if !admin.parts.control.is_ready() {
         Some("the state of rollouts cannot be stored")
+    } else if admin.parts.control.leads_nowhere() {
+        Some("no version has an address: their names cannot be resolved")
     } else {
         None
     })

@@ -622,6 +622,8 @@ pub enum HardFailureAction {
 /// Which endpoints a deploy may name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DeployRule {
+    /// Whether somebody wrote it; otherwise it is made of what the file names.
+    pub listed: bool,
     /// Networks that IP addresses may be in.
     pub networks: Vec<IpNet>,
     /// Host names, exact or `*.example.com`, in lower case.
@@ -644,10 +646,11 @@ impl DeployRule {
                 let ip = ip.to_canonical();
                 self.networks.iter().any(|net| net.contains(&ip))
             }
-            None => self.hosts.iter().any(|host| match host.strip_prefix('*') {
-                Some(suffix) => endpoint.host().len() > suffix.len() && endpoint.host().ends_with(suffix),
-                None => host == endpoint.host(),
-            }),
+            None => {
+                let host = endpoint.host();
+                let covers = |entry: &String| entry == host || super::reach::is_below(host, entry);
+                self.hosts.iter().any(covers)
+            }
         }
     }
 }

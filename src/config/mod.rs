@@ -21,6 +21,7 @@ mod matching;
 mod observe;
 mod own;
 mod problem;
+mod reach;
 mod secret;
 mod service;
 mod shown;
@@ -48,6 +49,7 @@ pub use health::{Check, Ejection, Health, SuccessRate};
 pub use load::{Loaded, load, load_text, load_with};
 pub use observe::{AccessLog, LogFormat, LogPath, Otlp};
 pub use problem::Problem;
+pub use reach::{Reach, forbidden};
 pub use secret::Redacted;
 pub use strategy::{BUILT_IN_GATE, built_in_gate, default_steps};
 #[cfg(test)]

@@ -1,47 +1,82 @@
-//! Which endpoints are Serin itself: requests that are sent there come back, or reach the API.
+//! Which addresses are Serin itself: requests that are sent there come back, or reach the API.
 
 use super::compiled::{BindAddress, Config};
 use crate::model::{EndpointUrl, Scheme};
 use std::{
     fs,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     os::unix::fs::MetadataExt,
     path::Path,
 };
 
-impl Config {
-    /// Which of our own addresses an endpoint is, if it is one.
-    pub fn own_address(&self, endpoint: &EndpointUrl) -> Option<String> {
-        let is_tcp = |address: &SocketAddr| leads_to(endpoint, address);
-        let is_unix =
-            |path: &Path| endpoint.scheme() == Scheme::Unix && same_file(Path::new(endpoint.host()), path);
-        if is_tcp(&self.admin.address) || is_unix(&self.admin.socket) {
-            return Some("admin address".to_owned());
-        }
-        if self.telemetry.as_ref().is_some_and(is_tcp) {
-            return Some("telemetry address".to_owned());
-        }
-        let listener = self.listeners.iter().find(|listener| match &listener.address {
-            BindAddress::Tcp(address) => is_tcp(address),
-            BindAddress::Unix(path) => is_unix(path),
-        })?;
-        Some(format!("listener `{}`", listener.name))
+/// Where Serin listens, and what for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Own(Vec<(String, BindAddress)>);
+
+impl Own {
+    pub(super) fn of(config: &Config) -> Own {
+        let (admin, telemetry) = (&config.admin, config.telemetry);
+        let mut own = vec![
+            ("admin address".to_owned(), BindAddress::Tcp(admin.address)),
+            (
+                "admin address".to_owned(),
+                BindAddress::Unix(admin.socket.clone()),
+            ),
+        ];
+        own.extend(telemetry.map(|address| ("telemetry address".to_owned(), BindAddress::Tcp(address))));
+        let listeners = config.listeners.iter();
+        own.extend(listeners.map(|one| (format!("listener `{}`", one.name), one.address.clone())));
+        Own(own)
+    }
+
+    /// What listens at an address, if that is us.
+    pub(super) fn at(&self, ip: IpAddr, port: u16) -> Option<&str> {
+        self.find(|bound| match bound {
+            BindAddress::Tcp(bound) => leads_to(ip, port, bound),
+            BindAddress::Unix(_) => false,
+        })
+    }
+
+    fn at_socket(&self, path: &Path) -> Option<&str> {
+        self.find(|bound| match bound {
+            BindAddress::Tcp(_) => false,
+            BindAddress::Unix(bound) => same_file(path, bound),
+        })
+    }
+
+    fn find(&self, is: impl Fn(&BindAddress) -> bool) -> Option<&str> {
+        let (what, _) = self.0.iter().find(|(_, bound)| is(bound))?;
+        Some(what)
     }
 }
 
-/// Whether a connection to the endpoint would arrive at a socket that is bound to `address`.
-fn leads_to(endpoint: &EndpointUrl, address: &SocketAddr) -> bool {
-    if endpoint.scheme() == Scheme::Unix || endpoint.port() != address.port() {
+impl Config {
+    /// Which of our own addresses an endpoint is, as far as its address is written; names are judged when they are resolved.
+    pub fn own_address(&self, endpoint: &EndpointUrl) -> Option<String> {
+        let own = Own::of(self);
+        let what = match (endpoint.scheme(), endpoint.ip()) {
+            (Scheme::Unix, _) => own.at_socket(Path::new(endpoint.host())),
+            (Scheme::Http | Scheme::H2c | Scheme::Https, Some(ip)) => own.at(ip, endpoint.port()),
+            (Scheme::Http | Scheme::H2c | Scheme::Https, None) => {
+                let is_local = endpoint
+                    .host()
+                    .trim_end_matches('.')
+                    .eq_ignore_ascii_case("localhost");
+                is_local
+                    .then(|| own.at(Ipv4Addr::LOCALHOST.into(), endpoint.port()))
+                    .flatten()
+            }
+        };
+        what.map(str::to_owned)
+    }
+}
+
+/// Whether a connection to `ip` and `port` would arrive at a socket that is bound to `address`.
+fn leads_to(ip: IpAddr, port: u16, address: &SocketAddr) -> bool {
+    if port != address.port() {
         return false;
     }
-    let bound = address.ip().to_canonical();
-    let ip = match endpoint.ip() {
-        Some(ip) => ip.to_canonical(),
-        None if endpoint.host().eq_ignore_ascii_case("localhost") => {
-            return bound.is_loopback() || bound.is_unspecified();
-        }
-        None => return false,
-    };
+    let (ip, bound) = (ip.to_canonical(), address.ip().to_canonical());
     if ip.is_unspecified() {
         return bound.is_loopback() || bound.is_unspecified();
     }
@@ -62,28 +97,22 @@ fn same_file(one: &Path, other: &Path) -> bool {
 mod tests {
     use super::*;
 
-    fn leads(endpoint: &str, address: &str) -> bool {
-        leads_to(&endpoint.parse().unwrap(), &address.parse().unwrap())
+    fn leads(ip: &str, port: u16, address: &str) -> bool {
+        leads_to(ip.parse().unwrap(), port, &address.parse().unwrap())
     }
 
     #[test]
-    fn an_endpoint_is_our_own_however_it_is_written() {
-        for endpoint in [
-            "http://127.0.0.1:9900",
-            "h2c://localhost:9900",
-            "http://[::ffff:127.0.0.1]:9900",
-            "http://0.0.0.0:9900",
-        ] {
-            assert!(leads(endpoint, "127.0.0.1:9900"), "{endpoint}");
-            assert!(leads(endpoint, "0.0.0.0:9900"), "{endpoint}");
+    fn an_address_is_our_own_however_it_is_written() {
+        for ip in ["127.0.0.1", "::ffff:127.0.0.1", "0.0.0.0", "::"] {
+            assert!(leads(ip, 9900, "127.0.0.1:9900"), "{ip}");
+            assert!(leads(ip, 9900, "0.0.0.0:9900"), "{ip}");
         }
-        assert!(!leads("http://127.0.0.1:9901", "127.0.0.1:9900"));
-        assert!(!leads("http://10.9.8.7:9900", "127.0.0.1:9900"));
+        assert!(!leads("127.0.0.1", 9901, "127.0.0.1:9900"));
+        assert!(!leads("10.9.8.7", 9900, "127.0.0.1:9900"));
         assert!(
-            !leads("http://192.0.2.7:8080", "0.0.0.0:8080"),
+            !leads("192.0.2.7", 8080, "0.0.0.0:8080"),
             "another machine may use the same port"
         );
-        assert!(!leads("http://orders.internal:9900", "127.0.0.1:9900"));
     }
 
     #[test]

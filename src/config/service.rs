@@ -551,7 +551,10 @@ fn hard_failure(config: &HardFailureConfig, path: &str, cx: &mut Cx) -> HardFail
 }
 
 fn deploy_rule(config: &DeployConfig, cx: &mut Cx) -> DeployRule {
-    let mut rule = DeployRule::default();
+    let mut rule = DeployRule {
+        listed: true,
+        ..DeployRule::default()
+    };
     for Located { path, value: text } in &config.allowed_endpoints {
         let bracketed = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
         if let Some(socket) = text

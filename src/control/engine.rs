@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    model::{Clock, EndpointUrl, ServiceName, Timestamp, VersionName},
+    model::{Clock, ServiceName, Timestamp, VersionName},
     rollout::{Event, Refused, Stage},
     upstream::{Endpoint, Services, TripReport},
 };
@@ -82,7 +82,7 @@ pub(crate) enum Ask {
         version: VersionName,
         results: Vec<(Arc<Endpoint>, Result<(), String>)>,
         /// Those that have no address to probe.
-        unresolved: Vec<EndpointUrl>,
+        unresolved: Vec<String>,
     },
     /// Store the last sign of life and end.
     Shutdown(oneshot::Sender<()>),

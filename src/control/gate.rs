@@ -6,7 +6,7 @@ use super::{
     ready,
 };
 use crate::{
-    model::{EndpointUrl, ServiceName, Timestamp, VersionName},
+    model::{ServiceName, Timestamp, VersionName},
     rollout::Event,
     upstream::Endpoint,
 };
@@ -32,6 +32,8 @@ impl Engine {
             return;
         };
         let unresolved = managed.pools.get(&version).map(|pool| pool.unresolved());
+        let unresolved = unresolved.unwrap_or_default().into_iter().map(|(_, why)| why);
+        let unresolved = unresolved.collect();
         managed.gate.in_flight = true;
         let path = managed.config.ready.http.clone();
         let tls = self.services.ensure(name).tls();
@@ -43,7 +45,6 @@ impl Engine {
                 async move { (endpoint, probe.await) }
             });
             let results = join_all(probes).await;
-            let unresolved = unresolved.unwrap_or_default();
             // The engine is gone only when the process is stopping.
             let _ = inbox.send(Ask::Probed {
                 service,
@@ -60,7 +61,7 @@ impl Engine {
         name: &ServiceName,
         version: &VersionName,
         results: Vec<(Arc<Endpoint>, Result<(), String>)>,
-        unresolved: &[EndpointUrl],
+        unresolved: &[String],
     ) {
         let now = self.now();
         let Some(managed) = self.managed.get_mut(name) else {
@@ -69,9 +70,7 @@ impl Engine {
         managed.gate.in_flight = false;
         managed.gate.next = now.plus(AGAIN);
         let mut ready = 0;
-        let mut trouble = unresolved
-            .first()
-            .map(|url| format!("`{}` has no address yet", url.host()));
+        let mut trouble = unresolved.first().cloned();
         for (endpoint, result) in results {
             endpoint.set_ready(result.is_ok());
             match result {

@@ -459,6 +459,18 @@ impl Control {
         self.shared.ready.load(Ordering::Acquire)
     }
 
+    /// Whether there are versions and none of them has an address: their names have not been resolved yet.
+    pub fn leads_nowhere(&self) -> bool {
+        let all = self.services.all();
+        let mut stable = all
+            .iter()
+            .map(|service| service.cell.load_full())
+            .filter(|split| split.generation > 0)
+            .map(|split| split.stable.version.endpoints().is_empty())
+            .peekable();
+        stable.peek().is_some() && stable.all(|nowhere| nowhere)
+    }
+
     /// Whether the last write to the store worked. While it does not, nothing is promoted and no weight is raised.
     pub fn is_store_healthy(&self) -> bool {
         self.shared.store_healthy.load(Ordering::Acquire)

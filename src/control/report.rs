@@ -264,7 +264,7 @@ fn versions(managed: &Managed) -> Vec<VersionStatus> {
 
 /// The endpoints of a pool, and those whose names have no address yet.
 fn endpoints(pool: &crate::upstream::Version) -> Vec<EndpointStatus> {
-    let nowhere = pool.unresolved().into_iter().map(|url| EndpointStatus {
+    let nowhere = pool.unresolved().into_iter().map(|(url, _)| EndpointStatus {
         url: url.to_string(),
         address: None,
         ready: false,

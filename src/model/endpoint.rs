@@ -137,6 +137,11 @@ impl FromStr for EndpointUrl {
         if host.is_empty() || (!host.contains(':') && !host.bytes().all(named)) || host.len() > 253 {
             return Err(bad("the host is not a name or an address"));
         }
+        if is_numeric(host) && host.parse::<IpAddr>().is_err() {
+            return Err(bad(
+                "the host is a number, and no IPv4 address of four decimal parts",
+            ));
+        }
         let port = match port {
             None => default_port,
             Some(port) => match port.parse::<u16>() {
@@ -150,6 +155,15 @@ impl FromStr for EndpointUrl {
             port,
         })
     }
+}
+
+/// Whether some would read the host as an IPv4 address (`127.1`, `0x7f.1`, `2130706433`): its last part is a number. Nobody
+/// shall have to guess where such a thing leads.
+fn is_numeric(host: &str) -> bool {
+    let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or("");
+    let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    let is_hex = hex.is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
+    is_hex || !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// `u16::from_str` accepts `+80`; an endpoint does not.
@@ -220,6 +234,13 @@ mod tests {
             ("http://a:99999", "port"),
             ("http://[::1", "bracket"),
             ("http://a b", "host"),
+            ("http://127.1", "number"),
+            ("http://2130706433:80", "number"),
+            ("http://0x7f000001", "number"),
+            ("http://0177.0.0.1", "number"),
+            ("http://127.0.0.0x1", "number"),
+            ("http://10.0.0.256", "number"),
+            ("http://169.254.169.254.", "number"),
             ("unix:relative", "absolute"),
         ] {
             let error = text.parse::<EndpointUrl>().unwrap_err().to_string();

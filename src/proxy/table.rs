@@ -50,7 +50,7 @@ impl Table {
         let rules = config.services.iter().flat_map(|service| {
             let live = services.ensure(&service.name);
             live.set_hard_failure_attempts(service.hard_failure.attempts);
-            live.set_policy(Policy::of(service));
+            live.set_policy(Policy::of(config, service));
             let per_listener = config.listeners.iter().map(|listener| {
                 let timeouts: Timeouts = service.timeouts.over(&listener.timeouts);
                 let per_try = service.retries.per_try.map(Span::as_duration);

@@ -28,6 +28,8 @@ pub struct Policy {
     pub slow_start: Option<Span>,
     /// What each version may use up.
     pub limits: config::Limits,
+    /// Where names may lead.
+    pub reach: config::Reach,
 }
 
 /// What all versions of a service have in common.
@@ -42,8 +44,8 @@ pub(super) struct Common {
 }
 
 impl Policy {
-    /// What a service's configuration says.
-    pub fn of(service: &config::Service) -> Policy {
+    /// What a configuration says about one of its services.
+    pub fn of(config: &config::Config, service: &config::Service) -> Policy {
         Policy {
             rules: Rules {
                 health: service.health.clone(),
@@ -51,6 +53,7 @@ impl Policy {
             },
             slow_start: service.slow_start,
             limits: service.limits,
+            reach: config::Reach::of(config, service),
         }
     }
 }

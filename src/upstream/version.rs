@@ -11,7 +11,7 @@ use crate::{
 };
 use arc_swap::Guard;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -34,8 +34,19 @@ pub struct Version {
 #[derive(Debug, Default)]
 struct Wanted {
     urls: Vec<EndpointUrl>,
-    /// What their names resolve to.
+    /// What their names resolve to, as far as it may be used.
     addresses: BTreeMap<String, Vec<IpAddr>>,
+    /// Why nothing that a name resolves to may be used.
+    refused: BTreeMap<String, String>,
+}
+
+/// What an answer was to a version.
+#[derive(Debug, Default)]
+pub(super) struct Answered {
+    /// It had addresses, and none that may be used.
+    pub(super) unusable: bool,
+    /// What was left out and why, for people.
+    pub(super) refused: Vec<String>,
 }
 
 impl Wanted {
@@ -83,21 +94,53 @@ impl Version {
         wanted
             .addresses
             .retain(|known, _| hosts.contains(&known.as_str()));
+        wanted.refused.retain(|known, _| hosts.contains(&known.as_str()));
         self.rebuild(&wanted);
         if !hosts.is_empty() {
             self.names.notify_one();
         }
     }
 
-    /// The addresses of a name that endpoints of this version may have.
-    pub(super) fn resolved(&self, name: &str, addresses: &[IpAddr]) {
+    /// What a name resolves to now. Addresses that its endpoints may not have are left out; when that leaves none, those
+    /// known before stay in use. Says what was left out.
+    pub(super) fn resolved(&self, name: &str, addresses: &[IpAddr]) -> Answered {
         let mut wanted = self.wanted();
-        let concerns = wanted.urls.iter().filter_map(host).any(|host| host == name);
-        let same = wanted.addresses.get(name).map_or(&[][..], Vec::as_slice) == addresses;
-        if concerns && !same {
-            wanted.addresses.insert(name.to_owned(), addresses.to_vec());
+        let urls = wanted
+            .urls
+            .iter()
+            .filter(|url| host(url).is_some_and(|host| host == name));
+        let urls: Vec<&EndpointUrl> = urls.collect();
+        if urls.is_empty() || addresses.is_empty() {
+            return Answered::default();
+        }
+        let policy = self.rotation.policy();
+        let mut usable = Vec::with_capacity(addresses.len());
+        let mut refused = Vec::new();
+        for ip in addresses {
+            // Endpoints of one name differ in their ports: an address is good for all of them or for none.
+            match urls.iter().find_map(|url| policy.reach.refusal(url, *ip)) {
+                None => usable.push(*ip),
+                Some(why) => refused.push(format!(
+                    "`{name}` resolves to {ip}, which endpoints of {}/{} may not have: {why}",
+                    self.service, self.name
+                )),
+            }
+        }
+        let answered = Answered {
+            unusable: usable.is_empty(),
+            refused,
+        };
+        if answered.unusable {
+            let why = answered.refused.first().cloned().unwrap_or_default();
+            wanted.refused.insert(name.to_owned(), why);
+            return answered;
+        }
+        wanted.refused.remove(name);
+        if wanted.addresses_of(name) != usable {
+            wanted.addresses.insert(name.to_owned(), usable);
             self.rebuild(&wanted);
         }
+        answered
     }
 
     /// What was published last, names as they are.
@@ -105,15 +148,22 @@ impl Version {
         self.wanted().urls.clone()
     }
 
-    /// Endpoints whose name has no address yet.
-    pub fn unresolved(&self) -> Vec<EndpointUrl> {
+    /// Endpoints whose name has no address yet, and why.
+    pub fn unresolved(&self) -> Vec<(EndpointUrl, String)> {
         let wanted = self.wanted();
-        let open = |url: &&EndpointUrl| host(url).is_some_and(|host| wanted.addresses_of(host).is_empty());
-        wanted.urls.iter().filter(open).cloned().collect()
+        let open = |url: &EndpointUrl| {
+            let host = host(url).filter(|host| wanted.addresses_of(host).is_empty())?;
+            let none = || format!("`{host}` has no address yet");
+            Some((
+                url.clone(),
+                wanted.refused.get(host).cloned().unwrap_or_else(none),
+            ))
+        };
+        wanted.urls.iter().filter_map(open).collect()
     }
 
     /// The names of its endpoints.
-    pub(super) fn hosts(&self) -> Vec<String> {
+    pub(super) fn hosts(&self) -> BTreeSet<String> {
         let wanted = self.wanted();
         wanted.urls.iter().filter_map(host).map(str::to_owned).collect()
     }
@@ -259,7 +309,7 @@ mod tests {
             &named,
         );
         assert!(version.endpoints().is_empty());
-        assert_eq!(version.unresolved(), named);
+        assert_eq!(version.unresolved()[0].0, named[0]);
         let ips = |list: &[&str]| list.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<_>>();
         version.resolved("other", &ips(&["10.0.0.9"]));
         version.resolved("app", &ips(&["10.0.0.1", "10.0.0.2"]));

@@ -27,6 +27,7 @@ mod systemd;
 mod timeouts;
 mod tls;
 mod tracing;
+mod trust;
 mod unix;
 mod upgrades;
 mod upstream_tls;

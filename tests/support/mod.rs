@@ -14,6 +14,7 @@
 pub mod answers;
 pub mod authority;
 pub mod client;
+pub mod dns;
 pub mod h2;
 pub mod http;
 mod huffman;

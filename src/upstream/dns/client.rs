@@ -83,14 +83,19 @@ fn candidates(host: &str, system: &System) -> Vec<String> {
 
 /// Both kinds at once; none when the name has neither.
 async fn both(name: &str, system: &System, timeout: Duration) -> Result<Option<Found>, String> {
+    let reachable = has_ipv6().await;
     let six = async {
-        if has_ipv6().await {
+        if reachable {
             ask_all(name, Family::V6, system, timeout).await
         } else {
             Ok((Vec::new(), u32::MAX))
         }
     };
-    let (four, six) = tokio::join!(ask_all(name, Family::V4, system, timeout), six);
+    let (four, mut six) = tokio::join!(ask_all(name, Family::V4, system, timeout), six);
+    if !reachable && matches!(&four, Ok((none, _)) if none.is_empty()) {
+        // Better one that leads nowhere from here, and says so, than none; and it may be this machine itself.
+        six = ask_all(name, Family::V6, system, timeout).await;
+    }
     match (four, six) {
         (Err(error), Err(_)) => Err(error),
         (Ok((four, a)), Ok((six, b))) if four.is_empty() && six.is_empty() => {

@@ -225,5 +225,26 @@ mod tests {
             let _ = answer(&bytes, &asked, Family::V4);
             let _ = answer(&tail, &asked, Family::V4);
         }
+
+        /// One byte of a good answer is another one, or its end is missing: no address comes out of nothing, and names that
+        /// point to themselves or beyond the message are no work.
+        #[test]
+        fn a_damaged_answer_says_nothing_new(at: prop::sample::Index, with in 1u8.., cut: prop::sample::Index) {
+            let asked = question(7, "app.example", Family::V4).unwrap();
+            let alias = b"\x03www\xc0\x0c";
+            let records: [(u16, u32, &[u8]); 3] = [(5, 9, alias), (1, 300, &[10, 0, 0, 1]), (1, 60, &[10, 0, 0, 2])];
+            let good = reply(&asked, 0x8180, &records);
+            let mut damaged = good.clone();
+            damaged[at.index(good.len())] ^= with;
+            if let Some(Answer::Addresses(found, _)) = answer(&damaged, &asked, Family::V4) {
+                prop_assert!(found.len() <= 2);
+                // What else is different lies in the one byte.
+                let intact = found.iter().filter(|ip| ["10.0.0.1", "10.0.0.2"].contains(&ip.to_string().as_str()));
+                prop_assert!(intact.count() + 1 >= found.len());
+            }
+            let end = cut.index(good.len());
+            let said = answer(&good[..end], &asked, Family::V4);
+            prop_assert!(said.is_none(), "{said:?}");
+        }
     }
 }

@@ -32,6 +32,10 @@ struct Name {
     next: Option<Duration>,
     /// The last look-up failed; what is known is older.
     stale: bool,
+    /// Some pool may use nothing of the last answer.
+    unusable: bool,
+    /// What pools left out of the last answer, and why.
+    refused: Vec<String>,
     asked: bool,
 }
 
@@ -46,10 +50,9 @@ impl Name {
         self.asked = true;
         match result {
             Ok(found) => {
-                let usable = |addresses: Vec<IpAddr>| addresses.into_iter().filter(is_usable).collect();
                 // A kind that could not be asked for is as it was.
-                self.v4 = found.v4.map_or(std::mem::take(&mut self.v4), usable);
-                self.v6 = found.v6.map_or(std::mem::take(&mut self.v6), usable);
+                self.v4 = found.v4.unwrap_or(std::mem::take(&mut self.v4));
+                self.v6 = found.v6.unwrap_or(std::mem::take(&mut self.v6));
                 let ttl = Duration::from_secs(found.ttl.into());
                 (self.stale, self.next) = (false, Some(now + ttl.min(refresh).max(SHORTEST)));
             }
@@ -59,16 +62,21 @@ impl Name {
         self.v6.sort_unstable();
         self.addresses() != before
     }
-}
 
-/// Whether an address may be an endpoint's. Link-local ones lead to a cloud's metadata service, the others nowhere: an
-/// answer that names them is wrong or hostile.
-fn is_usable(ip: &IpAddr) -> bool {
-    let link_local = match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    !(link_local || ip.is_unspecified() || ip.is_multicast())
+    /// Tells the pools what is known. What they may not use is said once.
+    fn tell(&mut self, host: &str, pools: &[Arc<Version>]) {
+        let addresses = self.addresses();
+        let (mut unusable, mut refused) = (false, Vec::new());
+        for pool in pools {
+            let answered = pool.resolved(host, &addresses);
+            unusable |= answered.unusable;
+            refused.extend(answered.refused);
+        }
+        for what in refused.iter().filter(|what| !self.refused.contains(what)) {
+            tracing::warn!(host, "{what}");
+        }
+        (self.unusable, self.refused) = (unusable, refused);
+    }
 }
 
 /// All names that endpoints have.
@@ -103,11 +111,12 @@ impl Names {
         self.dns.store(Arc::new(dns));
     }
 
-    /// Each name, and whether its last look-up failed.
+    /// Each name, and whether its last look-up failed or led nowhere that may be used.
     pub fn stale(&self) -> Vec<(String, bool)> {
         let known = self.known();
         let asked = known.iter().filter(|(_, name)| name.asked);
-        asked.map(|(host, name)| (host.clone(), name.stale)).collect()
+        let stale = |name: &Name| name.stale || name.unusable;
+        asked.map(|(host, name)| (host.clone(), stale(name))).collect()
     }
 }
 
@@ -166,25 +175,25 @@ fn pools(services: &Services) -> Vec<Arc<Version>> {
 fn look(services: &Services, clock: &Arc<dyn Clock>) -> Option<Duration> {
     let names = services.names();
     let now = clock.monotonic();
-    let pools = pools(services);
-    let hosts: BTreeSet<String> = pools.iter().flat_map(|pool| pool.hosts()).collect();
+    let mut users: BTreeMap<String, Vec<Arc<Version>>> = BTreeMap::new();
+    for pool in pools(services) {
+        for host in pool.hosts() {
+            users.entry(host).or_default().push(Arc::clone(&pool));
+        }
+    }
     let mut known = names.known();
-    known.retain(|host, _| hosts.contains(host));
-    for host in hosts {
+    known.retain(|host, _| users.contains_key(host));
+    for (host, pools) in users {
         let name = known.entry(host.clone()).or_insert_with(|| Name {
             next: Some(now),
             ..Name::default()
         });
+        if name.asked {
+            name.tell(&host, &pools);
+        }
         if name.next.is_some_and(|next| next <= now) {
             name.next = None;
             tokio::spawn(look_up(host, services.clone(), Arc::clone(clock)));
-        }
-    }
-    for pool in &pools {
-        for host in pool.hosts() {
-            if let Some(name) = known.get(&host).filter(|name| name.asked) {
-                pool.resolved(&host, &name.addresses());
-            }
         }
     }
     known.values().filter_map(|name| name.next).min()
@@ -201,23 +210,22 @@ async fn look_up(host: String, services: Services, clock: Arc<dyn Clock>) {
         let Some(name) = known.get_mut(&host) else { return };
         let was_stale = name.stale;
         let changed = name.looked_up(result, clock.monotonic(), dns.refresh.as_duration());
+        let users = pools(&services).into_iter();
+        let users: Vec<Arc<Version>> = users.filter(|pool| pool.hosts().contains(&host)).collect();
+        name.tell(&host, &users);
         (changed, was_stale, name.addresses())
     };
     match why {
         Some(why) if !was_stale => {
             let kept = addresses.len();
-            tracing::warn!(
-                host,
-                why,
-                kept,
-                "`{host}` cannot be resolved: {why}; {kept} known addresses stay in use"
-            );
+            let known = match kept {
+                0 => "no address is known yet".to_owned(),
+                _ => format!("known addresses stay in use: {addresses:?}"),
+            };
+            tracing::warn!(host, why, kept, "`{host}` cannot be resolved: {why}; {known}");
         }
         None if changed => tracing::info!(host, ?addresses, "`{host}` resolves to {addresses:?}"),
         Some(_) | None => {}
-    }
-    for pool in pools(&services) {
-        pool.resolved(&host, &addresses);
     }
     names.ended.send_modify(|ended| *ended += 1);
     // The next look-up has a time now.
@@ -270,13 +278,29 @@ mod tests {
 
     #[test]
     fn an_answer_cannot_lead_to_a_metadata_service() {
-        let mut name = Name::default();
-        let answer = Ok(found(
-            Some(&["169.254.169.254", "10.0.0.1", "0.0.0.0"]),
-            Some(&["fe80::1"]),
-            5,
+        let version = Arc::new(Version::new(
+            "s".parse().unwrap(),
+            "v".parse().unwrap(),
+            &["http://app:80".parse().unwrap()],
         ));
-        name.looked_up(answer, at(1), at(30));
-        assert_eq!(name.addresses(), ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+        let at = || {
+            version
+                .endpoints()
+                .iter()
+                .map(|one| one.address.unwrap().ip())
+                .collect::<Vec<_>>()
+        };
+        let good: IpAddr = "10.0.0.1".parse().unwrap();
+        let mut name = Name::default();
+        let mut tell = |v4: &[&str], v6: &[&str], unusable: bool| {
+            name.looked_up(Ok(found(Some(v4), Some(v6), 5)), self::at(1), self::at(30));
+            name.tell("app", std::slice::from_ref(&version));
+            assert_eq!((at(), name.unusable), (vec![good], unusable), "{v4:?}");
+        };
+        tell(&["169.254.169.254", "10.0.0.1", "0.0.0.0"], &["fe80::1"], false);
+        // Nothing that may be used: what was known before stays.
+        tell(&["169.254.169.254"], &[], true);
+        tell(&[], &["::ffff:169.254.169.254"], true);
+        tell(&["10.0.0.1"], &[], false);
     }
 }
