@@ -1,7 +1,8 @@
 //! Which `Host` a request may name: the guard against DNS rebinding.
 //!
 //! A web page can make a browser resolve the page's own name to 127.0.0.1 and talk to the admin address as that name.
-//! A literal IP address cannot be rebound, and `localhost` is nobody's to rebind; every other name is refused.
+//! A literal IP address cannot be rebound, and `localhost` is nobody's to rebind; every other name is refused. Over TLS nothing is
+//! checked here: the browser has found out by the certificate that the page's name is not ours.
 
 use super::Problem;
 use http::{HeaderMap, StatusCode, Uri, header};
@@ -24,7 +25,7 @@ pub(super) fn check(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         "foreignHost",
         format!("the admin address is not known as `{host}`"),
     )
-    .hint("name it by its IP address or as `localhost`"))
+    .hint("name it by its IP address or as `localhost`, or serve it over TLS (`admin.tls`)"))
 }
 
 fn is_own(host: &str) -> bool {

@@ -194,8 +194,13 @@ async fn tcp(what: &'static str, address: SocketAddr) -> Result<TcpListener, Bin
 
 /// Serves every listener until `admin.stopping`.
 pub(super) async fn serve(admin: &Admin, listeners: Listeners) {
+    let router = if listeners.tls.is_some() {
+        admin.router_over_tls()
+    } else {
+        admin.router()
+    };
     tokio::join!(
-        over_tcp(admin.clone(), listeners.tcp, listeners.tls, admin.router()),
+        over_tcp(admin.clone(), listeners.tcp, listeners.tls, router),
         over_tcp(admin.clone(), listeners.telemetry, None, admin.telemetry_router()),
         over_socket(admin.clone(), listeners.socket),
     );

@@ -94,6 +94,11 @@ impl Admin {
         routes::router(self, &routes::table(), true)
     }
 
+    /// The same where the client has checked by a certificate whom it talks to: any name will do.
+    pub fn router_over_tls(&self) -> Router {
+        routes::router(self, &routes::table(), false)
+    }
+
     /// The routes of the telemetry address: reads that show no configuration and change nothing.
     pub fn telemetry_router(&self) -> Router {
         let mut table = routes::table();

@@ -119,7 +119,8 @@ pub(super) fn table() -> Vec<Route> {
     ]
 }
 
-/// A router over these rows, each behind its gate. `checks_host` is off where everything may be read under any name.
+/// A router over these rows, each behind its gate. `checks_host` is off where everything may be read under any name, and over
+/// TLS.
 pub(super) fn router(admin: &Admin, table: &[Route], checks_host: bool) -> Router {
     let mut router = Router::new();
     for route in table {

@@ -166,6 +166,9 @@ pub struct Target {
         help_heading = "Connection"
     )]
     pub token_file: Option<PathBuf>,
+    /// PEM certificates of whoever signed that of an https:// server [default: whom this system trusts]
+    #[arg(long, value_name = "FILE", env = "SERIN_CA_FILE", help_heading = "Connection")]
+    pub ca_file: Option<PathBuf>,
     /// Use the socket of the Serin that serves this configuration [otherwise: `SERIN_SOCKET`, or `./serin.sock`]
     #[arg(short, long, value_name = "FILE", help_heading = "Connection")]
     pub config: Option<PathBuf>,

@@ -6,13 +6,13 @@
 use super::{
     args::Target,
     exit::{Exit, Failure},
+    tls::Tls,
 };
 use crate::{admin::Problem, config};
 use bytes::Bytes;
 use http::{HeaderName, Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -20,8 +20,10 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use tokio::{net::UnixStream, time::timeout};
-use tower::ServiceExt;
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
 
 /// The largest answer.
 const LARGEST: usize = 32 * 1024 * 1024;
@@ -46,6 +48,8 @@ pub(super) enum Server {
 pub(super) struct Client {
     server: Server,
     token: Option<String>,
+    /// For `https://`.
+    tls: Option<Tls>,
 }
 
 /// What did not come back as an answer.
@@ -126,7 +130,11 @@ impl Client {
             None => None,
         };
         let server = server(target, env::var_os("SERIN_SOCKET").map(PathBuf::from))?;
-        Ok(Client { server, token })
+        let is_https = matches!(&server, Server::Url(url) if url.starts_with("https:"));
+        let tls = is_https
+            .then(|| Tls::new(target.ca_file.as_deref()))
+            .transpose()?;
+        Ok(Client { server, token, tls })
     }
 
     /// Where a person can look at it, for links.
@@ -226,31 +234,46 @@ impl Client {
                 )
                 .await
             }
-            Server::Url(_) => {
-                let connector = HttpsConnectorBuilder::new()
-                    .with_native_roots()
-                    .map_err(|error| {
-                        Failure::new(
-                            Exit::Internal,
-                            format!("cannot read this machine's certificates: {error}"),
-                        )
-                    })?
-                    .https_or_http()
-                    .enable_http1()
-                    .build();
-                let stream = timeout(CONNECT, connector.oneshot(uri)).await;
-                let stream = stream.unwrap_or_else(|_| Err("no connection within 10s".into()));
-                let stream = stream.map_err(|error| self.unreachable(&reasons(&*error)))?;
-                self.send(stream, request).await
+            Server::Url(url) => {
+                let stream = self.reach(&uri).await?;
+                let Some(tls) = &self.tls else {
+                    return self.send(TokioIo::new(stream), request).await;
+                };
+                let secured = timeout(CONNECT, tls.secure(stream, url, uri.host().unwrap_or_default())).await;
+                let secured = secured.unwrap_or_else(|_| Err(self.unreachable("no TLS within 10s")))?;
+                self.send(TokioIo::new(secured), request).await
             }
         }
+    }
+
+    /// A connection to the address that `uri` names.
+    async fn reach(&self, uri: &Uri) -> Result<TcpStream, Failure> {
+        let host = uri.host().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let port = uri
+            .port_u16()
+            .unwrap_or(if self.tls.is_some() { 443 } else { 80 });
+        let stream = timeout(CONNECT, TcpStream::connect((host, port))).await;
+        let stream = stream.unwrap_or_else(|_| Err(io::Error::other("no connection within 10s")));
+        stream.map_err(|error| self.unreachable(&error.to_string()))
     }
 
     async fn send<S>(&self, stream: S, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure>
     where
         S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
-        let broke = |error: hyper::Error| self.broke(&reasons(&error));
+        let broke = |error: hyper::Error| match &self.server {
+            // What a TLS server answers to HTTP is a TLS alert.
+            Server::Url(url) if error.is_parse() && self.tls.is_none() => Failure::new(
+                Exit::Internal,
+                format!("what answers at {url} does not speak plain HTTP"),
+            )
+            .hint(format!(
+                "write --server {} if `admin.tls` is set there",
+                url.replacen("http:", "https:", 1)
+            )),
+            Server::Url(_) | Server::Socket(_) => self.broke(&reasons(&error)),
+        };
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
             .await
             .map_err(broke)?;
@@ -468,6 +491,7 @@ mod tests {
         let client = Client {
             server: Server::Url(format!("http://{free}")),
             token: None,
+            tls: None,
         };
         let failure: Failure = match client.ask::<serde_json::Value>(&Ask::get("/")).await {
             Err(error) => error.into(),

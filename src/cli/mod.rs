@@ -14,6 +14,7 @@ mod out;
 pub mod rehearse;
 mod render;
 mod show;
+mod tls;
 mod verbs;
 mod wait;
 

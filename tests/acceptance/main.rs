@@ -15,3 +15,4 @@ mod lifecycle;
 mod milestones;
 mod reload;
 mod store;
+mod tls;

@@ -51,6 +51,14 @@ impl Authority {
         }
     }
 
+    /// Its own certificate and key, as if it were a server's.
+    pub fn own(&self) -> Issued {
+        Issued {
+            chain: self.pem(),
+            key: self.issuer.key().serialize_pem(),
+        }
+    }
+
     /// Its own certificate, for those who shall trust it.
     pub fn pem(&self) -> String {
         self.issuer.pem()
