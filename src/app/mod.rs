@@ -168,7 +168,7 @@ impl Serin {
         let beside = look_after(&services, clock).await;
 
         let shared = Arc::new(Shared {
-            table: ArcSwap::from_pointee(Table::build(&config, &services)),
+            table: Arc::new(ArcSwap::from_pointee(Table::build(&config, &services))),
             metrics: metrics.clone(),
             epoch: clock.epoch,
             connections: AtomicU64::new(0),
@@ -183,6 +183,7 @@ impl Serin {
             .map_err(|problem| AppError::Config(vec![problem]))?;
         observers.replace(prepared);
         let observers = Arc::new(observers);
+        limits::keep_memory_at_hand();
         let grace = longest_drain(&config);
         let kept = Arc::clone(&shared);
         let workers = Workers::start(bound, &shared, grace, rand::rng().next_u64())?;

@@ -5,6 +5,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// One worker's part of what has a part for each: the first one's for a worker that has none. At least one part exists.
+pub fn part_of<T>(parts: &[T], worker: usize) -> &T {
+    // Not the remainder: a division costs more than all else that is counted here.
+    parts.get(worker).unwrap_or(&parts[0])
+}
+
 /// A 64-bit count that one thread writes and others read.
 #[derive(Debug, Default)]
 pub struct Cell(AtomicU64);

@@ -11,6 +11,7 @@ use super::{
     Cell, Outcome,
     flight::{Flight, Slot, slot_of},
     keys::Keys,
+    part_of,
 };
 use crate::stats::{BUCKETS, bucket_of, quantile};
 use crossbeam_utils::CachePadded;
@@ -169,8 +170,8 @@ impl Evidence {
     }
 
     fn shard(&self, worker: usize) -> &EvidenceShard {
-        // There is always one; a worker has its own.
-        self.shards.get(worker).unwrap_or(&self.shards[0])
+        let shard: &CachePadded<EvidenceShard> = part_of(&self.shards, worker);
+        shard
     }
 
     /// A request that was assigned here begins, `since_epoch` after the process did. Only worker `worker` calls this with

@@ -15,7 +15,7 @@ pub mod names;
 mod registry;
 mod version;
 
-pub use cell::Cell;
+pub use cell::{Cell, part_of};
 pub use control::ControlMetrics;
 pub use evidence::{Evidence, EvidenceCounts, MOST_CUTS, Ticket, Trial, Unit, UnitCounts};
 pub use histogram::{BUCKETS, HistogramCells, HistogramSnapshot};

@@ -3,7 +3,7 @@
 //! Handles are resolved when a generation is published; a request only adds. `status` and `method` are the only labels a
 //! request chooses, both from closed sets.
 
-use super::{Cell, HistogramCells, HistogramSnapshot};
+use super::{Cell, HistogramCells, HistogramSnapshot, part_of};
 use crate::model::{Role, ServiceName, VersionName};
 use crossbeam_utils::CachePadded;
 use http::{Method, StatusCode};
@@ -278,7 +278,8 @@ impl VersionMetrics {
 
     /// The cells of one worker, which alone writes them.
     pub fn shard(&self, worker: usize) -> &Shard {
-        &self.shards[worker % self.shards.len()]
+        let shard: &CachePadded<Shard> = part_of(&self.shards, worker);
+        shard
     }
 
     /// Requests being served right now, over all workers.

@@ -6,14 +6,16 @@
 use super::{
     account::{Account, Flag},
     body::{BodyHandle, RequestBody},
+    choose::Choice,
     grpc,
     io::Progress,
     reply::{self, Failure, Fault, Form},
+    routes::LiveSplit,
     worker::WorkerState,
 };
 use crate::{
     config::Service,
-    metrics::{AssignReason, Attempt, Outcome, Retry, Ticket, Unit},
+    metrics::{Attempt, Outcome, Retry, Ticket},
     model::Role,
     upstream::{self, Endpoint, Lease, Target},
 };
@@ -89,8 +91,10 @@ pub(super) struct Exchange {
     worker: Rc<WorkerState>,
     method: Method,
     started: Instant,
-    assigned: Arc<Target>,
-    served: Arc<Target>,
+    /// The generation in which it was assigned.
+    split: Rc<LiveSplit>,
+    assigned: Role,
+    served: Role,
     /// Its place in the evidence, when it is any.
     evidence: Option<Ticket>,
     verdict: Option<Outcome>,
@@ -109,39 +113,40 @@ pub(super) struct Exchange {
 impl fmt::Debug for Exchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Exchange")
-            .field("version", &self.assigned.version.name)
+            .field("version", &self.assigned().version.name)
             .field("status", &self.status)
             .finish_non_exhaustive()
     }
 }
 
 impl Exchange {
-    /// A request was assigned to `target`, where it has taken a seat.
+    /// A request was assigned to a version of `split` by `choice`, and has taken a seat there.
     pub(super) fn begin(
         worker: &Rc<WorkerState>,
         method: Method,
         started: Instant,
-        target: Arc<Target>,
-        reason: AssignReason,
-        unit: Option<Unit>,
+        split: Rc<LiveSplit>,
+        choice: &Choice,
         mut account: Option<Box<Account>>,
     ) -> Exchange {
+        let target = split.target(choice.role);
         let shard = target.metrics.shard(worker.index);
-        shard.assign(reason);
+        shard.assign(choice.reason);
         shard.enter();
-        let evidence = unit.map(|unit| {
+        let evidence = choice.unit.map(|unit| {
             let since_epoch = worker.since_epoch(started);
             target.evidence.begin(worker.index, unit, since_epoch)
         });
         if let Some(account) = &mut account {
-            account.assigned(&target, reason);
+            account.assigned(target, choice.reason);
         }
         Exchange {
             worker: Rc::clone(worker),
             method,
             started,
-            served: Arc::clone(&target),
-            assigned: target,
+            split,
+            assigned: choice.role,
+            served: choice.role,
             evidence,
             verdict: None,
             status: None,
@@ -177,7 +182,7 @@ impl Exchange {
 
     /// The version that serves it now, and in which role.
     pub(super) fn serves(&self) -> (&Arc<Target>, Role) {
-        (&self.served, self.served.metrics.key.role)
+        (self.serving(), self.served)
     }
 
     /// Whether the version answers by HTTP/2.
@@ -187,17 +192,21 @@ impl Exchange {
 
     /// The version that serves it now.
     pub(super) fn serving(&self) -> &Arc<Target> {
-        &self.served
+        self.split.target(self.served)
+    }
+
+    fn assigned(&self) -> &Arc<Target> {
+        self.split.target(self.assigned)
     }
 
     /// An attempt on the serving version ended.
     pub(super) fn attempted(&self, attempt: Attempt) {
-        self.served.metrics.shard(self.worker.index).attempt(attempt);
+        self.serving().metrics.shard(self.worker.index).attempt(attempt);
     }
 
     /// It is tried again at another endpoint of the serving version, or would be if the budget allowed it.
     pub(super) fn retried(&self, retry: Retry) {
-        self.served.metrics.shard(self.worker.index).retry(retry);
+        self.serving().metrics.shard(self.worker.index).retry(retry);
     }
 
     /// The first attempt's verdict; later ones change nothing.
@@ -206,17 +215,18 @@ impl Exchange {
     }
 
     /// Stable takes over a request that never had an effect on the canary; false when it has no seat left.
-    pub(super) fn rescue(&mut self, stable: &Arc<Target>) -> bool {
+    pub(super) fn rescue(&mut self) -> bool {
         self.judge(Outcome::Failed);
         let worker = self.worker.index;
+        let stable = &self.split.stable;
         if !stable.version.capacity().seats.enter(worker) {
             return false;
         }
-        self.served.version.capacity().seats.leave(worker);
-        self.served.metrics.shard(worker).leave();
-        self.assigned.metrics.shard(worker).rescue();
-        self.served = Arc::clone(stable);
-        self.served.metrics.shard(worker).enter();
+        self.serving().version.capacity().seats.leave(worker);
+        self.serving().metrics.shard(worker).leave();
+        self.assigned().metrics.shard(worker).rescue();
+        self.served = Role::Stable;
+        stable.metrics.shard(worker).enter();
         if let Some(account) = &mut self.account {
             account.rescued_by(stable);
         }
@@ -234,7 +244,7 @@ impl Exchange {
     ) {
         let now = Instant::now();
         let after = now.saturating_duration_since(self.started);
-        self.served.metrics.shard(self.worker.index).first_byte(after);
+        self.serving().metrics.shard(self.worker.index).first_byte(after);
         if let Some(account) = &mut self.account {
             account.responded(after, failed);
         }
@@ -255,7 +265,8 @@ impl Exchange {
         let Some(stream) = stream else { return };
         self.stream_head = Some(now);
         if let Some(ticket) = &mut self.evidence {
-            self.assigned.evidence.answered(self.worker.index, ticket, after);
+            let assigned = self.split.target(self.assigned);
+            assigned.evidence.answered(self.worker.index, ticket, after);
         }
         match stream {
             Stream::Endless => {}
@@ -278,17 +289,18 @@ impl Exchange {
 
     /// The version's response ends.
     pub(super) fn end(mut self, end: End) {
+        let now = Instant::now();
         if let Some(lease) = self.lease.take() {
-            self.tell(lease.endpoint(), end);
+            self.tell(lease.endpoint(), end, now);
             if end == End::Complete {
-                lease.give_back();
+                lease.give_back(now);
             }
         }
-        self.record(end, None);
+        self.record(end, None, now);
     }
 
     /// What the end of a response says about its endpoint beyond what the head did.
-    fn tell(&self, endpoint: &Endpoint, end: End) {
+    fn tell(&self, endpoint: &Endpoint, end: End, now: Instant) {
         let failed = match end {
             End::Complete => match &self.grpc {
                 Some(grpc) => grpc.is_failure(),
@@ -301,8 +313,7 @@ impl Exchange {
             return;
         }
         if failed {
-            let now = self.worker.since_epoch(Instant::now());
-            endpoint.failed(upstream::Fault::BadResponse, now);
+            endpoint.failed(upstream::Fault::BadResponse, self.worker.since_epoch(now));
         } else {
             endpoint.succeeded();
         }
@@ -320,18 +331,17 @@ impl Exchange {
         if form == Form::Grpc {
             self.status = Some(StatusCode::OK);
             if failure.rejection().is_none() {
-                let shard = self.served.metrics.shard(self.worker.index);
+                let shard = self.serving().metrics.shard(self.worker.index);
                 shard.answered_grpc(grpc::of(failure.status));
             }
         }
-        self.record(End::Complete, Some(failure));
+        self.record(End::Complete, Some(failure), Instant::now());
     }
 
-    fn record(&mut self, end: End, failure: Option<Failure>) {
+    fn record(&mut self, end: End, failure: Option<Failure>, now: Instant) {
         if std::mem::replace(&mut self.recorded, true) {
             return;
         }
-        let now = Instant::now();
         let worker = self.worker.index;
         let took = now.saturating_duration_since(self.started);
         if let Some(grpc) = self.grpc.take() {
@@ -340,7 +350,7 @@ impl Exchange {
                 End::Broken => grpc::UNAVAILABLE,
                 End::ClientGone => grpc::CANCELLED,
             };
-            self.served.metrics.shard(worker).answered_grpc(code);
+            self.serving().metrics.shard(worker).answered_grpc(code);
             if end == End::Complete && grpc.is_failure() {
                 self.judge(Outcome::Failed);
             }
@@ -352,21 +362,24 @@ impl Exchange {
             End::ClientGone if self.stream_head.is_some() => Outcome::Ok,
             End::ClientGone => Outcome::Canceled,
         });
-        self.assigned.metrics.shard(worker).judge(outcome);
-        if let Some(ticket) = self.evidence.take() {
-            self.assigned.evidence.end(worker, ticket, outcome, took);
+        let ticket = self.evidence.take();
+        let assigned = self.assigned();
+        assigned.metrics.shard(worker).judge(outcome);
+        if let Some(ticket) = ticket {
+            assigned.evidence.end(worker, ticket, outcome, took);
         }
         let status = match (end, self.status) {
             (End::ClientGone, _) | (End::Complete | End::Broken, None) => client_closed(),
             (End::Complete | End::Broken, Some(status)) => status,
         };
-        let shard = self.served.metrics.shard(worker);
+        let served = self.serving();
+        let shard = served.metrics.shard(worker);
         // What is counted as rejected is no answer of this version.
         if failure.is_none_or(|failure| failure.rejection().is_none()) {
             shard.answered(&self.method, status, took);
         }
         shard.leave();
-        self.served.version.capacity().seats.leave(worker);
+        served.version.capacity().seats.leave(worker);
         if let Some(account) = self.account.take() {
             let flag = flag(end, failure, outcome, &account);
             account.end(status, took, flag);
@@ -392,8 +405,10 @@ fn flag(end: End, failure: Option<Failure>, outcome: Outcome, account: &Account)
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        // Dropped with the connection before there was a response.
-        self.record(End::ClientGone, None);
+        if !self.recorded {
+            // Dropped with the connection before there was a response.
+            self.record(End::ClientGone, None, Instant::now());
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use super::{
     exchange::Exchange,
     headers,
     reply::Failure,
+    routes::LiveSplit,
     service::is_idempotent,
+    spare::Spare,
     table::{Entry, Limits},
     timer::LazyTimer,
     upgrade,
@@ -17,8 +19,7 @@ use super::{
 use crate::{
     metrics::{Attempt, Outcome, Retry},
     model::Role,
-    split::Split,
-    upstream::{ConnectError, Endpoint, Fault, Lease, SendError, Target, balance},
+    upstream::{ConnectError, Connections, Endpoint, Fault, Lease, SendError, balance},
 };
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::body::Incoming;
@@ -42,7 +43,7 @@ const MOST_ON_CANARY: usize = 3;
 pub(super) struct Outbound<'a> {
     pub(super) client: &'a Rc<Client>,
     pub(super) entry: &'a Arc<Entry>,
-    pub(super) split: &'a Split<Arc<Target>>,
+    pub(super) split: &'a LiveSplit,
     pub(super) limits: &'a Limits,
     pub(super) role: Role,
     pub(super) started: Instant,
@@ -80,7 +81,12 @@ pub(super) async fn forward(
     let mut role = to.role;
     let mut tried: Vec<u64> = Vec::new();
     // The head is kept for a repeat only when a repeat would be allowed: the copy is the price of closing the keep-alive race.
-    let spare = is_idempotent(&parts.method).then(|| parts.clone());
+    let spare = if is_idempotent(&parts.method) {
+        Spare::of(&parts)
+    } else {
+        None
+    };
+    let again = || spare.as_ref().and_then(Spare::restore);
     let mut next = Some(parts);
     let mut last = Failure::UNREACHABLE;
     // An answer that did not come in time may still have an effect; nobody is down, so nobody else takes over.
@@ -88,21 +94,20 @@ pub(super) async fn forward(
     let mut given_up = false;
     for attempt in 0..MOST_ATTEMPTS {
         let Some(head) = next.take() else { break };
-        let serving = Arc::clone(exchange.serving());
         given_up = role == Role::Canary
             && !stays
             && (given_up
                 || tried.len() >= MOST_ON_CANARY
                 || !tried.is_empty() && to.entry.live.cell.is_tripped());
-        let endpoint = if given_up { None } else { to.pick(&serving, &tried) };
-        let Some(endpoint) = endpoint else {
+        let connections = if given_up { None } else { to.pick(role, &tried) };
+        let Some(connections) = connections else {
             // Every endpoint of this version has been tried, or enough of a canary.
             if role == Role::Stable || stays {
                 break;
             }
             role = Role::Stable;
             tried.clear();
-            if !exchange.rescue(&to.split.stable) {
+            if !exchange.rescue() {
                 return Err((Failure::OVERLOAD, Outcome::Failed, exchange));
             }
             next = Some(head);
@@ -111,11 +116,12 @@ pub(super) async fn forward(
         if !tried.is_empty() {
             exchange.retried(Retry::Sent);
         }
-        exchange.reaches(&endpoint);
+        let endpoint = connections.endpoint();
+        exchange.reaches(endpoint);
         let fresh_wanted = attempt > 0;
         match to
             .attempt(
-                &endpoint,
+                &connections,
                 head,
                 spare.as_ref(),
                 body,
@@ -140,14 +146,14 @@ pub(super) async fn forward(
                     break;
                 }
                 if to.client.worker.may_retry(to.entry, exchange.serving()) {
-                    next.clone_from(&spare);
+                    next = again();
                 } else {
                     exchange.retried(Retry::OverBudget);
                     if role == Role::Canary && !stays {
                         // No budget for more of the canary. Stable has room: without a canary it would have had this
                         // request too.
                         given_up = true;
-                        next.clone_from(&spare);
+                        next = again();
                     }
                 }
             }
@@ -157,15 +163,14 @@ pub(super) async fn forward(
 }
 
 impl Outbound<'_> {
-    fn pick(&self, target: &Target, tried: &[u64]) -> Option<Arc<Endpoint>> {
+    fn pick(&self, role: Role, tried: &[u64]) -> Option<Rc<Connections<RequestBody>>> {
         let worker = &self.client.worker;
         let now = worker.since_epoch(self.started);
-        let endpoints = target.version.endpoints();
-        let dice = if endpoints.len() > 1 { worker.dice64() } else { 0 };
-        balance::pick(&endpoints, tried, now, dice, |endpoint| {
-            worker.pools.active(endpoint)
+        self.split.with_endpoints(role, |endpoints| {
+            let dice = if endpoints.len() > 1 { worker.dice64() } else { 0 };
+            let active = |endpoint: &Endpoint| worker.pools.active(endpoint);
+            balance::pick(endpoints, tried, now, dice, active).map(|endpoint| worker.pools.of(endpoint))
         })
-        .cloned()
     }
 
     /// One attempt on one endpoint. A kept connection that turns out to be closed is replaced by a new one to the same
@@ -176,15 +181,15 @@ impl Outbound<'_> {
     )]
     async fn attempt(
         &self,
-        endpoint: &Arc<Endpoint>,
+        connections: &Rc<Connections<RequestBody>>,
         mut head: Parts,
-        spare: Option<&Parts>,
+        spare: Option<&Spare>,
         body: Option<&BodyHandle>,
         exchange: &mut Exchange,
         mut late: bool,
         role: Role,
     ) -> Result<Response<Incoming>, Missed> {
-        let connections = self.client.worker.pools.of(endpoint);
+        let endpoint = connections.endpoint();
         // A kept connection, perhaps another one, then a new one: the last cannot have been closed while idle.
         for round in 0..3 {
             let now = if late { Instant::now() } else { self.started };
@@ -245,12 +250,12 @@ impl Outbound<'_> {
                     if reused
                         && !error.is_parse()
                         && replayable
-                        && let Some(again) = spare
+                        && let Some(again) = spare.and_then(Spare::restore)
                     {
                         // The keep-alive race: the other side closed an idle connection while we wrote to it. Whether we
                         // learn of it by an end, a reset or a broken pipe is a matter of microseconds.
                         exchange.attempted(Attempt::Reset);
-                        head = again.clone();
+                        head = again;
                         continue;
                     }
                     return Err(self.unanswered(endpoint, returned, &error, exchange, role));

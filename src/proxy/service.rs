@@ -14,6 +14,7 @@ use super::{
     headers, inbound,
     received::Received,
     reply::{self, Failure, Form},
+    routes::{Found, LiveSplit, Routes},
     seen::Seen,
     table::{Entry, Limits},
     upgrade::{self, Ending, Tunnel},
@@ -21,6 +22,7 @@ use super::{
 };
 use crate::{
     metrics::{Outcome, Rejection},
+    model::Role,
     route::RequestView,
     upstream::Target,
 };
@@ -28,7 +30,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use http_body::Body;
 use hyper::body::Incoming;
-use std::{convert::Infallible, rc::Rc, sync::Arc};
+use std::{convert::Infallible, rc::Rc};
 use tokio::time::Instant;
 
 /// Serves one request of a client's connection. Never fails: what goes wrong becomes an answer.
@@ -98,19 +100,21 @@ async fn handle(
     let accepted = inbound::few_enough(&parts.headers, client.listener.config.limits.headers)
         .and_then(|()| inbound::accept(&parts, &seen))
         .map_err(|refusal| (refusal.into(), Some(refusal.reason)))?;
-    let entry = find(client, &parts, &seen, accepted).ok_or((Failure::NO_ROUTE, None))?;
-    if let Some(answer) = elsewhere(client, &entry, &parts, &seen, accepted) {
+    // One request never sees two tables: this one is its own to the end.
+    let routes = client.worker.routes();
+    let found = find(&routes, client, &parts, &seen, accepted).ok_or((Failure::NO_ROUTE, None))?;
+    let entry = found.entry;
+    if let Some(answer) = elsewhere(client, entry, &parts, &seen, accepted) {
         return answer.map_err(|failure| (failure, None));
     }
-    let limits = entry.per_listener[client.listener.index];
+    let limits = &entry.per_listener[client.listener.index];
     if limits.body.is_some_and(|limit| body.size_hint().lower() > limit) {
         return Err((Failure::TOO_LARGE, None));
     }
 
-    // One request never sees two tables: this generation is its own to the end. The trip is read first: control publishes
-    // before it confirms, so whoever no longer sees the trip sees what came of it.
+    // The trip is read first: control publishes before it confirms, so whoever no longer sees the trip sees what came of it.
     let tripped = entry.live.cell.is_tripped();
-    let split = entry.live.cell.load_full();
+    let split = found.split();
     let worker = &client.worker;
     let who = client.who(&parts.headers);
     let choice = choose::choose(
@@ -122,8 +126,7 @@ async fn handle(
         client.secure,
         || worker.dice128(),
     );
-    let target = split.target(choice.role);
-    admit(worker, target, &split.stable).map_err(|failure| (failure, None))?;
+    admit(worker, &split, choice.role).map_err(|failure| (failure, None))?;
 
     // Nothing of the inbound connection (its upgrade handle) goes further.
     parts.extensions.clear();
@@ -139,9 +142,8 @@ async fn handle(
         worker,
         method.clone(),
         started,
-        Arc::clone(target),
-        choice.reason,
-        choice.unit,
+        Rc::clone(&split),
+        &choice,
         account.take(),
     );
     let inbound_version = parts.version;
@@ -159,18 +161,18 @@ async fn handle(
         || worker.request_id(),
     );
     if inbound_version == Version::HTTP_10 {
-        name_host(&mut parts.headers, target);
+        name_host(&mut parts.headers, split.target(choice.role));
     }
-    let source = outbound_body(&parts, body, accepted.chunked, &limits);
+    let source = outbound_body(&parts, body, accepted.chunked, limits);
     if let Some(filters) = &entry.filters {
         filters::to_version(filters, &mut parts);
     }
     exchange.leaves(&mut parts.headers, source.as_ref());
     let outbound = Outbound {
         client,
-        entry: &entry,
+        entry,
         split: &split,
-        limits: &limits,
+        limits,
         role: choice.role,
         started,
         framing,
@@ -191,13 +193,13 @@ async fn handle(
     if let Some(asked) = &upgrade
         && response.status() == StatusCode::SWITCHING_PROTOCOLS
     {
-        let switched = switch(client, &entry, &limits, asked, response, exchange).await;
+        let switched = switch(client, entry, limits, asked, response, exchange).await;
         return switched.map_err(|exchange| {
             exchange.fail(Failure::INVALID, Outcome::Failed, form);
             (Failure::INVALID, None)
         });
     }
-    head_to_client(&mut response, &entry, inbound_version, &method, choice.cookie);
+    head_to_client(&mut response, entry, inbound_version, &method, choice.cookie);
     let deadline = limits.request.map(|whole| started + whole);
     Ok(response.map(|body| OutBody::upstream(body, asking, exchange, limits.stream_idle, deadline)))
 }
@@ -214,8 +216,9 @@ fn name_host(headers: &mut http::HeaderMap, target: &Target) {
 }
 
 /// Takes a seat at the version that a request was assigned to, if it may get one more.
-fn admit(worker: &WorkerState, target: &Arc<Target>, stable: &Arc<Target>) -> Result<(), Failure> {
-    if target.version.endpoints().is_empty() && target.version.name == stable.version.name {
+fn admit(worker: &WorkerState, split: &LiveSplit, role: Role) -> Result<(), Failure> {
+    let target = split.target(role);
+    if split.with_endpoints(role, <[_]>::is_empty) && target.version.name == split.stable.version.name {
         return Err(Failure::NO_VERSION);
     }
     if !target.version.capacity().seats.enter(worker.index) {
@@ -298,8 +301,13 @@ fn head_to_client(
     }
 }
 
-fn find(client: &Client, parts: &Parts, seen: &Seen, accepted: inbound::Accepted) -> Option<Arc<Entry>> {
-    let table = client.worker.shared.table.load();
+fn find<'a>(
+    routes: &'a Routes,
+    client: &Client,
+    parts: &Parts,
+    seen: &Seen,
+    accepted: inbound::Accepted,
+) -> Option<Found<'a>> {
     let view = RequestView {
         listener: client.listener.index,
         host: accepted.host(&parts.uri, seen),
@@ -308,7 +316,7 @@ fn find(client: &Client, parts: &Parts, seen: &Seen, accepted: inbound::Accepted
         method: &parts.method,
         headers: &parts.headers,
     };
-    table.router.find(&view).cloned()
+    routes.find(&view)
 }
 
 /// The body to send on, if there is one; remembered while it is small when the method may be repeated.

@@ -11,6 +11,7 @@ use super::{
     listener::Socket,
     observers::Observers,
     retry::{self, Budget},
+    routes::{Following, Routes},
     table::{Entry, Table},
 };
 use crate::{
@@ -53,7 +54,7 @@ pub enum Stop {
 #[derive(Debug)]
 pub struct Shared {
     /// The routes in force.
-    pub table: ArcSwap<Table>,
+    pub table: Arc<ArcSwap<Table>>,
     /// Where requests are counted.
     pub metrics: Registry,
     /// The zero of every monotonic time in the process.
@@ -85,6 +86,7 @@ pub(super) struct WorkerState {
     pub(super) index: usize,
     pub(super) shared: Arc<Shared>,
     pub(super) pools: Pools<RequestBody>,
+    following: RefCell<Following>,
     dice: RefCell<SmallRng>,
     open: RefCell<HashMap<u64, Rc<Progress>>>,
     next_key: Cell<u64>,
@@ -100,6 +102,11 @@ pub(super) struct WorkerState {
 const TO_CLOSE: Duration = Duration::from_millis(1500);
 
 impl WorkerState {
+    /// The routes in force; a request asks once and keeps them to its end.
+    pub(super) fn routes(&self) -> Rc<Routes> {
+        Rc::clone(self.following.borrow_mut().latest())
+    }
+
     /// The time from the process' epoch to `at`.
     pub(super) fn since_epoch(&self, at: Instant) -> Duration {
         at.saturating_duration_since(self.shared.epoch)
@@ -245,9 +252,11 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         mut stop,
         grace,
     } = parts;
+    let following = RefCell::new(Following::new(&shared.table));
     let worker = Rc::new(WorkerState {
         index,
         shared,
+        following,
         pools: Pools::default(),
         dice: RefCell::new(SmallRng::seed_from_u64(seed)),
         open: RefCell::default(),
@@ -335,6 +344,7 @@ async fn sweep(worker: Rc<WorkerState>) {
     loop {
         tokio::select! {
             now = every.tick() => {
+                worker.following.borrow_mut().refresh();
                 worker.pools.sweep(now);
                 worker.pools.make_room();
                 if let Some(beat) = worker.shared.beats.get(worker.index) {

@@ -107,13 +107,14 @@ impl<T> Router<T> {
 
     /// The target of the most specific rule that holds for a request.
     pub fn find(&self, request: &RequestView<'_>) -> Option<&T> {
-        if self.single {
-            return self.targets.first();
-        }
-        self.find_index(request).and_then(|index| self.targets.get(index))
+        self.position(request).and_then(|index| self.targets.get(index))
     }
 
-    fn find_index(&self, request: &RequestView<'_>) -> Option<usize> {
+    /// The place of that target among [`Router::targets`].
+    pub fn position(&self, request: &RequestView<'_>) -> Option<usize> {
+        if self.single {
+            return Some(0);
+        }
         if !(self.exact.is_empty() && self.suffix.is_empty()) {
             let mut buffer = [0u8; MAX_HOST];
             if let Some(host) = buffer.get_mut(..request.host.len()) {

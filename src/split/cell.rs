@@ -5,7 +5,7 @@
 
 use super::{Ticket, pick, sticky::StickyHash};
 use crate::model::{Role, Weight};
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, Cache, Guard};
 use crossbeam_utils::CachePadded;
 use siphasher::sip::SipHasher13;
 use std::{
@@ -118,10 +118,13 @@ pub enum Trip {
     Already,
 }
 
+/// One reader's copy of the generation in force, looked up only when that has changed.
+pub type Followed<V> = Cache<Arc<ArcSwap<Split<V>>>, Arc<Split<V>>>;
+
 /// The live table of one service.
 #[derive(Debug)]
 pub struct SplitCell<V> {
-    live: ArcSwap<Split<V>>,
+    live: Arc<ArcSwap<Split<V>>>,
     tripped: AtomicBool,
 }
 
@@ -129,7 +132,7 @@ impl<V> SplitCell<V> {
     /// A cell that starts with `split`, not tripped.
     pub fn new(split: Split<V>) -> Self {
         SplitCell {
-            live: ArcSwap::from_pointee(split),
+            live: Arc::new(ArcSwap::from_pointee(split)),
             tripped: AtomicBool::new(false),
         }
     }
@@ -142,6 +145,11 @@ impl<V> SplitCell<V> {
     /// The generation in force, to keep for longer than a request.
     pub fn load_full(&self) -> Arc<Split<V>> {
         self.live.load_full()
+    }
+
+    /// For a reader that asks often: it touches nothing shared as long as the generation stays.
+    pub fn follow(&self) -> Followed<V> {
+        Cache::new(Arc::clone(&self.live))
     }
 
     /// Control's side: from the next load on, every worker splits by `split`.

@@ -7,6 +7,6 @@ mod cell;
 mod pick;
 mod sticky;
 
-pub use cell::{Assigned, Split, SplitCell, Trip};
+pub use cell::{Assigned, Followed, Split, SplitCell, Trip};
 pub use pick::{Ticket, pick};
 pub use sticky::{StickyHash, is_canary};

@@ -33,4 +33,4 @@ pub use pool::{Connections, Lease, Pools, SendError};
 pub use rotation::{Policy, Rotation};
 pub use seats::Seats;
 pub use tls::{AnyCertificate, ClientTls};
-pub use version::{Target, Version};
+pub use version::{FollowedEndpoints, Target, Version};

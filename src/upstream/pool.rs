@@ -215,6 +215,13 @@ where
     }
 }
 
+impl<B> Connections<B> {
+    /// The endpoint at the other end.
+    pub const fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+}
+
 impl<B> Connections<B>
 where
     B: Body + Unpin + 'static,
@@ -370,32 +377,29 @@ where
         }
     }
 
-    fn keep(self: &Rc<Self>, mut sender: http1::SendRequest<B>) {
+    fn keep(self: &Rc<Self>, mut sender: http1::SendRequest<B>, now: Instant) {
         if sender.is_closed() || self.idle.borrow().len() >= MOST_IDLE {
             return;
         }
         if sender.is_ready() {
-            self.free(sender);
+            self.free(sender, now);
             return;
         }
         // The response is over and the connection's task has not noticed yet, or the request is still being sent.
         let this = Rc::clone(self);
         tokio::task::spawn_local(async move {
             if let Ok(Ok(())) = tokio::time::timeout(SETTLE, sender.ready()).await {
-                this.free(sender);
+                this.free(sender, Instant::now());
             }
         });
     }
 
     /// A connection is ready for another request: somebody who waits gets it, else it is kept.
-    fn free(&self, sender: http1::SendRequest<B>) {
+    fn free(&self, sender: http1::SendRequest<B>, now: Instant) {
         if self.endpoint.capacity.is_crowded() {
             self.pass_on(sender);
         } else {
-            self.idle.borrow_mut().push(Idle {
-                sender,
-                since: Instant::now(),
-            });
+            self.idle.borrow_mut().push(Idle { sender, since: now });
         }
     }
 
@@ -448,10 +452,10 @@ where
         })
     }
 
-    /// The response has ended well: the connection may serve again. Dropping the lease instead closes it.
-    pub fn give_back(mut self) {
+    /// The response has ended well, just `now`: the connection may serve again. Dropping the lease instead closes it.
+    pub fn give_back(mut self, now: Instant) {
         if let Some(Sender::Http1(sender)) = self.sender.take() {
-            self.connections.keep(sender);
+            self.connections.keep(sender, now);
         }
     }
 }

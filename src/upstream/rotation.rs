@@ -67,7 +67,7 @@ pub struct Rotation {
     machine: Mutex<Machine>,
     /// Whether it was last said that too few are healthy.
     panicking: AtomicBool,
-    pub(super) members: ArcSwap<Vec<Arc<Endpoint>>>,
+    pub(super) members: Arc<ArcSwap<Vec<Arc<Endpoint>>>>,
     pub(super) capacity: Arc<Capacity>,
 }
 
@@ -81,7 +81,7 @@ impl Rotation {
             capacity: Arc::new(capacity),
             machine: Mutex::default(),
             panicking: AtomicBool::new(false),
-            members: ArcSwap::default(),
+            members: Arc::default(),
         }
     }
 

@@ -6,6 +6,7 @@
 //! above the limit. Every cell is written before the others are read, in one order for all, so of two who take the last seat
 //! at once at least one sees the other: the limit is never passed.
 
+use crate::metrics::part_of;
 use crossbeam_utils::CachePadded;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::SeqCst};
 
@@ -51,7 +52,7 @@ impl Seats {
 
     /// Takes a seat, if one is left. Only `worker` itself calls this.
     pub fn enter(&self, worker: usize) -> bool {
-        let cell = &self.cells[worker % self.cells.len()];
+        let cell = part_of(&self.cells, worker);
         let mine = cell.load(SeqCst) + 1;
         cell.store(mine, SeqCst);
         if mine < self.share.load(SeqCst) && self.state.load(SeqCst) == FAR {
@@ -75,7 +76,7 @@ impl Seats {
 
     /// Gives a seat back. Only `worker` itself calls this, once for each that was taken.
     pub fn leave(&self, worker: usize) {
-        let cell = &self.cells[worker % self.cells.len()];
+        let cell = part_of(&self.cells, worker);
         cell.store(cell.load(SeqCst).saturating_sub(1), SeqCst);
     }
 

@@ -9,13 +9,16 @@ use crate::{
     metrics::{Evidence, VersionMetrics},
     model::{EndpointUrl, Scheme, ServiceName, VersionName},
 };
-use arc_swap::Guard;
+use arc_swap::{ArcSwap, Cache, Guard};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::Notify;
+
+/// One reader's copy of a version's endpoints, looked up only when they have changed.
+pub type FollowedEndpoints = Cache<Arc<ArcSwap<Vec<Arc<Endpoint>>>>, Arc<Vec<Arc<Endpoint>>>>;
 
 /// The pool of one version. Endpoints change at any time; connections to those that stay are kept.
 #[derive(Debug)]
@@ -208,6 +211,11 @@ impl Version {
     /// The endpoints.
     pub fn endpoints(&self) -> Guard<Arc<Vec<Arc<Endpoint>>>> {
         self.rotation.members.load()
+    }
+
+    /// For a reader that asks often: it touches nothing shared as long as the endpoints stay.
+    pub fn follow_endpoints(&self) -> FollowedEndpoints {
+        Cache::new(Arc::clone(&self.rotation.members))
     }
 
     /// How much of it may be used at once.

@@ -1,0 +1,151 @@
+//! The table and the splits as one worker sees them: its own copies of what all share, looked up when that changes.
+//!
+//! A request would otherwise count references of the table, the split, two targets and a list of endpoints up and down, in
+//! cache lines that every worker writes. Here each worker has counts of its own; what is shared is only read.
+
+use super::table::{Entry, Table};
+use crate::{
+    model::Role,
+    route::RequestView,
+    split::{Followed, Split},
+    upstream::{Endpoint, FollowedEndpoints, Target},
+};
+use arc_swap::{ArcSwap, Cache};
+use std::{cell::RefCell, ops::Deref, rc::Rc, sync::Arc};
+
+/// One generation of a service's split, which a request keeps to its end.
+#[derive(Debug)]
+pub(super) struct LiveSplit {
+    split: Arc<Split<Arc<Target>>>,
+    stable: RefCell<FollowedEndpoints>,
+    canary: Option<RefCell<FollowedEndpoints>>,
+}
+
+impl LiveSplit {
+    fn of(split: &Arc<Split<Arc<Target>>>) -> LiveSplit {
+        let follow = |target: &Arc<Target>| RefCell::new(target.version.follow_endpoints());
+        LiveSplit {
+            split: Arc::clone(split),
+            stable: follow(&split.stable),
+            canary: split.canary.as_ref().map(follow),
+        }
+    }
+
+    /// What `look` makes of the endpoints that a role has now.
+    pub(super) fn with_endpoints<T>(&self, role: Role, look: impl FnOnce(&[Arc<Endpoint>]) -> T) -> T {
+        let followed = match (role, &self.canary) {
+            (Role::Canary, Some(canary)) => canary,
+            (Role::Canary, None) | (Role::Stable, _) => &self.stable,
+        };
+        look(followed.borrow_mut().load())
+    }
+
+    fn refresh(&self) {
+        for role in [Role::Stable, Role::Canary] {
+            self.with_endpoints(role, |_| ());
+        }
+    }
+}
+
+impl Deref for LiveSplit {
+    type Target = Split<Arc<Target>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.split
+    }
+}
+
+/// One route's split, followed.
+#[derive(Debug)]
+struct Live {
+    followed: Followed<Arc<Target>>,
+    split: Rc<LiveSplit>,
+}
+
+impl Live {
+    fn of(entry: &Entry) -> Live {
+        let mut followed = entry.live.cell.follow();
+        let split = Rc::new(LiveSplit::of(followed.load()));
+        Live { followed, split }
+    }
+
+    fn latest(&mut self) -> &Rc<LiveSplit> {
+        let latest = self.followed.load();
+        if !Arc::ptr_eq(latest, &self.split.split) {
+            self.split = Rc::new(LiveSplit::of(latest));
+        }
+        &self.split
+    }
+}
+
+/// One table's routes, which a request keeps to its end.
+#[derive(Debug)]
+pub(super) struct Routes {
+    table: Arc<Table>,
+    /// By the target's place in the table's router.
+    live: Box<[RefCell<Live>]>,
+}
+
+/// A request's route.
+#[derive(Clone, Copy)]
+pub(super) struct Found<'a> {
+    pub(super) entry: &'a Arc<Entry>,
+    live: &'a RefCell<Live>,
+}
+
+impl Found<'_> {
+    /// The split in force.
+    pub(super) fn split(&self) -> Rc<LiveSplit> {
+        Rc::clone(self.live.borrow_mut().latest())
+    }
+}
+
+impl Routes {
+    fn of(table: &Arc<Table>) -> Routes {
+        let targets = table.router.targets().iter();
+        Routes {
+            table: Arc::clone(table),
+            live: targets.map(|entry| RefCell::new(Live::of(entry))).collect(),
+        }
+    }
+
+    /// The route of a request.
+    pub(super) fn find(&self, request: &RequestView<'_>) -> Option<Found<'_>> {
+        let place = self.table.router.position(request)?;
+        Some(Found {
+            entry: self.table.router.targets().get(place)?,
+            live: self.live.get(place)?,
+        })
+    }
+}
+
+/// The table in force, followed.
+#[derive(Debug)]
+pub(super) struct Following {
+    table: Cache<Arc<ArcSwap<Table>>, Arc<Table>>,
+    routes: Rc<Routes>,
+}
+
+impl Following {
+    pub(super) fn new(table: &Arc<ArcSwap<Table>>) -> Following {
+        let mut table = Cache::new(Arc::clone(table));
+        let routes = Rc::new(Routes::of(table.load()));
+        Following { table, routes }
+    }
+
+    /// The routes in force.
+    pub(super) fn latest(&mut self) -> &Rc<Routes> {
+        let latest = self.table.load();
+        if !Arc::ptr_eq(latest, &self.routes.table) {
+            self.routes = Rc::new(Routes::of(latest));
+        }
+        &self.routes
+    }
+
+    /// Lets go of what is no longer in force. Called once a second: a worker without requests would hold it for ever.
+    pub(super) fn refresh(&mut self) {
+        for live in &self.latest().live {
+            live.borrow_mut().latest().refresh();
+        }
+    }
+}
