@@ -352,8 +352,8 @@ fn haproxy(edge: &Edge, listener: &str, send: &str) -> (Ended, SocketAddr) {
     let file = edge.serin.file(&format!("{listener}.cfg"));
     let to = edge.serin.listener(listener);
     let text = format!(
-        "defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 30s\n  timeout server 30s\n\
-         listen front\n  bind fd@0\n  server serin {to} check inter 100 {send}\n"
+        "defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 30s\n  timeout server 30s\n  timeout check 30s\n\
+         listen front\n  bind fd@0\n  server serin {to} check inter 100 fall 1000 {send}\n"
     );
     std::fs::write(&file, text).unwrap();
     let path = std::env::var("PATH").unwrap_or_default();
