@@ -26,7 +26,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
-/// Connections at once, at each address.
+/// Connections at once, at each address, however many files may be open.
 const CONNECTIONS: usize = 256;
 /// For a whole request head, and between two requests.
 const HEAD: Duration = Duration::from_secs(10);
@@ -269,7 +269,7 @@ impl Connections {
     fn new(admin: &Admin) -> Connections {
         Connections {
             tasks: JoinSet::new(),
-            seats: Arc::new(Semaphore::new(CONNECTIONS)),
+            seats: Arc::new(Semaphore::new(admin.parts.connections.min(CONNECTIONS))),
             stopping: admin.stopping.clone(),
         }
     }

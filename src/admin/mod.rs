@@ -61,6 +61,8 @@ pub struct Parts {
     pub operator: Arc<dyn Operator>,
     /// The time, for attempts refused at the door.
     pub clock: Arc<dyn Clock>,
+    /// Connections at once, at each address.
+    pub connections: usize,
 }
 
 /// Returns when Serin stops; a sender that is gone means the same.

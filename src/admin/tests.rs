@@ -86,6 +86,7 @@ async fn bench() -> Bench {
         tokens: Tokens::new(tokens()),
         operator: Arc::new(NoFile),
         clock,
+        connections: 16,
     };
     Bench {
         admin: Admin::new(parts, stopping),

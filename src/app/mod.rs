@@ -29,6 +29,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use certificates::Certificates;
+pub use limits::{Descriptors, TooFew};
 use rand::Rng;
 use std::{
     net::SocketAddr,
@@ -53,6 +54,9 @@ pub enum AppError {
     /// The admin side cannot be served.
     #[error(transparent)]
     Admin(#[from] admin::BindError),
+    /// Too few files may be open.
+    #[error(transparent)]
+    TooFew(#[from] TooFew),
     /// Control cannot start.
     #[error(transparent)]
     Control(#[from] StartError),
@@ -127,6 +131,7 @@ pub struct Serin {
     shared: Arc<Shared>,
     grace: Duration,
     addresses: Addresses,
+    descriptors: Descriptors,
 }
 
 impl Serin {
@@ -148,9 +153,7 @@ impl Serin {
         let bound = Bound::bind(&config, &certificates, count, options.passed)?;
         let listeners =
             admin::Listeners::bind(&config.admin, certificates.of_admin(), config.telemetry).await?;
-        let services = Services::new(metrics.clone());
-        services.names().set(config.dns.clone());
-        metrics.register(Box::new(ServicesCollector::new(services.clone())?))?;
+        let (services, descriptors) = no_services_yet(&config, &metrics)?;
         let upstreams =
             Upstreams::start(&config, &services, &metrics, Arc::new(clock)).map_err(AppError::Config)?;
 
@@ -172,7 +175,7 @@ impl Serin {
             metrics: metrics.clone(),
             epoch: clock.epoch,
             connections: AtomicU64::new(0),
-            most_connections: limits::most_connections(),
+            most_connections: AtomicU64::new(descriptors.clients(&config)),
             crowded: services.crowded(),
             observers: proxy::Observers::default(),
             beats: (0..count).map(|_| AtomicU64::new(0)).collect(),
@@ -199,6 +202,7 @@ impl Serin {
             observers: Arc::clone(&observers),
             certificates,
             upstreams,
+            descriptors,
         };
         let reload = Reload::new(options.file, Arc::clone(&config), parts);
         let addresses = Addresses {
@@ -215,6 +219,7 @@ impl Serin {
             tokens,
             operator: Arc::new(reload.clone()),
             clock: Arc::new(clock),
+            connections: descriptors.admin(),
         };
         let served = admin::Admin::new(parts, stopping);
         let admin = tokio::spawn(async move { served.serve(listeners).await });
@@ -234,12 +239,18 @@ impl Serin {
             shared: kept,
             grace,
             addresses,
+            descriptors,
         })
     }
 
     /// Where it can be reached.
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// Who may use how many descriptors.
+    pub fn descriptors(&self) -> &Descriptors {
+        &self.descriptors
     }
 
     /// The control plane.
@@ -304,6 +315,17 @@ impl Serin {
         // It bounds its own end; a panic in it has been logged.
         let _ = self.admin.await;
     }
+}
+
+/// Where services will be, with what all of them share.
+fn no_services_yet(config: &Config, metrics: &Registry) -> Result<(Services, Descriptors), AppError> {
+    // The store and the sockets are open by now.
+    let descriptors = Descriptors::divide(limits::open(), metrics.workers())?;
+    let connections = usize::try_from(descriptors.versions()).unwrap_or(usize::MAX);
+    let services = Services::new(metrics.clone()).limited(connections);
+    services.names().set(config.dns.clone());
+    metrics.register(Box::new(ServicesCollector::new(services.clone())?))?;
+    Ok((services, descriptors))
 }
 
 /// Starts what looks after endpoints beside the workers, and waits until every name has been asked for: the first request

@@ -1,7 +1,7 @@
 //! Taking a new configuration: parse, check, swap; a bad one changes nothing and says why.
 
 use super::observers::Observers;
-use super::{certificates::Certificates, upstream_tls::Upstreams};
+use super::{Descriptors, certificates::Certificates, upstream_tls::Upstreams};
 use crate::{
     admin::{Answer, ConfigCheck, Operator, Tokens},
     config::{self, Config, Loaded, Problem},
@@ -13,7 +13,7 @@ use crate::{
 use arc_swap::ArcSwap;
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::sync::Mutex;
@@ -33,6 +33,7 @@ pub(super) struct Parts {
     pub(super) observers: Arc<Observers>,
     pub(super) certificates: Certificates,
     pub(super) upstreams: Upstreams,
+    pub(super) descriptors: Descriptors,
 }
 
 /// Reloads one instance. Cheap to clone.
@@ -139,6 +140,11 @@ impl Reload {
                 self.parts.tokens.replace(config.admin.tokens.clone());
                 self.parts.services.names().set(config.dns.clone());
                 self.parts.observers.replace(observers);
+                let clients = self.parts.descriptors.clients(&config);
+                self.parts
+                    .shared
+                    .most_connections
+                    .store(clients, Ordering::Relaxed);
                 self.current.store(config);
                 self.parts
                     .metrics

@@ -1,7 +1,8 @@
 //! `serin check FILE`: is this configuration right, what is doubtful in it, and how long would a rollout take?
 
 use crate::analysis::{MetricSpec, Provider, Template};
-use crate::config::{self, Loaded, Problem, Service};
+use crate::app::Descriptors;
+use crate::config::{self, Config, Loaded, Problem, Service};
 use crate::model::{Span, Weight};
 use crate::rollout::{AnalysisRef, Plan, Step, Strategy};
 use std::{
@@ -56,6 +57,7 @@ fn report(path: &Path, loaded: &Result<Loaded, Vec<Problem>>, out: &mut dyn Writ
     for service in &config.services {
         describe(service, out)?;
     }
+    clients(config, out)?;
     let s = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
     let warnings = loaded.warnings.len() + config.not_yet().len();
     writeln!(
@@ -67,6 +69,34 @@ fn report(path: &Path, loaded: &Result<Loaded, Vec<Problem>>, out: &mut dyn Writ
         s(warnings, "warning")
     )?;
     Ok(RIGHT)
+}
+
+/// How many clients each listener may have, where this runs.
+fn clients(config: &Config, out: &mut dyn Write) -> io::Result<()> {
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let divided = match Descriptors::estimate(config, workers) {
+        Ok(divided) => divided,
+        Err(too_few) => return writeln!(out, "warning: {too_few}\n"),
+    };
+    let most = divided.clients(config);
+    for listener in &config.listeners {
+        let mut place = listener.name.clone();
+        if place != listener.address.to_string() {
+            place = format!("{place} at {}", listener.address);
+        }
+        let limit = listener.limits.connections.map(u64::from);
+        let beyond = limit
+            .filter(|limit| *limit > most)
+            .map(|limit| format!(", not limits.connections {limit}"));
+        writeln!(
+            out,
+            "listener {place}: up to {} client connections{} where {} files may be open, as here",
+            limit.map_or(most, |limit| limit.min(most)),
+            beyond.unwrap_or_default(),
+            divided.limit
+        )?;
+    }
+    writeln!(out)
 }
 
 fn describe(service: &Service, out: &mut dyn Write) -> io::Result<()> {
@@ -279,7 +309,15 @@ analysisTemplates:
 
 /serin.yaml: ok (1 service, 1 template, 0 warnings)
 ";
-        assert_eq!(shown, expected);
+        let (before, after) = expected.split_once("/serin.yaml").unwrap();
+        // How many clients depends on the machine.
+        let rest = shown.strip_prefix(before).unwrap_or_else(|| panic!("{shown}"));
+        let (clients, end) = rest.split_once("\n\n").unwrap();
+        assert!(
+            clients.starts_with("listener 127.0.0.1:8080: up to ")
+                && clients.contains(" client connections where ")
+        );
+        assert_eq!(end, format!("/serin.yaml{after}"));
     }
 
     #[test]

@@ -162,6 +162,7 @@ fn serve(args: &args::ServeArgs) -> Result<u8, Failure> {
                 AppError::Config(_) => Exit::Usage,
                 AppError::Bind(_)
                 | AppError::Admin(_)
+                | AppError::TooFew(_)
                 | AppError::Control(_)
                 | AppError::Metrics(_)
                 | AppError::Thread(_)

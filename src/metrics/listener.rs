@@ -72,6 +72,8 @@ rejections! {
 pub struct ListenerMetrics {
     /// The listener's name.
     pub name: String,
+    /// Client connections open right now.
+    pub connections: AtomicU64,
     rejected: Box<[AtomicU64]>,
 }
 
@@ -80,6 +82,7 @@ impl ListenerMetrics {
     pub fn new(name: &str) -> ListenerMetrics {
         ListenerMetrics {
             name: name.to_owned(),
+            connections: AtomicU64::new(0),
             rejected: Rejection::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
         }
     }

@@ -43,6 +43,8 @@ families! {
         "Requests being served right now.";
     REJECTED = COUNTER "serin_http_rejected_total" &["listener", "reason"],
         "Requests that Serin refused: for their form, or for want of a route, a version or room. Counted here and nowhere else.";
+    CLIENT_CONNECTIONS = GAUGE "serin_client_connections" &["listener"],
+        "Client connections open right now.";
     ASSIGNMENTS = COUNTER "serin_split_assignments_total" &["serin_service", "role", "version", "reason"],
         "Requests by the role they were assigned to and why; once per request.";
     WEIGHT = GAUGE "serin_split_weight_ratio" VERSION,

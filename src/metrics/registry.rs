@@ -14,7 +14,7 @@ use prometheus::{
 };
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -139,7 +139,10 @@ impl Registry {
             .map(|metrics| (metrics.key.clone(), metrics.snapshot()))
             .collect();
         let mut families = version_families(&read);
-        families.push(rejected_family(&lock(&self.listeners)));
+        let listeners = lock(&self.listeners);
+        families.push(rejected_family(&listeners));
+        families.push(connections_family(&listeners));
+        drop(listeners);
         families.retain(|family| !family.get_metric().is_empty());
         families.extend(self.prometheus.gather());
         families.sort_by(|a, b| a.name().cmp(b.name()));
@@ -373,6 +376,18 @@ fn version_families(read: &[(VersionKey, VersionSnapshot)]) -> Vec<MetricFamily>
             metrics.push(gauge(names::IN_FLIGHT.labels, key, s.in_flight as f64));
         }),
     ]
+}
+
+fn connections_family(listeners: &[Arc<ListenerMetrics>]) -> MetricFamily {
+    let open = |listener: &Arc<ListenerMetrics>| {
+        #[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]
+        let open = listener.connections.load(Ordering::Relaxed) as f64;
+        let labels = names::CLIENT_CONNECTIONS.labels;
+        gauge(labels, &[listener.name.as_str()], open)
+    };
+    let mut family = family(&names::CLIENT_CONNECTIONS);
+    family.set_metric(listeners.iter().map(open).collect());
+    family
 }
 
 fn rejected_family(listeners: &[Arc<ListenerMetrics>]) -> MetricFamily {

@@ -158,7 +158,7 @@ pub(super) async fn run<S>(
         Spoken::Http1(prefix) => (prefix, false),
         Spoken::Http2(prefix) => (prefix, true),
     };
-    let progress = Progress::new(http2);
+    let progress = Progress::new(http2, listener.index);
     let _open = worker.track(&progress);
     let timeouts = &listener.config.timeouts;
     let timeouts = ConnectionTimeouts {

@@ -334,7 +334,9 @@ impl Outbound<'_> {
         }
         if !error.blames_endpoint() {
             exchange.attempted(Attempt::Local);
-            tracing::warn!(endpoint = %endpoint.url, error = error as &dyn std::error::Error, "cannot open a connection");
+            if self.client.worker.cannot_connect.is_due() {
+                tracing::warn!(endpoint = %endpoint.url, error = error as &dyn std::error::Error, "cannot open a connection");
+            }
             return Missed::Final(Failure::EXHAUSTED, Outcome::Canceled);
         }
         exchange.attempted(Attempt::ConnectFailed);

@@ -57,6 +57,8 @@ pub(super) struct Progress {
     pub(super) tunnel: RefCell<Option<Rc<Ending>>>,
     /// Which protocol it speaks.
     pub(super) http2: bool,
+    /// Where it came in.
+    pub(super) listener: usize,
     draining: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Why the connection was closed by a deadline, for its log line.
@@ -66,12 +68,13 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(http2: bool) -> Rc<Progress> {
+    pub(super) fn new(http2: bool, listener: usize) -> Rc<Progress> {
         Rc::new(Progress {
             waiting: Cell::new(Waiting::Head),
             since: Cell::new(None),
             requests: Cell::new(0),
             http2,
+            listener,
             offered: Cell::new(0),
             offered_since: Cell::new(None),
             unread: Cell::new(false),
@@ -103,6 +106,18 @@ impl Progress {
     /// Whether no request is being served.
     pub(super) fn is_idle(&self) -> bool {
         self.requests.get() == 0
+    }
+
+    /// Since when, as far as anybody noticed, it has waited for a next request; none while it is asked for anything, or on its
+    /// way out. hyper does not read between a response and the next request when it has read in vain during the response: the
+    /// wait may be noticed here first.
+    pub(super) fn idle_since(&self, now: Instant) -> Option<Instant> {
+        if self.waiting.get() != Waiting::Idle || self.draining.get() {
+            return None;
+        }
+        let since = self.since.get().unwrap_or(now);
+        self.since.set(Some(since));
+        Some(since)
     }
 
     /// Tells the connection's task to finish what it serves and close.

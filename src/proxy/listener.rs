@@ -1,6 +1,9 @@
 //! Sockets that clients connect to: bound once per worker, accepted from without spinning.
 
-use super::worker::{ListenerState, Stop, WorkerState};
+use super::{
+    admission::{self, Refused},
+    worker::{ListenerState, Stop, WorkerState},
+};
 use crate::config::BindAddress;
 use socket2::{Domain, Protocol, SockAddr, Socket as Raw, Type};
 use std::{
@@ -249,9 +252,12 @@ impl Socket {
                 let socket = socket.into_std()?;
                 while let Ok((stream, peer)) = socket.accept() {
                     stream.set_nonblocking(true)?;
+                    let Some(place) = worker.last_place(&listener) else {
+                        continue;
+                    };
                     let stream = TcpStream::from_std(stream)?;
                     let _ = stream.set_nodelay(true);
-                    worker.serve(&listener, stream, Some(peer.ip()));
+                    worker.serve(&listener, place, stream, Some(peer.ip()));
                 }
             }
             Socket::Unix {
@@ -268,7 +274,9 @@ impl Socket {
                 let socket = socket.into_std()?;
                 while let Ok((stream, _)) = socket.accept() {
                     stream.set_nonblocking(true)?;
-                    worker.serve(&listener, UnixStream::from_std(stream)?, None);
+                    if let Some(place) = worker.last_place(&listener) {
+                        worker.serve(&listener, place, UnixStream::from_std(stream)?, None);
+                    }
                 }
             }
         }
@@ -277,24 +285,42 @@ impl Socket {
 }
 
 async fn accept_tcp(socket: &TcpListener, worker: &Rc<WorkerState>, listener: &Rc<ListenerState>) {
+    let mut refused = Refused::default();
     loop {
         match socket.accept().await {
             Ok((stream, peer)) => {
+                let Some(place) = worker.place(listener).await else {
+                    if let Ok(stream) = stream.into_std() {
+                        admission::refuse(&stream, listener);
+                    }
+                    refused.one_more().await;
+                    continue;
+                };
                 // Responses are written whole; waiting for more only delays them.
                 let _ = stream.set_nodelay(true);
                 keep_alive(&stream);
-                worker.serve(listener, stream, Some(peer.ip()));
+                worker.serve(listener, place, stream, Some(peer.ip()));
             }
-            Err(error) => backed_off(listener, &error).await,
+            Err(error) => backed_off(worker, listener, &error).await,
         }
     }
 }
 
 async fn accept_unix(socket: &UnixListener, worker: &Rc<WorkerState>, listener: &Rc<ListenerState>) {
+    let mut refused = Refused::default();
     loop {
         match socket.accept().await {
-            Ok((stream, _)) => worker.serve(listener, stream, None),
-            Err(error) => backed_off(listener, &error).await,
+            Ok((stream, _)) => {
+                let Some(place) = worker.place(listener).await else {
+                    if let Ok(stream) = stream.into_std() {
+                        admission::refuse(&stream, listener);
+                    }
+                    refused.one_more().await;
+                    continue;
+                };
+                worker.serve(listener, place, stream, None);
+            }
+            Err(error) => backed_off(worker, listener, &error).await,
         }
     }
 }
@@ -310,17 +336,16 @@ fn keep_alive(stream: &tokio::net::TcpStream) {
 }
 
 /// An accept that fails for want of descriptors fails again at once: wait instead of spinning.
-async fn backed_off(listener: &ListenerState, error: &io::Error) {
-    match error.raw_os_error() {
-        // EMFILE, ENFILE, ENOBUFS, ENOMEM
-        Some(24 | 23 | 105 | 12) => {
-            tracing::warn!(listener = %listener.config.name, %error, "cannot accept a connection; trying again in 50 ms");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+async fn backed_off(worker: &WorkerState, listener: &ListenerState, error: &io::Error) {
+    let listener = &listener.config.name;
+    if crate::upstream::is_local(error) {
+        if worker.cannot_accept.is_due() {
+            tracing::warn!(%listener, %error, "cannot accept connections; trying again every 50 ms");
         }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    } else {
         // The client was gone before we looked.
-        _ => {
-            tracing::debug!(listener = %listener.config.name, %error, "a connection ended before it was accepted");
-        }
+        tracing::debug!(%listener, %error, "a connection ended before it was accepted");
     }
 }
 

@@ -1,6 +1,7 @@
 //! The data plane: the life of one request.
 //!
-//! `listener` accepts, `arrival` asks a load balancer who the client is (`proxy_protocol`) and decrypts, `connection` finds the protocol and serves it, `service` is the spine that a
+//! `listener` accepts, `admission` lets in, `arrival` asks a load balancer who the client is (`proxy_protocol`) and decrypts,
+//! `connection` finds the protocol and serves it, `service` is the spine that a
 //! request follows: `inbound` (is it safe?) -> `table` (which service?) -> `choose` (which version?) -> `headers` -> `forward` (which
 //! endpoint, and what if it fails?) -> `body` (streaming back) -> `exchange` (what is recorded). `account` is what
 //! `access_log` and `trace` are told when somebody observes. `worker` is the thread
@@ -8,6 +9,7 @@
 
 mod access_log;
 mod account;
+mod admission;
 mod arrival;
 mod body;
 mod choose;

@@ -4,6 +4,7 @@
 
 use super::{
     access_log::Lines,
+    admission::Place,
     arrival::{self, Arrival},
     body::RequestBody,
     connection::{self, Open},
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     config::Listener,
-    metrics::{ListenerMetrics, Registry, Rejection, VersionKey},
+    metrics::{ListenerMetrics, Registry, VersionKey},
     upstream::{Pools, Target},
 };
 use arc_swap::ArcSwap;
@@ -61,8 +62,8 @@ pub struct Shared {
     pub epoch: Instant,
     /// Client connections open right now, over all workers.
     pub connections: AtomicU64,
-    /// Client connections allowed at once.
-    pub most_connections: u64,
+    /// Client connections allowed at once; may change.
+    pub most_connections: AtomicU64,
     /// Somebody waits for an upstream connection.
     pub crowded: Arc<Notify>,
     /// Who wants to be told about requests.
@@ -81,6 +82,23 @@ pub(super) struct ListenerState {
     pub(super) complained: Cell<bool>,
 }
 
+/// Something the log is told once a second, however often it happens: when this machine is out of something, the log would be
+/// the next to suffer.
+#[derive(Debug, Default)]
+pub(super) struct Complaint(Cell<Option<Instant>>);
+
+impl Complaint {
+    pub(super) fn is_due(&self) -> bool {
+        let now = Instant::now();
+        let recent = |last: Instant| now.saturating_duration_since(last) < Duration::from_secs(1);
+        let due = !self.0.get().is_some_and(recent);
+        if due {
+            self.0.set(Some(now));
+        }
+        due
+    }
+}
+
 /// One worker's own state.
 pub(super) struct WorkerState {
     pub(super) index: usize,
@@ -88,10 +106,17 @@ pub(super) struct WorkerState {
     pub(super) pools: Pools<RequestBody>,
     following: RefCell<Following>,
     dice: RefCell<SmallRng>,
-    open: RefCell<HashMap<u64, Rc<Progress>>>,
+    pub(super) open: RefCell<HashMap<u64, Rc<Progress>>>,
     next_key: Cell<u64>,
     /// Client connections of this worker, those included whose protocol is not known yet.
-    connections: Cell<u32>,
+    pub(super) connections: Cell<u32>,
+    /// How long an idle client connection lasts, by listener.
+    keep_alive: Box<[Duration]>,
+    /// When none was last found that could make way for another.
+    pub(super) all_busy: Cell<Instant>,
+    /// No descriptor for a client; none for a connection to a version.
+    pub(super) cannot_accept: Complaint,
+    pub(super) cannot_connect: Complaint,
     draining: Cell<bool>,
     budgets: RefCell<HashMap<VersionKey, Budget>>,
     /// Its part of the access log.
@@ -178,6 +203,21 @@ impl WorkerState {
         }
     }
 
+    /// Tells connections to close that have waited for a next request for too long.
+    fn close_idle(&self, now: Instant) {
+        for progress in self.open.borrow().values() {
+            let limit = self
+                .keep_alive
+                .get(progress.listener)
+                .copied()
+                .unwrap_or(Duration::MAX);
+            let since = progress.idle_since(now);
+            if since.is_some_and(|since| now.saturating_duration_since(since) >= limit) {
+                progress.drain();
+            }
+        }
+    }
+
     /// Asks every tunnel whether it must end.
     fn look_at_tunnels(&self, now: Instant) {
         for progress in self.open.borrow().values() {
@@ -253,6 +293,11 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         grace,
     } = parts;
     let following = RefCell::new(Following::new(&shared.table));
+    let epoch = shared.epoch;
+    let keep_alive = inlets
+        .iter()
+        .map(|inlet| inlet.config.timeouts.keep_alive.as_duration())
+        .collect();
     let worker = Rc::new(WorkerState {
         index,
         shared,
@@ -262,6 +307,10 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         open: RefCell::default(),
         next_key: Cell::new(0),
         connections: Cell::new(0),
+        keep_alive,
+        all_busy: Cell::new(epoch),
+        cannot_accept: Complaint::default(),
+        cannot_connect: Complaint::default(),
         draining: Cell::new(false),
         budgets: RefCell::default(),
         lines: Lines::default(),
@@ -351,6 +400,7 @@ async fn sweep(worker: Rc<WorkerState>) {
                     beat.fetch_add(1, Ordering::Relaxed);
                 }
                 worker.look_at_tunnels(now);
+                worker.close_idle(now);
             }
             () = worker.shared.crowded.notified() => worker.pools.make_room(),
         }
@@ -362,27 +412,11 @@ async fn hand_over_lines(worker: Rc<WorkerState>) {
 }
 
 impl WorkerState {
-    /// Takes a place for one more client connection; `None` when all are taken.
-    pub(super) fn admit(self: &Rc<Self>, listener: &ListenerState) -> Option<Place> {
-        let most = listener
-            .config
-            .limits
-            .connections
-            .map_or(self.shared.most_connections, u64::from);
-        let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
-        self.connections.set(self.connections.get() + 1);
-        let place = Place(Rc::clone(self));
-        if before >= most.min(self.shared.most_connections) {
-            listener.metrics.reject(Rejection::Connections);
-            return None;
-        }
-        Some(place)
-    }
-
-    /// Serves one accepted client on its own task.
+    /// Serves one client that has a place on its own task.
     pub(super) fn serve<S>(
         self: &Rc<Self>,
         listener: &Rc<ListenerState>,
+        place: Place,
         stream: S,
         ip: Option<std::net::IpAddr>,
     ) where
@@ -393,7 +427,6 @@ impl WorkerState {
         {
             return arrival::refuse(listener, ip, &"it does not come from a network in `from`");
         }
-        let Some(place) = self.admit(listener) else { return };
         let (worker, listener) = (Rc::clone(self), Rc::clone(listener));
         // Tasks of different size: who does without TLS does not carry its state.
         match (listener.config.proxy_protocol.is_some(), listener.tls.clone()) {
@@ -419,15 +452,5 @@ impl WorkerState {
                 });
             }
         }
-    }
-}
-
-/// A client connection's place among those allowed.
-pub(super) struct Place(Rc<WorkerState>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.connections.set(self.0.connections.get().saturating_sub(1));
-        self.0.shared.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

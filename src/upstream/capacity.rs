@@ -4,11 +4,17 @@
 //! over a kept connection touches nothing here. Whoever finds none left waits in turn, and says so: workers with idle
 //! connections then close them.
 
-use super::seats::Seats;
+use super::{
+    descriptors::{Descriptor, Descriptors},
+    seats::Seats,
+};
 use crate::config::Limits;
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU32, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -26,6 +32,8 @@ pub struct Capacity {
     most_waiting: AtomicU32,
     /// Tells workers that somebody waits.
     crowded: Arc<Notify>,
+    /// What all versions share.
+    descriptors: Arc<Descriptors>,
 }
 
 /// One open connection's place among those allowed.
@@ -33,6 +41,7 @@ pub struct Capacity {
 pub struct Place {
     capacity: Arc<Capacity>,
     permit: Option<OwnedSemaphorePermit>,
+    descriptor: Option<Descriptor>,
 }
 
 /// One request's turn in the queue for a connection.
@@ -51,7 +60,14 @@ impl Capacity {
             waiting: AtomicU32::new(0),
             most_waiting: AtomicU32::new(limits.pending),
             crowded,
+            descriptors: Arc::default(),
         }
+    }
+
+    /// Its connections are among these of the process.
+    #[must_use]
+    pub fn among(self, descriptors: Arc<Descriptors>) -> Capacity {
+        Capacity { descriptors, ..self }
     }
 
     /// These limits hold from now on; what is open or waits stays.
@@ -83,6 +99,7 @@ impl Capacity {
         Some(Place {
             capacity: Arc::clone(self),
             permit: Some(permit),
+            descriptor: None,
         })
     }
 
@@ -103,6 +120,11 @@ impl Capacity {
         self.waiting.load(Ordering::Relaxed) != 0
     }
 
+    /// Whether idle connections should be closed: somebody waits for one, or for a descriptor for one to another version.
+    pub fn wants_room(&self) -> bool {
+        self.is_crowded() || self.descriptors.are_scarce()
+    }
+
     /// Requests that wait for a connection.
     pub fn waiting(&self) -> u32 {
         self.waiting.load(Ordering::Relaxed)
@@ -117,6 +139,7 @@ impl Turn {
             capacity: Arc::clone(&self.0),
             // The semaphore is never closed.
             permit: permit.ok(),
+            descriptor: None,
         }
     }
 }
@@ -124,6 +147,14 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Place {
+    /// Takes the descriptor that its connection will need; whether there was one within `limit`.
+    pub async fn take_descriptor(&mut self, limit: Duration) -> bool {
+        self.descriptor = self.capacity.descriptors.take(limit).await;
+        self.descriptor.is_some()
     }
 }
 

@@ -48,10 +48,13 @@ impl ConnectError {
     }
 }
 
-/// Whether our own machine lacks something.
-pub(super) fn is_local(error: &io::Error) -> bool {
+/// Too many open files.
+const EMFILE: i32 = 24;
+
+/// Whether this machine, not the peer, is in the way of a connection: out of descriptors, memory or ports.
+pub fn is_local(error: &io::Error) -> bool {
     // EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL: Linux numbers, which is where Serin runs.
-    matches!(error.raw_os_error(), Some(24 | 23 | 105 | 12 | 99))
+    matches!(error.raw_os_error(), Some(EMFILE | 23 | 105 | 12 | 99))
 }
 
 /// Sorts an I/O error into ours and theirs.
@@ -87,7 +90,7 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
 /// Opens a connection and starts its task on this thread, which keeps its place until it ends.
 pub(super) async fn connect<B>(
     endpoint: &Endpoint,
-    place: Place,
+    mut place: Place,
     timeout: Duration,
     live: &LiveService,
 ) -> Result<Sender<B>, ConnectError>
@@ -96,6 +99,9 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    if !place.take_descriptor(timeout).await {
+        return Err(ConnectError::Local(io::Error::from_raw_os_error(EMFILE)));
+    }
     match tokio::time::timeout(timeout, open(endpoint, place, live)).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::TimedOut(timeout)),
@@ -147,7 +153,19 @@ async fn tcp(endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
     let stream = TcpStream::connect(address).await.map_err(classify)?;
     // Requests are written whole; waiting for more to send only delays them.
     stream.set_nodelay(true).map_err(classify)?;
+    notice_silence(&stream);
     Ok(stream)
+}
+
+/// Finds out about endpoints whose machine or network is gone while a response is awaited.
+fn notice_silence(stream: &TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    let probes = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(15))
+        .with_interval(Duration::from_secs(5));
+    let _ = socket.set_tcp_keepalive(&probes);
+    // Long enough for a version that lives and does not read an upload for a while: that counts as silence too.
+    let _ = socket.set_tcp_user_timeout(Some(Duration::from_secs(30)));
 }
 
 async fn handshake1<B, S>(stream: S, place: Place) -> Result<Sender<B>, ConnectError>
@@ -161,13 +179,12 @@ where
         .writev(false)
         // What is read ahead of a client that does not read; also the most a response head may take.
         .max_buf_size(128 * 1024)
-        .handshake(TokioIo::new(Patient::new(stream)))
+        .handshake(TokioIo::new(Patient::new(stream, place)))
         .await
         .map_err(ConnectError::Handshake)?;
     // The connection's errors reach whoever waits for a response on it.
     tokio::task::spawn_local(async move {
         let _ = connection.with_upgrades().await;
-        drop(place);
     });
     Ok(Sender::Http1(sender))
 }
@@ -191,4 +208,21 @@ where
         drop(place);
     });
     Ok(Sender::Http2(sender))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_of_this_machine_is_never_the_endpoints() {
+        // EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL.
+        for number in [24, 23, 105, 12, 99] {
+            assert!(!classify(io::Error::from_raw_os_error(number)).blames_endpoint());
+        }
+        // ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT.
+        for number in [111, 113, 101, 110] {
+            assert!(classify(io::Error::from_raw_os_error(number)).blames_endpoint());
+        }
+    }
 }

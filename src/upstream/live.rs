@@ -4,7 +4,7 @@
 //! channel, so that nothing has to poll for it.
 
 use super::{
-    ClientTls, Target, Version,
+    ClientTls, Descriptors, Target, Version,
     dns::Names,
     rotation::{Common, Policy},
 };
@@ -147,6 +147,7 @@ pub struct Services {
     receiver: Arc<Mutex<Option<mpsc::UnboundedReceiver<TripReport>>>>,
     crowded: Arc<Notify>,
     failures: Arc<Notify>,
+    descriptors: Arc<Descriptors>,
     names: Arc<Names>,
 }
 
@@ -161,8 +162,16 @@ impl Services {
             receiver: Arc::new(Mutex::new(Some(receiver))),
             crowded: Arc::default(),
             failures: Arc::default(),
+            descriptors: Arc::default(),
             names: Arc::default(),
         }
+    }
+
+    /// No more connections than these to all versions together; for services that are still to come.
+    #[must_use]
+    pub fn limited(self, connections: usize) -> Services {
+        let descriptors = Arc::new(Descriptors::new(connections, Arc::clone(&self.crowded)));
+        Services { descriptors, ..self }
     }
 
     /// The names of all endpoints.
@@ -222,6 +231,7 @@ impl Services {
                     policy: Arc::default(),
                     workers: self.metrics.workers(),
                     crowded: Arc::clone(&self.crowded),
+                    descriptors: Arc::clone(&self.descriptors),
                     names: Arc::clone(&self.names.wanted),
                 },
                 versions: Mutex::default(),

@@ -3,6 +3,7 @@
 //! Such a version closes, our next write fails, and its answer may already lie in our receive buffer. hyper gives up at the
 //! failed write; here the write is taken as done instead, so that reading goes on and finds the answer, or the end.
 
+use super::capacity::Place;
 use std::{
     io,
     pin::Pin,
@@ -15,11 +16,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(super) struct Patient<S> {
     inner: S,
     broken: bool,
+    /// Kept until the stream is closed, whatever is spoken on it by then.
+    _place: Place,
 }
 
 impl<S> Patient<S> {
-    pub(super) const fn new(inner: S) -> Patient<S> {
-        Patient { inner, broken: false }
+    pub(super) const fn new(inner: S, place: Place) -> Patient<S> {
+        Patient {
+            inner,
+            broken: false,
+            _place: place,
+        }
     }
 
     /// Whether the other side stopped listening, as against trouble of our own.

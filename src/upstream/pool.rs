@@ -200,10 +200,10 @@ where
         });
     }
 
-    /// Closes idle connections of versions for which somebody waits: a place is worth more than a kept connection.
+    /// Closes idle connections where somebody waits: a place, or a descriptor, is worth more than a kept connection.
     pub fn make_room(&self) {
         for connections in self.by_id.borrow().values() {
-            if connections.endpoint.capacity.is_crowded() {
+            if connections.endpoint.capacity.wants_room() {
                 connections.idle.borrow_mut().clear();
             }
         }

@@ -6,6 +6,7 @@ use super::{
     Endpoint,
     capacity::Capacity,
     check::CheckError,
+    descriptors::Descriptors,
     health::{Change, Event, Machine, Reason, Rules},
 };
 use crate::{config, model::Span};
@@ -39,6 +40,8 @@ pub(super) struct Common {
     pub(super) workers: usize,
     /// Tells workers that somebody waits for a connection.
     pub(super) crowded: Arc<Notify>,
+    /// What the process keeps for connections to versions.
+    pub(super) descriptors: Arc<Descriptors>,
     /// Wakes who looks names up.
     pub(super) names: Arc<Notify>,
 }
@@ -74,7 +77,8 @@ pub struct Rotation {
 impl Rotation {
     pub(super) fn new(name: String, common: &Common) -> Rotation {
         let limits = common.policy.load().limits;
-        let capacity = Capacity::new(&limits, common.workers, Arc::clone(&common.crowded));
+        let capacity = Capacity::new(&limits, common.workers, Arc::clone(&common.crowded))
+            .among(Arc::clone(&common.descriptors));
         Rotation {
             name,
             policy: Arc::clone(&common.policy),

@@ -8,6 +8,7 @@ mod access_log;
 mod bad_input;
 mod checks;
 mod clients;
+mod descriptors;
 mod dns;
 mod ejection;
 mod forwarded;

@@ -92,6 +92,14 @@ impl Serin {
         Serin::run_in(folder, &[])
     }
 
+    /// Starts with this configuration through a program that prepares its way: `prlimit …`.
+    pub fn start_by(starter: &[&str], configuration: &str) -> Serin {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("serin.yaml"), configuration).unwrap();
+        std::fs::write(folder.path().join("token"), "secret-token\n").unwrap();
+        Serin::run_by(starter, folder, &[], |_| {})
+    }
+
     /// Starts in a folder that has a configuration.
     pub fn run_in(folder: tempfile::TempDir, arguments: &[&str]) -> Serin {
         Serin::run_and(folder, arguments, |_| {})
@@ -99,7 +107,16 @@ impl Serin {
 
     /// The same, and does something to the folder while it starts.
     pub fn run_and(folder: tempfile::TempDir, arguments: &[&str], meanwhile: impl FnOnce(&Path)) -> Serin {
-        let (child, log) = spawn(folder.path(), arguments);
+        Serin::run_by(&[], folder, arguments, meanwhile)
+    }
+
+    fn run_by(
+        starter: &[&str],
+        folder: tempfile::TempDir,
+        arguments: &[&str],
+        meanwhile: impl FnOnce(&Path),
+    ) -> Serin {
+        let (child, log) = spawn_by(starter, folder.path(), arguments);
         meanwhile(folder.path());
         let mut serin = Serin {
             folder,
@@ -294,6 +311,35 @@ impl Serin {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The processor time it has used so far.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        let ticks: u64 = fields[11..13]
+            .iter()
+            .map(|ticks| ticks.parse::<u64>().unwrap())
+            .sum();
+        // USER_HZ is 100 wherever Linux runs.
+        Duration::from_millis(10 * ticks)
+    }
+
+    /// Files it has open.
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .unwrap()
+            .count()
+    }
+
+    /// Changes one of its limits while it runs: `nofile=256:`.
+    pub fn limit(&self, limit: &str) {
+        let done = Command::new("prlimit")
+            .args(["--pid", &self.pid().to_string(), &format!("--{limit}")])
+            .stdin(Stdio::null())
+            .status()
+            .expect("prlimit is installed by tests/run");
+        assert!(done.success());
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
