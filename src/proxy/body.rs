@@ -67,12 +67,18 @@ pub(super) struct RequestBody {
 
 /// The client's body, read at most once.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one thing that has happened to a body"
+)]
 pub(super) struct Source {
     incoming: Received,
     exact: Option<u64>,
     kept: Vec<Bytes>,
     kept_bytes: u64,
     keeping: bool,
+    /// What was kept is being read again.
+    repeated: bool,
     ended: bool,
     /// When its last byte was handed on.
     sent: Option<Instant>,
@@ -120,6 +126,7 @@ impl BodyHandle {
             kept: Vec::new(),
             kept_bytes: 0,
             keeping: keep && exact.is_none_or(|exact| exact <= MOST_KEPT),
+            repeated: false,
             ended: false,
             sent: None,
             read: 0,
@@ -175,11 +182,28 @@ impl BodyHandle {
         let mut source = self.0.borrow_mut();
         // Another task will poll from now on; a timer wakes only the task that armed it.
         source.timer = LazyTimer::default();
+        source.repeated = !source.kept.is_empty();
         drop(source);
         RequestBody {
             source: Some(Rc::clone(&self.0)),
             position: 0,
             passed: 0,
+        }
+    }
+
+    /// Remembers it from here on, if nothing of it has been read and it may be small.
+    pub(super) fn keep(&self) {
+        let mut source = self.0.borrow_mut();
+        source.keeping |= source.read == 0 && source.exact.is_none_or(|exact| exact <= MOST_KEPT);
+    }
+
+    /// The request has been answered: what was remembered for another attempt is let go.
+    pub(super) fn forget(&self) {
+        let mut source = self.0.borrow_mut();
+        source.keeping = false;
+        // Whoever reads what was kept, and not what comes, may still be reading.
+        if !source.repeated {
+            source.kept = Vec::new();
         }
     }
 

@@ -14,6 +14,7 @@ use super::{
     spare::Spare,
     table::{Entry, Limits},
     timer::LazyTimer,
+    untouched::{Said, said},
     upgrade,
 };
 use crate::{
@@ -145,7 +146,13 @@ pub(super) async fn forward(
                 if spare.is_none() || !body.is_none_or(BodyHandle::is_replayable) {
                     break;
                 }
-                if to.client.worker.may_retry(to.entry, exchange.serving()) {
+                let is_alone = to.split.with_endpoints(role, |endpoints| {
+                    endpoints.iter().all(|endpoint| tried.contains(&endpoint.id))
+                });
+                if is_alone {
+                    // Nobody of this version is left to ask, which costs no budget: stable takes over, or it ends.
+                    next = again();
+                } else if to.client.worker.may_retry(to.entry, exchange.serving()) {
                     next = again();
                 } else {
                     exchange.retried(Retry::OverBudget);
@@ -190,11 +197,12 @@ impl Outbound<'_> {
         role: Role,
     ) -> Result<Response<Incoming>, Missed> {
         let endpoint = connections.endpoint();
+        let mut new = false;
         // A kept connection, perhaps another one, then a new one: the last cannot have been closed while idle.
         for round in 0..3 {
             let now = if late { Instant::now() } else { self.started };
             late = true;
-            let leased = if round < 2 {
+            let leased = if round < 2 && !new {
                 connections
                     .lease(now, self.limits.connect, spare.is_none(), &self.entry.live)
                     .await
@@ -206,6 +214,7 @@ impl Outbound<'_> {
                 Err(error) => return Err(self.unconnected(endpoint, head, &error, exchange, role)),
             };
             let reused = lease.reused;
+            let own = spare_of_one(&head, spare, body, &lease);
             let outgoing = self.outgoing(head, body, &lease);
             // The time that connecting took is not the version's to answer in.
             let begun = if reused { now } else { Instant::now() };
@@ -222,10 +231,11 @@ impl Outbound<'_> {
                     return Err(Missed::Final(Failure::INVALID, Outcome::Failed));
                 }
                 Some(Ok(response)) => {
-                    if self.expects
-                        && let Some(body) = body
-                    {
-                        body.answered();
+                    if let Some(body) = body {
+                        body.forget();
+                        if self.expects {
+                            body.answered();
+                        }
                     }
                     exchange.attempted(Attempt::Answered);
                     let failure = &self.entry.service.failure;
@@ -246,17 +256,27 @@ impl Outbound<'_> {
                         exchange.attempted(Attempt::Canceled);
                         return Err(Missed::Final(of_body(fault), Outcome::Canceled));
                     }
-                    let replayable = body.is_none_or(BodyHandle::is_replayable);
-                    if reused
-                        && !error.is_parse()
-                        && replayable
-                        && let Some(again) = spare.and_then(Spare::restore)
+                    let said = said(&error);
+                    // The keep-alive race: the other side closed an idle connection while we wrote to it. Whether we learn of
+                    // it by an end, a reset or a broken pipe is a matter of microseconds. Once: then a new connection tells.
+                    let race = reused && !new && !error.is_parse() && said == Said::Nothing;
+                    let again = match said {
+                        Said::Untouched => spare.or(own.as_ref()),
+                        Said::Nothing if race => spare,
+                        Said::Nothing | Said::Reset => None,
+                    };
+                    if body.is_none_or(BodyHandle::is_replayable)
+                        && let Some(again) = again.and_then(Spare::restore)
                     {
-                        // The keep-alive race: the other side closed an idle connection while we wrote to it. Whether we
-                        // learn of it by an end, a reset or a broken pipe is a matter of microseconds.
-                        exchange.attempted(Attempt::Reset);
                         head = again;
-                        continue;
+                        if round < 2 {
+                            exchange.attempted(Attempt::Reset);
+                            new = race;
+                            continue;
+                        }
+                        // Nobody was there who would do it: as good as unreachable.
+                        let _ = self.unanswered(endpoint, None, &error, exchange, role);
+                        break;
                     }
                     return Err(self.unanswered(endpoint, returned, &error, exchange, role));
                 }
@@ -453,6 +473,23 @@ fn outgoing(
         }
     }
     Request::from_parts(head, body.map_or_else(RequestBody::none, BodyHandle::body))
+}
+
+/// A copy of a head that is sent once, for a version that can say that it has not touched the request: one that speaks
+/// HTTP/2 (RFC 9113 section 8.7). Its body is remembered until it answers.
+fn spare_of_one(
+    head: &Parts,
+    spare: Option<&Spare>,
+    body: Option<&BodyHandle>,
+    lease: &Lease<RequestBody>,
+) -> Option<Spare> {
+    if spare.is_some() || !lease.is_http2() {
+        return None;
+    }
+    if let Some(body) = body {
+        body.keep();
+    }
+    Spare::of(head)
 }
 
 /// The head of a request that came back unsent.

@@ -40,6 +40,7 @@ mod table;
 mod timer;
 pub mod tls;
 mod trace;
+mod untouched;
 mod upgrade;
 mod websocket;
 mod who;

@@ -1,13 +1,18 @@
 //! What a version may use up, exactly, over all workers.
 
 use crate::support::{
-    Serin,
+    HEAD, Serin,
     client::{Clients, Plan, ask, get},
-    raw::RawClient,
+    h2::{self, H2},
+    raw::{Next, RawClient, RawUpstream},
     upstream::Upstream,
     wait_for,
 };
-use std::time::Duration;
+use std::{
+    io::Write,
+    sync::{Arc, Condvar, Mutex},
+    time::Duration,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -147,4 +152,144 @@ fn one_http2_connection_is_opened_however_many_requests_come_at_once() {
         "one for each worker: {}",
         upstream.connections()
     );
+}
+
+/// Requests that Serin has in its hands.
+fn taken(serin: &Serin, count: f64) {
+    wait_for(&format!("{count} requests in Serin's hands"), SOON, || {
+        let all = serin.metric("serin_http_requests_in_flight", &[]);
+        ((all - count).abs() < 0.5).then_some(())
+    });
+}
+
+fn refused(serin: &Serin) -> bool {
+    let answer = ask(serin.web, false, get("/")).unwrap();
+    let rejected = (answer.status, answer.header("retry-after")) == (503, "1");
+    assert!(rejected || answer.status == 200, "{}", answer.status);
+    rejected
+}
+
+#[test]
+fn a_client_that_goes_away_gives_its_seat_and_its_turn_in_the_queue_back() {
+    let upstream = Upstream::start("v1");
+    let one = serin(&upstream, "limits: {requests: 2}");
+    let wait_at_gate = |serin: &Serin| {
+        let mut client = RawClient::connect(serin.web);
+        client.send("GET /gate HTTP/1.1\r\nhost: shop\r\n\r\n");
+        client
+    };
+    let clients = [wait_at_gate(&one), wait_at_gate(&one)];
+    in_flight(&upstream, 2);
+    assert!(refused(&one));
+    drop(clients);
+    wait_for("the seats", SOON, || (!refused(&one)).then_some(()));
+    in_flight(&upstream, 0);
+
+    let other = serin(
+        &upstream,
+        "limits: {connections: 1, pending: 2}, timeouts: {connect: 60s}",
+    );
+    let first = wait_at_gate(&other);
+    in_flight(&upstream, 1);
+    let queued = [wait_at_gate(&other), wait_at_gate(&other)];
+    taken(&other, 3.0);
+    assert!(refused(&other));
+    let [gone, stays] = queued;
+    drop(gone);
+    taken(&other, 2.0);
+    let mut late = wait_at_gate(&other);
+    taken(&other, 3.0);
+    assert!(refused(&other), "full again, and not one more");
+    upstream.open_gate();
+    for mut client in [first, stays] {
+        assert_eq!(client.answer("GET").unwrap().status, 200);
+    }
+    assert_eq!(late.answer("GET").unwrap().status, 200);
+    taken(&other, 0.0);
+    assert!(!refused(&other));
+}
+
+#[test]
+fn who_waits_longer_is_served_first() {
+    // Answers one at a time, when it is told to.
+    let allowed = Arc::new((Mutex::new(0), Condvar::new()));
+    let waits = Arc::clone(&allowed);
+    let upstream = RawUpstream::start(move |seen, stream| {
+        if !seen.whole {
+            return Next::Body;
+        }
+        let (count, changed) = &*waits;
+        let mut count = changed
+            .wait_while(count.lock().unwrap(), |count| *count == 0)
+            .unwrap();
+        *count -= 1;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        Next::Keep
+    });
+    let serin = Serin::start(&format!(
+        "services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}, limits: {{connections: 1, pending: 20}}, timeouts: {{connect: 60s}}}}]",
+        upstream.url()
+    ));
+    // One connection's requests belong to one worker.
+    let mut client = H2::connect(serin.web);
+    let paths = ["/0", "/1", "/2", "/3", "/4", "/5", "/6", "/7", "/8", "/9"];
+    for (number, path) in (0u8..).zip(paths) {
+        client.head(u32::from(number) * 2 + 1, &h2::request("GET", path), true);
+        taken(&serin, f64::from(number) + 1.0);
+    }
+    *allowed.0.lock().unwrap() = paths.len();
+    allowed.1.notify_all();
+    for stream in 0..10 {
+        // The last answers may be read together with the first.
+        if upstream.count() < 10 {
+            client.response(stream * 2 + 1).unwrap();
+        }
+    }
+    wait_for("all of them", SOON, || (upstream.count() == 10).then_some(()));
+    let order: Vec<String> = upstream
+        .since(0)
+        .iter()
+        .map(|one| one.target().to_owned())
+        .collect();
+    assert_eq!(order, paths);
+}
+
+#[test]
+fn each_version_has_limits_of_its_own() {
+    let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
+    let serin = Serin::start_with(&format!(
+        "{HEAD}services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}, canary: {{version: v2, endpoints: [\"{}\"]}},
+           limits: {{requests: 2}}, force: {{header: x-canary}},
+           strategy: {{canary: {{steps: [{{setWeight: 0}}, {{pause: {{}}}}]}}}}}}]",
+        stable.url(),
+        canary.url()
+    ));
+    serin.wait_status("shop", "the pause", |status| status["phase"] == "Paused");
+    let forced = |path: &str| {
+        let mut get = get(path);
+        get.headers_mut().insert("x-canary", "always".parse().unwrap());
+        get
+    };
+    let held = Plan::new(serin.web, 2)
+        .total(2)
+        .requests(move |_| forced("/gate"))
+        .start();
+    in_flight(&canary, 2);
+    let answer = ask(serin.web, false, forced("/")).unwrap();
+    assert_eq!((answer.status, answer.header("retry-after")), (503, "1"));
+    assert_eq!(
+        stable.requests(),
+        0,
+        "what is too much for the canary is not stable's"
+    );
+    Plan::new(serin.web, 2).total(50).start().finish().assert_clean();
+    // Being full says nothing about whether it is well.
+    let failed = serin.metric(
+        "serin_version_outcomes_total",
+        &[("role", "canary"), ("outcome", "failed")],
+    );
+    assert!(failed < 0.5, "{failed}");
+    assert_eq!(serin.status("shop")["phase"], "Paused");
+    canary.open_gate();
+    held.finish().assert_clean();
 }

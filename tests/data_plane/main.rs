@@ -21,6 +21,7 @@ mod metrics;
 mod pairs;
 mod protocols;
 mod proxy_protocol;
+mod retries;
 mod rewrite;
 mod split;
 mod streaming;
