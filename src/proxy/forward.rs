@@ -202,7 +202,11 @@ impl Outbound<'_> {
         for round in 0..3 {
             let now = if late { Instant::now() } else { self.started };
             late = true;
-            let leased = if round < 2 && !new {
+            let leased = if self.upgrade.is_some() && connections.has_choice(&self.entry.live) {
+                connections
+                    .lease_http1(self.limits.connect, &self.entry.live)
+                    .await
+            } else if round < 2 && !new {
                 connections
                     .lease(now, self.limits.connect, spare.is_none(), &self.entry.live)
                     .await
@@ -352,6 +356,10 @@ impl Outbound<'_> {
         if let ConnectError::Full = error {
             return Missed::Final(Failure::OVERLOAD, Outcome::Canceled);
         }
+        if let ConnectError::NoHttp1 = error {
+            exchange.attempted(Attempt::Protocol);
+            return Missed::Final(Failure::NO_UPGRADE, Outcome::Failed);
+        }
         if !error.blames_endpoint() {
             exchange.attempted(Attempt::Local);
             if self.client.worker.cannot_connect.is_due() {
@@ -407,10 +415,8 @@ impl Outbound<'_> {
     fn is_invalid(&self, response: &Response<Incoming>, http2: bool) -> bool {
         let (status, headers) = (response.status(), response.headers());
         if status.is_informational() {
-            let asked = self
-                .upgrade
-                .filter(|_| status == StatusCode::SWITCHING_PROTOCOLS && !http2);
-            return asked.and_then(|asked| upgrade::agreed(asked, headers)).is_none();
+            let asked = self.upgrade.filter(|_| !http2);
+            return asked.and_then(|asked| upgrade::agreed(asked, response)).is_none();
         }
         let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
         codings.next().is_some_and(|coding| {

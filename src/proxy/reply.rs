@@ -76,6 +76,13 @@ impl Failure {
         "invalid_answer",
         "the service's answer is not valid HTTP",
     );
+    /// A switch to another protocol was asked for, and HTTP/2 has none.
+    pub(super) const NO_UPGRADE: Failure = Failure::new(
+        StatusCode::BAD_GATEWAY,
+        Fault::Upstream,
+        "no_upgrade",
+        "the service speaks only HTTP/2, which cannot be switched to another protocol",
+    );
     /// No response head in time.
     pub(super) const TIMED_OUT: Failure = Failure::new(
         StatusCode::GATEWAY_TIMEOUT,

@@ -190,16 +190,15 @@ async fn handle(
         }
     };
 
-    if let Some(asked) = &upgrade
-        && response.status() == StatusCode::SWITCHING_PROTOCOLS
-    {
-        let switched = switch(client, entry, limits, asked, response, exchange).await;
-        return switched.map_err(|exchange| {
+    let switches = (upgrade.as_ref()).and_then(|asked| upgrade::agreed(asked, &response));
+    head_to_client(&mut response, entry, inbound_version, &method, choice.cookie);
+    if let Some(protocol) = switches {
+        let answer = switch(client, entry, limits, protocol, response, exchange).await;
+        return answer.map_err(|exchange| {
             exchange.fail(Failure::INVALID, Outcome::Failed, form);
             (Failure::INVALID, None)
         });
     }
-    head_to_client(&mut response, entry, inbound_version, &method, choice.cookie);
     let deadline = limits.request.map(|whole| started + whole);
     Ok(response.map(|body| OutBody::upstream(body, asking, exchange, limits.stream_idle, deadline)))
 }
@@ -228,25 +227,18 @@ fn admit(worker: &WorkerState, split: &LiveSplit, role: Role) -> Result<(), Fail
 }
 
 /// Both sides have agreed to speak something else: the connection's task takes over when this answer has gone out. The
-/// exchange comes back when they have not.
+/// exchange comes back when the version's connection cannot be had for it.
 async fn switch(
     client: &Rc<Client>,
     entry: &Entry,
     limits: &Limits,
-    asked: &HeaderValue,
+    protocol: HeaderValue,
     mut response: Response<Incoming>,
     exchange: Exchange,
 ) -> Result<Response<OutBody>, Exchange> {
-    let protocol = upgrade::agreed(asked, response.headers());
-    let upstream = hyper::upgrade::on(&mut response).await;
-    let (Some(protocol), Ok(upstream)) = (protocol, upstream) else {
+    let Ok(upstream) = hyper::upgrade::on(&mut response).await else {
         return Err(exchange);
     };
-    headers::to_client(
-        response.headers_mut(),
-        StatusCode::SWITCHING_PROTOCOLS,
-        Version::HTTP_11,
-    );
     let websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
     let (target, role) = exchange.serves();
     let ending = Ending::new(&entry.live, target, role, limits.drain);

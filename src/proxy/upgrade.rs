@@ -16,7 +16,7 @@ use crate::{
     upstream::{LiveService, Target},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Version, header, request::Parts};
+use http::{HeaderValue, Response, StatusCode, Version, header, request::Parts};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use std::{cell::Cell, io, rc::Rc, sync::Arc, time::Duration};
@@ -56,8 +56,12 @@ pub(super) fn asked(parts: &Parts, has_body: bool, allowed: &[Box<str>]) -> Opti
         .filter(|tokens| !tokens.is_empty())
 }
 
-/// The protocol a 101 switches to, if it is one that was asked for.
-pub(super) fn agreed(asked: &HeaderValue, answer: &HeaderMap) -> Option<HeaderValue> {
+/// The protocol an answer switches to, if it does and it is one that was asked for.
+pub(super) fn agreed<B>(asked: &HeaderValue, answer: &Response<B>) -> Option<HeaderValue> {
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return None;
+    }
+    let answer = answer.headers();
     let mut lines = answer.get_all(header::UPGRADE).iter();
     let (protocol, None) = (lines.next()?, lines.next()) else {
         return None;
@@ -335,11 +339,11 @@ mod tests {
     fn a_switch_is_taken_only_to_what_was_asked_for() {
         let asked = HeaderValue::from_static("websocket, tcp");
         let answer = |fields: &[(&'static str, &'static str)]| {
-            let mut headers = HeaderMap::new();
+            let mut answer = Response::builder().status(101);
             for (name, value) in fields {
-                headers.append(*name, HeaderValue::from_static(value));
+                answer = answer.header(*name, *value);
             }
-            agreed(&asked, &headers).is_some()
+            agreed(&asked, &answer.body(()).unwrap()).is_some()
         };
         let connection = ("connection", "Upgrade");
         assert!(answer(&[connection, ("upgrade", "WebSocket")]));

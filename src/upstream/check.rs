@@ -81,7 +81,7 @@ async fn ask(
             .await
             .map_err(refused)?;
         if endpoint.scheme() == Scheme::Https {
-            match tls.connect(endpoint, stream).await {
+            match tls.connect(endpoint, stream, false).await {
                 Ok((stream, http2)) => speak(stream, http2, endpoint, check).await,
                 Err(error) => Err(format!("TLS with {endpoint}: {error}")),
             }

@@ -1,6 +1,6 @@
 //! Opening one connection to an endpoint, and whose fault it is when that fails.
 
-use super::{Endpoint, LiveService, capacity::Place, patient::Patient};
+use super::{Endpoint, LiveService, capacity::Place, patient::Patient, tls};
 use crate::model::Scheme;
 use http_body::Body;
 use hyper::client::conn::{http1, http2};
@@ -23,6 +23,9 @@ pub enum ConnectError {
     /// No TLS: a certificate that is not believed, ours refused, or somebody who speaks something else.
     #[error("TLS handshake")]
     Tls(#[source] io::Error),
+    /// It speaks only HTTP/2, where HTTP/1.1 is needed.
+    #[error("TLS handshake: no HTTP/1.1")]
+    NoHttp1,
     /// The protocol's first exchange failed.
     #[error("handshake")]
     Handshake(#[source] hyper::Error),
@@ -43,7 +46,7 @@ impl ConnectError {
             | ConnectError::Resolve
             | ConnectError::Tls(_)
             | ConnectError::Handshake(_) => true,
-            ConnectError::Local(_) | ConnectError::Full => false,
+            ConnectError::Local(_) | ConnectError::Full | ConnectError::NoHttp1 => false,
         }
     }
 }
@@ -87,12 +90,14 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     }
 }
 
-/// Opens a connection and starts its task on this thread, which keeps its place until it ends.
+/// Opens a connection and starts its task on this thread, which keeps its place until it ends. `only_http1`: an `https`
+/// endpoint is offered nothing else.
 pub(super) async fn connect<B>(
     endpoint: &Endpoint,
     mut place: Place,
     timeout: Duration,
     live: &LiveService,
+    only_http1: bool,
 ) -> Result<Sender<B>, ConnectError>
 where
     B: Body + Unpin + 'static,
@@ -102,13 +107,18 @@ where
     if !place.take_descriptor(timeout).await {
         return Err(ConnectError::Local(io::Error::from_raw_os_error(EMFILE)));
     }
-    match tokio::time::timeout(timeout, open(endpoint, place, live)).await {
+    match tokio::time::timeout(timeout, open(endpoint, place, live, only_http1)).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::TimedOut(timeout)),
     }
 }
 
-async fn open<B>(endpoint: &Endpoint, place: Place, live: &LiveService) -> Result<Sender<B>, ConnectError>
+async fn open<B>(
+    endpoint: &Endpoint,
+    place: Place,
+    live: &LiveService,
+    only_http1: bool,
+) -> Result<Sender<B>, ConnectError>
 where
     B: Body + Unpin + 'static,
     B::Data: Send,
@@ -123,10 +133,11 @@ where
         }
         Scheme::Https => {
             let stream = tcp(endpoint).await?;
-            let secured = live.tls().connect(&endpoint.url, stream).await;
-            match secured.map_err(ConnectError::Tls)? {
-                (stream, true) => handshake2(stream, place).await,
-                (stream, false) => handshake1(stream, place).await,
+            match live.tls().connect(&endpoint.url, stream, only_http1).await {
+                Ok((stream, true)) => handshake2(stream, place).await,
+                Ok((stream, false)) => handshake1(stream, place).await,
+                Err(error) if only_http1 && tls::is_other_protocol(&error) => Err(ConnectError::NoHttp1),
+                Err(error) => Err(ConnectError::Tls(error)),
             }
         }
     }

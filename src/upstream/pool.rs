@@ -265,7 +265,7 @@ where
                 Freed::Place(place) => place,
             },
         };
-        let opened = connect(&self.endpoint, place, timeout, live).await;
+        let opened = connect(&self.endpoint, place, timeout, live, false).await;
         let shared = match &opened {
             Ok(Sender::Http2(sender)) => Some(sender),
             Ok(Sender::Http1(_)) | Err(_) => None,
@@ -289,6 +289,31 @@ where
                 Err(error)
             }
         }
+    }
+
+    /// Whether the endpoint may prefer HTTP/2 and can be asked for HTTP/1.1 all the same.
+    pub fn has_choice(&self, live: &LiveService) -> bool {
+        self.endpoint.url.scheme() == Scheme::Https && !self.http1.get() && live.tls().allows_http1()
+    }
+
+    /// A new connection that speaks HTTP/1.1 to an endpoint that has the choice: only such a one can be switched to another
+    /// protocol.
+    pub async fn lease_http1(
+        self: &Rc<Self>,
+        timeout: Duration,
+        live: &LiveService,
+    ) -> Result<Lease<B>, ConnectError> {
+        let capacity = &self.endpoint.capacity;
+        let place = match capacity.place() {
+            Some(place) => place,
+            None => {
+                let turn = capacity.queue().ok_or(ConnectError::Full)?;
+                let place = tokio::time::timeout(timeout, turn.place()).await;
+                place.map_err(|_| ConnectError::Full)?
+            }
+        };
+        let sender = connect(&self.endpoint, place, timeout, live, true).await?;
+        Ok(self.lent(sender, false))
     }
 
     /// The HTTP/2 connection that another request is opening. Otherwise one has to be opened here: for others as well when

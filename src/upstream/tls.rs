@@ -8,7 +8,7 @@ use crate::{
     model::{EndpointUrl, Scheme},
 };
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    AlertDescription, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     sign::{CertifiedKey, SingleCertAndKey},
@@ -74,8 +74,18 @@ impl ClientTls {
         }
     }
 
-    /// Shakes hands on a new connection; whether HTTP/2 is spoken on it.
-    pub async fn connect<S>(&self, endpoint: &EndpointUrl, stream: S) -> io::Result<(TlsStream<S>, bool)>
+    /// Whether an endpoint may be talked to by HTTP/1.1.
+    pub fn allows_http1(&self) -> bool {
+        self.settings.alpn != ["h2"]
+    }
+
+    /// Shakes hands on a new connection; whether HTTP/2 is spoken on it. `only_http1`: it must not be.
+    pub async fn connect<S>(
+        &self,
+        endpoint: &EndpointUrl,
+        stream: S,
+        only_http1: bool,
+    ) -> io::Result<(TlsStream<S>, bool)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -89,10 +99,14 @@ impl ClientTls {
         };
         let config = self.made.get_or_try_init(|| self.config()).await?;
         let connector = TlsConnector::from(Arc::clone(config));
+        if only_http1 {
+            let connector = connector.with_alpn(vec![b"http/1.1".to_vec()]);
+            return Ok((connector.connect(name, stream).await?, false));
+        }
         let stream = connector.connect(name, stream).await?;
         let chosen = stream.get_ref().1.alpn_protocol();
         // An endpoint that knows nothing of ALPN speaks HTTP/1.1, unless it was told that only HTTP/2 will do.
-        let http2 = chosen == Some(b"h2") || (chosen.is_none() && self.settings.alpn == ["h2"]);
+        let http2 = chosen == Some(b"h2") || (chosen.is_none() && !self.allows_http1());
         Ok((stream, http2))
     }
 
@@ -118,6 +132,19 @@ impl ClientTls {
         config.alpn_protocols = offered.collect();
         Ok(Arc::new(config))
     }
+}
+
+/// Whether the other side speaks none of the protocols that it was offered.
+pub(super) fn is_other_protocol(error: &io::Error) -> bool {
+    let cause = error
+        .get_ref()
+        .and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(
+        cause,
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::NoApplicationProtocol
+        ))
+    )
 }
 
 /// Accepts any certificate: for whoever wrote that this is wanted.

@@ -2,12 +2,15 @@
 
 use crate::support::{
     HEAD, Serin,
-    raw::{Next, RawClient, RawUpstream, Seen, fields},
+    authority::Authority,
+    client::{ask, get},
+    http::{Server, Speaks},
+    raw::{Answer, Next, RawClient, RawUpstream, Seen, fields},
     wait_for,
 };
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -21,7 +24,7 @@ fn echo(seen: &Seen, stream: &mut TcpStream) -> Next {
         return crate::support::raw::ok(seen, stream);
     };
     let head = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: {protocol}\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n"
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: {protocol}\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\nX-Theirs: gone\r\n\r\n"
     );
     let _ = stream.write_all(head.as_bytes());
     let mut piece = [0; 4096];
@@ -54,6 +57,42 @@ fn switched(serin: &Serin, more: &str) -> RawClient {
     assert_eq!(fields(&answer.head, "connection"), ["upgrade"]);
     assert_eq!(fields(&answer.head, "sec-websocket-accept"), ["x"]);
     client
+}
+
+/// Asks for `/switch`: the answer.
+fn switch(to: SocketAddr) -> (RawClient, Answer) {
+    let mut client = RawClient::connect(to);
+    client.send(ASK.replace("/ws", "/switch") + "\r\n");
+    let answer = client.answer("GET").unwrap();
+    (client, answer)
+}
+
+#[test]
+fn a_switch_is_an_answer_like_others_for_filters_and_the_sticky_cookie() {
+    let (v1, v2) = (RawUpstream::start(echo), RawUpstream::start(echo));
+    let serin = start(
+        &v1,
+        &format!(
+            "    canary: {{version: v2, endpoints: [\"{}\"]}}
+    sticky: {{cookie: {{}}}}
+    filters: [{{type: ResponseHeaderModifier, responseHeaderModifier: {{add: [{{name: x-ours, value: here}}], remove: [x-theirs]}}}}]
+    strategy: {{canary: {{steps: [{{setWeight: 50}}, {{pause: {{}}}}]}}}}",
+            v2.url()
+        ),
+    );
+    wait_for("the pause", LONG, || {
+        (serin.status("shop")["phase"] == "Paused").then_some(())
+    });
+    let mut client = RawClient::connect(serin.web);
+    client.send(format!("{ASK}\r\n"));
+    let answer = client.answer("GET").unwrap();
+    assert_eq!(
+        (answer.status, fields(&answer.head, "x-ours")),
+        (101, vec!["here"])
+    );
+    assert!(fields(&answer.head, "x-theirs").is_empty());
+    assert!(answer.head.contains("serin-id="), "{}", answer.head);
+    says_back(&mut client);
 }
 
 /// An unmasked text frame; the service behind says it back as it is.
@@ -203,4 +242,54 @@ fn an_abort_ends_the_canarys_tunnels_and_a_promotion_does_not() {
     assert_eq!(code, 0, "{out}{error}");
     says_back(&mut on_canary);
     says_back(&mut on_stable);
+}
+
+#[test]
+fn a_version_that_prefers_http2_is_asked_by_http1_to_switch() {
+    let authority = Authority::new("test");
+    let issued = authority.issue(&["127.0.0.1"]);
+    let start = |protocols: &[&str], alpn: &str| {
+        let upstream = Server::start(Speaks {
+            tls: Some(Authority::server(&issued, protocols, None)),
+            ..Speaks::default()
+        });
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ca.pem"), authority.pem()).unwrap();
+        std::fs::write(folder.path().join("token"), "secret-token\n").unwrap();
+        let services = format!(
+            "{HEAD}services: [{{name: shop, upstreamTls: {{ca: ca.pem, alpn: {alpn}}}, stable: {{version: v1, \
+             endpoints: [\"https://127.0.0.1:{}\"]}}}}]",
+            upstream.port()
+        );
+        std::fs::write(folder.path().join("serin.yaml"), services).unwrap();
+        (upstream, Serin::run_in(folder, &[]))
+    };
+    let spoken = |serin: &Serin| {
+        let answer = ask(serin.web, false, get("/")).unwrap();
+        (answer.status, answer.header("x-saw-version").to_owned())
+    };
+    let by_http2 = (200, "HTTP/2.0".to_owned());
+
+    let (_upstream, serin) = start(&["h2", "http/1.1"], "[h2, http/1.1]");
+    for _ in 0..3 {
+        let (mut client, answer) = switch(serin.web);
+        assert_eq!(answer.status, 101, "{answer:?}");
+        says_back(&mut client);
+        assert_eq!(spoken(&serin), by_http2);
+    }
+
+    // It cannot: that is said, and costs the endpoint nothing.
+    let (_upstream, serin) = start(&["h2"], "[h2, http/1.1]");
+    for _ in 0..5 {
+        let (_, answer) = switch(serin.web);
+        let text = String::from_utf8_lossy(&answer.body);
+        assert!(answer.status == 502 && text.contains("only HTTP/2"), "{text}");
+        assert_eq!(spoken(&serin), by_http2);
+    }
+    let attempts = |outcome| serin.count("serin_upstream_attempts_total", &[("outcome", outcome)]);
+    assert_eq!((attempts("protocol_error"), attempts("connect_failed")), (5, 0));
+
+    // Its operator wants nothing but HTTP/2: the request goes on as it is, without the wish.
+    let (_upstream, serin) = start(&["h2", "http/1.1"], "[h2]");
+    assert_eq!(switch(serin.web).1.status, 200);
 }

@@ -249,6 +249,20 @@ pub struct Asked {
 }
 
 impl Seen {
+    /// Begins an entry of the log; its place there.
+    fn note(&self, head: &http::request::Parts) -> usize {
+        let case = head
+            .headers
+            .get("x-case")
+            .map_or("", |case| case.to_str().unwrap());
+        let mut log = self.log.lock().unwrap();
+        log.push(Asked {
+            case: case.to_owned(),
+            ..Asked::default()
+        });
+        log.len() - 1
+    }
+
     /// The requests with this `x-case`.
     pub fn asked(&self, case: &str) -> Vec<Asked> {
         let log = self.log.lock().unwrap();
@@ -362,7 +376,10 @@ where
             .serve_connection(io, service)
             .await
     } else {
-        http1::Builder::new().serve_connection(io, service).await
+        http1::Builder::new()
+            .serve_connection(io, service)
+            .with_upgrades()
+            .await
     };
 }
 
@@ -429,24 +446,15 @@ impl Drop for Noted {
     }
 }
 
-/// `/echo`: the body back, with a length. `/mirror`: piece by piece as it comes, with its trailers. `/size/N`: N bytes with a length. `/chunked/N`: without. `/trailers`: with
+/// `/echo`: the body back, with a length. `/mirror`: piece by piece as it comes, with its trailers. `/switch`: says
+/// back whatever comes, in the protocol that is asked for. `/size/N`: N bytes with a length. `/chunked/N`: without. `/trailers`: with
 /// trailers. `/early`: 403 before the body has come. `/hang`: a head, one piece, and no end. Every answer says how it was
 /// asked.
-async fn answer(request: Request<Incoming>, seen: Arc<Seen>) -> Result<Response<Body>, Infallible> {
+async fn answer(mut request: Request<Incoming>, seen: Arc<Seen>) -> Result<Response<Body>, Infallible> {
     seen.requests.fetch_add(1, Ordering::SeqCst);
+    let upgrade = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
-    let case = head
-        .headers
-        .get("x-case")
-        .map_or("", |case| case.to_str().unwrap());
-    let place = {
-        let mut log = seen.log.lock().unwrap();
-        log.push(Asked {
-            case: case.to_owned(),
-            ..Asked::default()
-        });
-        log.len() - 1
-    };
+    let place = seen.note(&head);
     let path = head.uri.path().to_owned();
     let number = path
         .rsplit('/')
@@ -468,6 +476,15 @@ async fn answer(request: Request<Incoming>, seen: Arc<Seen>) -> Result<Response<
     let trailers = || HeaderMap::from_iter([("x-checksum".parse().unwrap(), "42".parse().unwrap())]);
     let kind = path.split('/').nth(1).unwrap_or("");
     let body = match kind {
+        "switch" if head.headers.contains_key("upgrade") => {
+            tokio::spawn(async move {
+                let (mut reads, mut writes) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
+                let _ = tokio::io::copy(&mut reads, &mut writes).await;
+            });
+            response = response.status(101).header("connection", "upgrade");
+            response = response.header("upgrade", &head.headers["upgrade"]);
+            whole("")
+        }
         "mirror" => {
             if let Some(names) = head.headers.get("trailer") {
                 response = response.header("trailer", names);
