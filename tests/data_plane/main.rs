@@ -9,6 +9,7 @@ mod bad_input;
 mod checks;
 mod clients;
 mod descriptors;
+mod differential;
 mod dns;
 mod ejection;
 mod forwarded;

@@ -326,7 +326,11 @@ pub struct RawClient {
 
 impl RawClient {
     pub fn connect(to: SocketAddr) -> RawClient {
-        let stream = TcpStream::connect(to).unwrap();
+        RawClient::over(TcpStream::connect(to).unwrap())
+    }
+
+    /// On a connection that is there.
+    pub fn over(stream: TcpStream) -> RawClient {
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -349,8 +353,14 @@ impl RawClient {
 
     /// The next response, interim ones included; none when the connection ends first.
     pub fn answer(&mut self, to: &str) -> Option<Answer> {
+        self.answer_of(|_| to.to_owned())
+    }
+
+    /// The same, where the head tells to which method it is.
+    pub fn answer_of(&mut self, method: impl FnOnce(&str) -> String) -> Option<Answer> {
         let head = self.reader.until(b"\r\n\r\n")?;
         let head = String::from_utf8_lossy(&head).into_owned();
+        let to = method(&head);
         let status: u16 = head.split(' ').nth(1)?.parse().ok()?;
         let bodiless = status < 200 || status == 204 || status == 304 || to == "HEAD";
         let mut answer = Answer {

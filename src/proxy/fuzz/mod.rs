@@ -7,10 +7,12 @@ mod cookies;
 mod forwarded;
 mod head;
 mod host;
+mod proxy_protocol;
 
 pub use cookies::cookies;
 pub use forwarded::forwarded;
 pub use host::host;
+pub use proxy_protocol::proxy_protocol;
 
 #[cfg(test)]
 mod tests {
@@ -29,5 +31,10 @@ mod tests {
     #[test]
     fn forwarded_fields_never_say_more_than_a_trusted_peer_has_said() {
         replay("forwarded", 20_000, super::forwarded);
+    }
+
+    #[test]
+    fn a_header_of_the_proxy_protocol_names_one_client_in_whatever_pieces_it_comes() {
+        replay("proxy_protocol", 5000, super::proxy_protocol);
     }
 }
