@@ -26,7 +26,7 @@ pub struct Filters {
     pub redirect: Option<Redirect>,
 }
 
-/// Changes of header fields, in this order.
+/// Changes of header fields; each is named once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HeaderEdits {
     /// Replaced, or added.
@@ -309,6 +309,19 @@ fn modifier(config: &ModifierConfig, path: &str, protected: &[&str], cx: &mut Cx
     let remove: Vec<HeaderName> = config.remove.iter().filter_map(|one| removed(one, cx)).collect();
     if set.is_empty() && add.is_empty() && remove.is_empty() {
         cx.error(path, "nothing is changed", "write set, add or remove");
+    }
+    // The Gateway API allows one action for each name: what several would come to depends on their order.
+    let mut named: Vec<&HeaderName> = Vec::new();
+    let changed = set.iter().chain(&add).map(|(name, _)| name).chain(&remove);
+    for name in changed {
+        if named.contains(&name) {
+            cx.error(
+                path,
+                format!("`{name}` is changed twice"),
+                "keep one; several values are one, with commas between them",
+            );
+        }
+        named.push(name);
     }
     HeaderEdits { set, add, remove }
 }

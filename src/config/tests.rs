@@ -1188,6 +1188,18 @@ fn filters_are_compiled_for_each_alternative_and_their_faults_named() {
         ("{requestMirror: {}}", "requestMirror"),
         ("{requestHeaderModifier: {}}", "nothing is changed"),
         (
+            "{requestHeaderModifier: {set: [{name: X-A, value: a}], add: [{name: x-a, value: b}]}}",
+            "`x-a` is changed twice",
+        ),
+        (
+            "{responseHeaderModifier: {add: [{name: a, value: a}, {name: A, value: b}]}}",
+            "`a` is changed twice",
+        ),
+        (
+            "{responseHeaderModifier: {set: [{name: a, value: a}], remove: [A]}}",
+            "`a` is changed twice",
+        ),
+        (
             "{requestHeaderModifier: {set: [{name: Host, value: a}]}}",
             "use urlRewrite.hostname",
         ),

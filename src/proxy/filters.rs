@@ -58,13 +58,13 @@ fn rewritten(path: &PathEdit, uri: &Uri) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// Sends the client elsewhere. None: there is no host to send it to.
+/// Sends the client elsewhere; `scheme` is what it came by. None: there is no host to send it to.
 pub(super) fn redirect(
     redirect: &Redirect,
     parts: &Parts,
     seen: &Seen,
     accepted: Accepted,
-    secure: bool,
+    scheme: &'static str,
 ) -> Option<Response<OutBody>> {
     let asked = accepted.authority(&parts.uri, seen);
     let asked_host = accepted.host(&parts.uri, seen);
@@ -72,7 +72,7 @@ pub(super) fn redirect(
     if host.is_empty() {
         return None;
     }
-    let scheme = redirect.scheme.unwrap_or(if secure { "https" } else { "http" });
+    let scheme = redirect.scheme.unwrap_or(scheme);
     let asked_port = || {
         asked
             .get(asked_host.len()..)?

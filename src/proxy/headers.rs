@@ -96,6 +96,20 @@ impl Peer {
     }
 }
 
+/// `http` or `https`: how the client came, as a peer that is believed tells it, otherwise as it came to us.
+pub(super) fn scheme(headers: &HeaderMap, peer: &Peer) -> &'static str {
+    let told = headers.get(X_FORWARDED_PROTO).filter(|_| peer.trusted);
+    // The first of a list is the client's own.
+    let told = told.and_then(|value| value.as_bytes().split(|b| *b == b',').next());
+    let is = |scheme: &[u8], what: &str| scheme.trim_ascii().eq_ignore_ascii_case(what.as_bytes());
+    match told.unwrap_or(peer.proto.as_bytes()) {
+        scheme if is(scheme, "https") => "https",
+        scheme if is(scheme, "http") => "http",
+        _ if peer.proto == "https" => "https",
+        _ => "http",
+    }
+}
+
 /// Removes what `Connection` names, except what it must not touch, and `Connection` itself.
 fn remove_nominated(headers: &mut HeaderMap) {
     // What nearly every `Connection` says; `Keep-Alive` itself is a hop-by-hop field and goes anyway.

@@ -253,6 +253,9 @@ async fn switch(
         dice: client.worker.dice64(),
     }));
     let mut answer = response.map(|_| OutBody::own(Bytes::new()));
+    if let Some(filters) = &entry.filters {
+        filters::to_client(filters, answer.headers_mut());
+    }
     headers::switched(answer.headers_mut(), protocol);
     Ok(answer)
 }
@@ -267,7 +270,8 @@ fn elsewhere(
 ) -> Option<Result<Response<OutBody>, Failure>> {
     let redirect = entry.filters.as_ref()?.redirect.as_ref()?;
     client.listener.metrics.reject(Rejection::Redirect);
-    Some(filters::redirect(redirect, parts, seen, accepted, client.secure).ok_or(Failure::NO_ROUTE))
+    let scheme = headers::scheme(&parts.headers, &client.peer);
+    Some(filters::redirect(redirect, parts, seen, accepted, scheme).ok_or(Failure::NO_ROUTE))
 }
 
 /// The response head as the client gets it.
