@@ -16,7 +16,7 @@ mod validate;
 pub use args::{ArgSpec, ArgValue, Args, BadArgs};
 pub use condition::{BadCondition, Conditions};
 pub use json_path::JsonPath;
-pub use judge::{Advice, Judge, JudgeConfig};
+pub use judge::{Advice, Batch, Eta, Judge, JudgeConfig, JudgeReport, TestReport};
 pub use outcome::{Measurement, Outcome, RunPhase};
 pub use run::{Ignored, MetricState, Run};
 pub use spec::{

@@ -124,7 +124,8 @@ impl Run {
     /// When metric `index` is to be measured next; `None` when it is complete or being measured.
     pub fn due(&self, index: usize) -> Option<Timestamp> {
         let (spec, state) = (self.specs.get(index)?, self.metrics.get(index)?);
-        if self.phase.is_completed() || state.phase.is_completed() || state.in_flight {
+        // The judge is not asked: it speaks when it knows enough.
+        if self.phase.is_completed() || state.phase.is_completed() || state.in_flight || spec.is_judge() {
             return None;
         }
         let interval = spec.interval.map_or(Duration::ZERO, Span::as_duration);
@@ -262,7 +263,7 @@ impl Run {
         }
         let timeout = match &spec.provider {
             Provider::Serin(query) => query.no_data_timeout.as_duration(),
-            Provider::Prometheus(_) | Provider::Web(_) => Duration::ZERO,
+            Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) => Duration::ZERO,
         };
         let began = state.measurements.last().map_or(now, |last| last.started);
         let since = *state.waiting_since.get_or_insert(began);
@@ -321,7 +322,13 @@ impl Run {
     /// No new measurements; those in flight are stopped, and idle metrics within their limits have succeeded.
     fn end_measurements(&mut self, now: Timestamp) {
         for (spec, state) in self.specs.iter().zip(&mut self.metrics) {
-            if state.phase.is_completed() || state.measurements.is_empty() {
+            if state.phase.is_completed() {
+                continue;
+            }
+            if state.measurements.is_empty() {
+                if spec.is_judge() {
+                    state.phase = RunPhase::Inconclusive;
+                }
                 continue;
             }
             if state.in_flight {
@@ -376,7 +383,11 @@ impl MetricState {
     /// A2 to A9, for a metric that is not complete yet.
     fn assess(&self, spec: &MetricSpec, started: Timestamp, now: Timestamp) -> RunPhase {
         if self.measurements.is_empty() {
-            return RunPhase::Pending;
+            return if spec.is_judge() {
+                RunPhase::Running
+            } else {
+                RunPhase::Pending
+            };
         }
         if self.in_flight {
             return RunPhase::Running;
@@ -646,6 +657,46 @@ mod tests {
         let mut run = Run::start(vec![own, prometheus("a")], at(0));
         finish(&mut run, Outcome::Error, 1);
         assert_eq!(run.on_error(), OnError::Abort);
+    }
+
+    #[test]
+    fn a_judge_runs_until_it_knows_enough_and_beside_the_steps_to_their_end() {
+        let judge = |count| {
+            let mut spec = MetricSpec::named("j", Provider::Judge(crate::analysis::JudgeConfig::default()));
+            spec.count = count;
+            spec
+        };
+        let mut step = Run::start(vec![judge(Some(1))], at(0));
+        assert_eq!(
+            (step.phase, step.metrics[0].phase),
+            (RunPhase::Running, RunPhase::Running)
+        );
+        assert_eq!(step.next_due(), None);
+        finish(&mut step, Outcome::Successful, 9);
+        assert_eq!(step.phase, RunPhase::Successful);
+
+        let mut beside = Run::start(vec![judge(None)], at(0));
+        assert!(!beside.has_decided());
+        finish(&mut beside, Outcome::Successful, 9);
+        assert!(beside.has_decided() && beside.phase == RunPhase::Running);
+        beside.terminate(at(20));
+        assert_eq!(beside.phase, RunPhase::Successful);
+
+        let mut bad = Run::start(vec![judge(None)], at(0));
+        bad.finish(0, Outcome::Failed, None, Some("ROLL BACK".into()), at(3))
+            .unwrap();
+        let message = "Metric \"j\" assessed Failed due to failed (1) > failureLimit (0): ROLL BACK";
+        assert_eq!(
+            (bad.phase, bad.message.as_deref()),
+            (RunPhase::Failed, Some(message))
+        );
+
+        let mut stopped = Run::start(vec![judge(None)], at(0));
+        stopped.terminate(at(1));
+        assert_eq!(
+            (stopped.phase, stopped.metrics[0].phase),
+            (RunPhase::Successful, RunPhase::Inconclusive)
+        );
     }
 
     #[test]

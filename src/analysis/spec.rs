@@ -1,6 +1,6 @@
 //! What a template asks to be measured: the metric, its limits and its provider, spelled as in Argo Rollouts.
 
-use super::args::ArgSpec;
+use super::{args::ArgSpec, judge::JudgeConfig};
 use crate::model::{Role, Span};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::collections::BTreeMap;
@@ -16,6 +16,14 @@ pub struct Template {
     pub args: Vec<ArgSpec>,
     /// What is measured; at least one.
     pub metrics: Vec<MetricSpec>,
+}
+
+impl Template {
+    /// Whether there is a judge with a say in it.
+    pub fn has_judge(&self) -> bool {
+        let mut metrics = self.metrics.iter();
+        metrics.any(|metric| metric.is_judge() && !metric.dry_run)
+    }
 }
 
 /// One metric of an analysis and how its measurements are counted.
@@ -102,6 +110,7 @@ impl MetricSpec {
     pub fn effective_count(&self) -> Option<u32> {
         match self.count.and_then(|count| u32::try_from(count).ok()) {
             Some(count) if count > 0 => Some(count),
+            Some(_) | None if self.is_judge() => None,
             Some(_) | None if self.interval.is_none() => Some(1),
             Some(_) | None => None,
         }
@@ -109,13 +118,18 @@ impl MetricSpec {
 
     /// Whether the metric ends by itself, as an inline analysis needs.
     pub fn is_bounded(&self) -> bool {
-        self.effective_count().is_some() || self.duration.is_some()
+        self.effective_count().is_some() || self.duration.is_some() || self.is_judge()
+    }
+
+    /// Whether it is the sequential judge: it looks at every request, and says when it knows enough.
+    pub fn is_judge(&self) -> bool {
+        matches!(self.provider, Provider::Judge(_))
     }
 
     /// What an Error of this metric does to the rollout, the default resolved.
     pub fn on_error(&self) -> OnError {
         self.on_error.unwrap_or(match &self.provider {
-            Provider::Serin(_) => OnError::Abort,
+            Provider::Serin(_) | Provider::Judge(_) => OnError::Abort,
             Provider::Prometheus(_) | Provider::Web(_) => OnError::Pause,
         })
     }
@@ -154,6 +168,8 @@ pub enum Provider {
     Prometheus(PrometheusQuery),
     /// Any HTTP endpoint that answers JSON.
     Web(WebQuery),
+    /// The sequential judge over Serin's own counters; written `judge:` beside the metric's name.
+    Judge(JudgeConfig),
 }
 
 /// A question to Serin's own counters.

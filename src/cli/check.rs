@@ -4,7 +4,7 @@ use crate::analysis::{MetricSpec, Provider, Template};
 use crate::app::Descriptors;
 use crate::config::{self, Config, Loaded, Problem, Service};
 use crate::model::{Span, Weight};
-use crate::rollout::{AnalysisRef, Plan, Step, Strategy};
+use crate::rollout::{AnalysisRef, Plan, Step, Strategy, UntilEvidence};
 use std::{
     io::{self, Write},
     path::Path,
@@ -138,9 +138,13 @@ pub fn timeline(plan: &Plan, templates: &[std::sync::Arc<Template>]) -> Vec<Stri
                 weight = *next;
                 format!("weight {next}")
             }
-            Step::Pause(pause) => match pause.duration {
-                Some(duration) => format!("pause {duration}"),
-                None => "pause until somebody promotes".to_owned(),
+            Step::Pause(pause) => match (pause.duration, pause.until_evidence) {
+                (Some(duration), _) => format!("pause {duration}"),
+                (None, Some(UntilEvidence { max: Some(max) })) => {
+                    format!("pause until the evidence suffices; after {max} somebody must decide")
+                }
+                (None, Some(UntilEvidence { max: None })) => "pause until the evidence suffices".to_owned(),
+                (None, None) => "pause until somebody promotes".to_owned(),
             },
             Step::Analysis(analysis) => {
                 format!(
@@ -156,6 +160,7 @@ pub fn timeline(plan: &Plan, templates: &[std::sync::Arc<Template>]) -> Vec<Stri
         };
         lines.push(format!("{clock}  step {index}: {what}"));
         match step {
+            Step::Pause(pause) if pause.until_evidence.is_some() => clock.evidence(),
             Step::Pause(pause) => clock.pass(pause.duration),
             Step::Analysis(analysis) => clock.pass(Some(length(analysis, templates))),
             Step::Experiment(experiment) => {
@@ -199,7 +204,10 @@ fn length(analysis: &AnalysisRef, templates: &[std::sync::Arc<Template>]) -> Spa
         let delay = metric.initial_delay.map_or(Duration::ZERO, Span::as_duration);
         let interval = metric.interval.map_or(Duration::ZERO, Span::as_duration);
         // The provider serin looks back over the interval: its first measurement waits for one.
-        let first = u32::from(!matches!(metric.provider, Provider::Serin(_)));
+        let first = u32::from(!matches!(
+            metric.provider,
+            Provider::Serin(_) | Provider::Judge(_)
+        ));
         let measured = match metric.duration {
             Some(duration) => duration.as_duration(),
             None => interval.saturating_mul(metric.effective_count().unwrap_or(1).saturating_sub(first)),
@@ -217,7 +225,7 @@ fn length(analysis: &AnalysisRef, templates: &[std::sync::Arc<Template>]) -> Spa
 fn needs(analysis: &AnalysisRef, templates: &[std::sync::Arc<Template>], weight: Weight) -> String {
     let samples = |metric: &MetricSpec| match &metric.provider {
         Provider::Serin(query) => Some(query.min_samples),
-        Provider::Prometheus(_) | Provider::Web(_) => None,
+        Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) => None,
     };
     match metrics(analysis, templates).filter_map(samples).max() {
         Some(samples) if samples > 0 && !weight.is_zero() => {
@@ -233,6 +241,8 @@ fn needs(analysis: &AnalysisRef, templates: &[std::sync::Arc<Template>], weight:
 struct Clock {
     passed: Duration,
     promotions: u32,
+    /// Waits for evidence: how long they take depends on the traffic.
+    evidence: u32,
 }
 
 impl Clock {
@@ -241,18 +251,26 @@ impl Clock {
             self.passed = self.passed.saturating_add(span.as_duration());
         } else {
             self.promotions += 1;
-            self.passed = Duration::ZERO;
+            (self.passed, self.evidence) = (Duration::ZERO, 0);
         }
+    }
+
+    fn evidence(&mut self) {
+        self.evidence += 1;
     }
 }
 
 impl std::fmt::Display for Clock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let passed = Span::from(self.passed).to_string();
-        let since = match self.promotions {
+        let after = match self.evidence {
             0 => format!("+{passed}"),
-            1 => format!("promote +{passed}"),
-            n => format!("promote {n} +{passed}"),
+            _ => format!("evidence +{passed}"),
+        };
+        let since = match self.promotions {
+            0 => after,
+            1 => format!("promote {after}"),
+            n => format!("promote {n} {after}"),
         };
         write!(f, "{since:>14}")
     }

@@ -100,6 +100,10 @@ fn paused(status: &ServiceStatus, now: Timestamp, lines: &mut Vec<String>) {
     let reason = status.reason.as_deref().unwrap_or("paused");
     lines.push(match reason {
         "CanaryPauseStep" => "The plan pauses here.".to_owned(),
+        "NoEvidence" => {
+            "The judge has not learned enough in the time that the plan gives it: somebody must decide."
+                .to_owned()
+        }
         "BlueGreenPause" => "The new version is ready and waits for the switch.".to_owned(),
         "SharedFate" => {
             "Stable failed just as the canary did: whatever is wrong, it is not this release alone."
@@ -147,6 +151,13 @@ fn progressing(status: &ServiceStatus, lines: &mut Vec<String>) {
     if status.message.contains("waiting for endpoints") {
         lines.push(format!(
             "{canary} gets no traffic until enough of its endpoints are ready."
+        ));
+    }
+    if status.reason.as_deref() == Some("WaitingForEvidence") {
+        let service = &status.service;
+        lines.push(format!(
+            "It goes on by itself as soon as the evidence suffices, and never by silence; `serin promote {service} \
+             --skip-analysis` goes on without."
         ));
     }
     if !down.is_empty() {

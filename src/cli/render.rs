@@ -48,8 +48,9 @@ pub(super) fn status(
 /// `shop   Paused  CanaryPauseStep (4m12s, auto-resume in 48s)   rollout 7c1e  attempt 1  by ci`
 pub(super) fn headline(status: &ServiceStatus, now: Timestamp) -> String {
     let mut text = format!("{}   {}", status.service, status.phase);
-    if !status.message.is_empty() {
-        let _ = write!(text, "  {}", plain(&status.message));
+    let said = said(status);
+    if !said.is_empty() {
+        let _ = write!(text, "  {said}");
     }
     if let (Phase::Paused, Some(paused)) = (status.phase, &status.paused) {
         let long = short(now.since(paused.since));
@@ -195,8 +196,13 @@ fn measured(status: &ServiceStatus) -> Vec<String> {
         .collect()
 }
 
+/// `serin-judge  Running  HOLD at 5%: …`, or
 /// `error-rate  Running  ok 2, bad 0, ? 0, err 0  last 0.0033 (result < 0.01)`
 pub(super) fn metric_line(metric: &MetricStatus) -> String {
+    if let Some(judge) = &metric.judge {
+        let observes = if metric.dry_run { "  only observes" } else { "" };
+        return format!("{}  {}{observes}  {}", metric.name, metric.phase, judge.sentence);
+    }
     let mut text = format!(
         "{}  {}  ok {}, bad {}, ? {}, err {}",
         metric.name, metric.phase, metric.successful, metric.failed, metric.inconclusive, metric.errors
@@ -237,7 +243,7 @@ pub(super) fn list(services: &[ServiceStatus]) -> String {
             name(one.stable.as_ref()),
             name(one.canary.as_ref()),
             one.set_weight.to_string(),
-            plain(&one.message),
+            said(one),
         ]);
     }
     table(&rows)
@@ -253,6 +259,11 @@ pub(super) fn event(event: &StoredEvent) -> String {
     let _ = write!(text, " weight {}", event.weight);
     if !event.message.is_empty() {
         let _ = write!(text, "  {}", event.message);
+    }
+    if let Some(why) = event.detail["by"]["message"].as_str()
+        && event.event == "evidence_suffices"
+    {
+        let _ = write!(text, "  {why}");
     }
     if let Some(caller) = &event.caller {
         let _ = write!(text, "  (by {}", caller.actor);
@@ -278,10 +289,20 @@ pub(super) fn brief(status: &ServiceStatus) -> String {
         let _ = write!(text, "  step {}/{}", step.index, step.count);
     }
     let _ = write!(text, "  weight {}", status.set_weight);
-    if !status.message.is_empty() {
-        let _ = write!(text, "  {}", plain(&status.message));
+    let said = said(status);
+    if !said.is_empty() {
+        let _ = write!(text, "  {said}");
     }
     text
+}
+
+/// The message of a status, without the judge's numbers: they have a line of their own, and change every second.
+fn said(status: &ServiceStatus) -> String {
+    if status.reason.as_deref() == Some("WaitingForEvidence") {
+        "waiting for evidence".to_owned()
+    } else {
+        plain(&status.message)
+    }
 }
 
 /// Columns as wide as what is in them.

@@ -29,7 +29,7 @@ pub(super) fn advise(config: &Config, service: &Service, path: &str, cx: &mut Cx
         Strategy::Immediate => cx.warn(
             &format!("{path}.strategy.immediate"),
             "a new version gets all traffic at once, and nothing judges it",
-            "remove strategy for the default plan (5, 25, 50 % with a built-in gate)",
+            "remove strategy for the default plan (1, 5, 25, 50 %, at the pace of the evidence)",
         ),
         Strategy::BlueGreen(_) => {}
     }
@@ -72,7 +72,7 @@ fn canary(service: &Service, path: &str, cx: &mut Cx) {
     }
     let background = service.plan.background().is_some();
     let is_analysis = |step: &Step| matches!(step, Step::Analysis(_) | Step::Experiment(_));
-    let is_manual = |step: &Step| matches!(step, Step::Pause(pause) if pause.duration.is_none());
+    let is_manual = |step: &Step| matches!(step, Step::Pause(pause) if pause.is_manual());
     let judged = background || steps.iter().any(is_analysis);
     let after_first = first.map_or(steps, |(index, _)| &steps[index..]);
     if !background
@@ -123,6 +123,7 @@ fn blind_query(metric: &MetricSpec, path: &str, cx: &mut Cx) {
             }
             return;
         }
+        Provider::Judge(_) => return,
     };
     // Any argument may be what selects it: only a text without arguments is surely blind.
     let lower = text.to_lowercase();
@@ -144,7 +145,7 @@ fn only_service(text: &str) -> bool {
 }
 
 fn silent_nan(metric: &MetricSpec, path: &str, cx: &mut Cx) {
-    let outside = !matches!(metric.provider, Provider::Serin(_));
+    let outside = !matches!(metric.provider, Provider::Serin(_) | Provider::Judge(_));
     if outside && metric.success_condition.is_none() && metric.failure_condition.is_some() {
         cx.warn(
             &format!("{path}.failureCondition"),
@@ -226,7 +227,7 @@ impl Gate {
                 };
                 (ASSUMED_REQUESTS, false, metric)
             }
-            Provider::Prometheus(_) | Provider::Web(_) => return None,
+            Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) => return None,
         };
         // Everything becomes "fails from this error rate on".
         let (limit, healthy) = match rate_of {

@@ -44,7 +44,7 @@ pub struct Config {
     pub dns: Dns,
     /// What is served, in the order of the files; names are unique.
     pub services: Vec<Arc<Service>>,
-    /// Every template, by name; the built-in gate is among them.
+    /// Every template, by name; the built-in judge is among them.
     pub templates: BTreeMap<String, Arc<Template>>,
     /// What was written, without secrets.
     pub(super) shown: serde_json::Value,

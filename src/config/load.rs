@@ -66,7 +66,7 @@ struct FileConfig {
     /// At least one, here or in an included file.
     #[serde(default)]
     services: Vec<Located<ServiceConfig>>,
-    /// Absent: only the built-in gate.
+    /// Absent: only the built-in judge.
     #[serde(default)]
     analysis_templates: Vec<Located<TemplateConfig>>,
     /// Files, `*` and `?` in their names allowed. Absent: none.
@@ -504,7 +504,7 @@ fn compile_templates(files: &mut [File]) -> AllTemplates {
             if name == strategy::BUILT_IN_GATE {
                 file.cx.error(
                     &key,
-                    format!("`{name}` is the name of the built-in gate"),
+                    format!("`{name}` is the name of the built-in judge"),
                     "choose another",
                 );
             } else if let Some(place) = places.get(&name) {
@@ -584,9 +584,6 @@ fn compile_services(
         }
         if all.templates.contains(name) {
             advice::advise_template(compiled, &mut file.cx);
-            for path in &compiled.judges {
-                not_yet.push(file.cx.not_yet(path, "judge metrics"));
-            }
         } else {
             file.cx.warn(
                 &compiled.path,

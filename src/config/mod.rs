@@ -51,7 +51,7 @@ pub use observe::{AccessLog, LogFormat, LogPath, Otlp};
 pub use problem::Problem;
 pub use reach::{Reach, forbidden};
 pub use secret::Redacted;
-pub use strategy::{BUILT_IN_GATE, built_in_gate, default_steps};
+pub use strategy::{BUILT_IN_GATE, built_in_gate, default_steps, ensure_judge};
 #[cfg(test)]
 pub(crate) use tls::tests as tls_fixtures;
 pub use tls::{Certificate, CertificateFiles, Tls};

@@ -57,7 +57,7 @@ pub(super) struct ServiceConfig {
     hard_failure: HardFailureConfig,
     /// Absent: hosts that this service's endpoints name.
     deploy: Option<DeployConfig>,
-    /// Absent: 5, 25, 50 % with the built-in gate.
+    /// Absent: 1, 5, 25, 50 %, at the pace of the evidence.
     strategy: Option<StrategyConfig>,
     /// Absent: going back takes every step.
     rollback_window: Option<RollbackWindowConfig>,

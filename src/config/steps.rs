@@ -72,14 +72,22 @@ impl Config {
         uses.templates
             .extend(named.map(|reference| reference.template_name.clone()));
         let mut plan = service.plan.clone();
-        plan.strategy = Strategy::Canary(Canary {
+        let mut canary = Canary {
             steps: compiled,
             background: background.map(|mut background| {
                 // The shorter list may end before the step that the file means.
                 background.starting_step = background.starting_step.min(configs.len() - 1);
                 background
             }),
-        });
+        };
+        if strategy::ensure_judge(&mut canary, |name| {
+            self.templates
+                .get(name)
+                .is_some_and(|template| template.has_judge())
+        }) {
+            uses.templates.insert(strategy::BUILT_IN_GATE.to_owned());
+        }
+        plan.strategy = Strategy::Canary(canary);
         let named = uses
             .templates
             .iter()
@@ -93,6 +101,5 @@ fn known(template: &Template) -> CompiledTemplate {
         template: template.clone(),
         path: String::new(),
         metric_paths: Vec::new(),
-        judges: Vec::new(),
     }
 }

@@ -4,11 +4,11 @@ use super::cx::Cx;
 use super::decode::Located;
 use super::problem::did_you_mean;
 use super::template::CompiledTemplate;
-use crate::analysis::{Args, Context, MetricSpec, Provider, SerinMetric, SerinQuery, Template};
+use crate::analysis::{Args, Context, JudgeConfig, MetricSpec, Provider, Template};
 use crate::model::{Span, Weight};
 use crate::rollout::{
     AnalysisRef, Background, BlueGreen, Canary, Experiment, HeaderRoute, MirrorRoute, Pause, Plan,
-    RollbackWindow, Step, StepArg, Strategy, TemplateRef,
+    RollbackWindow, Step, StepArg, Strategy, TemplateRef, UntilEvidence,
 };
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,10 +31,20 @@ struct CanaryConfig {
     /// In order; finishing them promotes. Absent: straight to promotion once endpoints are ready.
     #[serde(default)]
     steps: Vec<Located<StepConfig>>,
+    /// Instead of `steps`: the ready-made ones, at the pace of the evidence.
+    auto: Option<AutoConfig>,
     /// Runs beside the steps. Absent: only what the steps say.
     analysis: Option<BackgroundConfig>,
     /// Argo's; nothing in it has an effect here.
     traffic_routing: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct AutoConfig {
+    /// Absent: 1, 5, 25, 50.
+    weights: Option<Vec<Located<Weight>>>,
+    /// How long a weight may wait for evidence before a person must decide. Absent: as long as it takes.
+    max: Option<Span>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -91,9 +101,18 @@ pub(super) struct StepConfig {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct PauseConfig {
     /// Absent: until somebody promotes.
     duration: Option<Span>,
+    /// Instead of `duration`: until the judge has learned enough.
+    until_evidence: Option<UntilEvidenceConfig>,
+}
+
+#[derive(Debug, Deserialize)]
+struct UntilEvidenceConfig {
+    /// Then a person must decide. Absent: as long as it takes.
+    max: Option<Span>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -181,43 +200,53 @@ pub(super) struct Uses {
     pub(super) some_unreadable: bool,
 }
 
-/// The name of the built-in gate's template.
-pub const BUILT_IN_GATE: &str = "serin-built-in-gate";
+/// The name of the built-in template: the judge with its defaults.
+pub const BUILT_IN_GATE: &str = "serin-judge";
 
-/// The gate of a service without a strategy: the canary's error rate is not above stable's by more than one point.
-///
-/// Two of three one-minute windows of at least 300 requests must agree before it fails: a healthy canary at 0.5 % errors
-/// exceeds one window by chance once in fifty times, two of three once in a thousand.
+/// The judge of a service without a strategy, and of every plan that waits for evidence and names no judge of its own.
 pub fn built_in_gate() -> Template {
-    let mut query = SerinQuery::of(SerinMetric::ErrorRateDifference);
-    query.min_samples = 300;
-    query.no_data_timeout = Span::secs(1800);
-    let mut metric = MetricSpec::named("no-worse-than-stable", Provider::Serin(query));
-    metric.interval = Some(Span::secs(60));
-    metric.count = Some(3);
-    metric.failure_limit = 1;
-    metric.success_condition = Some("result <= 0.01".to_owned());
+    let judge = Provider::Judge(JudgeConfig::default());
     Template {
         name: BUILT_IN_GATE.to_owned(),
         args: Vec::new(),
-        metrics: vec![metric],
+        metrics: vec![MetricSpec::named(BUILT_IN_GATE, judge)],
     }
 }
 
-/// 5, 25, 50 %, each held until the built-in gate has judged it.
-pub fn default_steps() -> Vec<Step> {
-    let gate = || {
-        Step::Analysis(AnalysisRef {
-            templates: vec![TemplateRef {
-                template_name: BUILT_IN_GATE.to_owned(),
-            }],
-            args: Vec::new(),
-        })
+/// The steps of `auto`: each weight until the evidence suffices for the next.
+fn auto_steps(weights: &[Weight], max: Option<Span>) -> Vec<Step> {
+    let pause = Pause {
+        duration: None,
+        until_evidence: Some(UntilEvidence { max }),
     };
-    [5, 25, 50]
-        .into_iter()
-        .flat_map(|percent| [Step::SetWeight(Weight::percent(percent)), gate()])
+    let steps = weights.iter();
+    steps
+        .flat_map(|weight| [Step::SetWeight(*weight), Step::Pause(pause)])
         .collect()
+}
+
+/// The plan of a service without a strategy: 1, 5, 25, 50 %, at the pace of the evidence.
+pub fn default_steps() -> Vec<Step> {
+    auto_steps(&[1, 5, 25, 50].map(Weight::percent), None)
+}
+
+/// A plan that waits for evidence has somebody who gathers it: the built-in judge, when the background analysis names none.
+/// Whether it was added.
+pub fn ensure_judge(canary: &mut Canary, is_judge: impl Fn(&str) -> bool) -> bool {
+    let waits = |step: &Step| matches!(step, Step::Pause(pause) if pause.until_evidence.is_some());
+    let Some(first) = canary.steps.iter().position(waits) else {
+        return false;
+    };
+    let background = canary.background.get_or_insert_with(Background::default);
+    let mut named = background.analysis.templates.iter();
+    if named.any(|reference| reference.template_name == BUILT_IN_GATE || is_judge(&reference.template_name)) {
+        return false;
+    }
+    background.starting_step = background.starting_step.min(first);
+    background.analysis.templates.push(TemplateRef {
+        template_name: BUILT_IN_GATE.to_owned(),
+    });
+    true
 }
 
 /// What a plan takes from the rest of its service.
@@ -238,11 +267,13 @@ pub(super) fn compile(
 ) -> Plan {
     let strategy = match config {
         None => {
-            uses.templates.insert(BUILT_IN_GATE.to_owned());
-            Strategy::Canary(Canary {
+            let mut canary = Canary {
                 steps: default_steps(),
                 background: None,
-            })
+            };
+            ensure_judge(&mut canary, |_| false);
+            uses.templates.insert(BUILT_IN_GATE.to_owned());
+            Strategy::Canary(canary)
         }
         Some(StrategyConfig {
             canary: Some(config),
@@ -267,7 +298,7 @@ pub(super) fn compile(
             cx.error(
                 path,
                 "exactly one of canary, blueGreen and immediate is needed",
-                "remove strategy for the default plan (5, 25, 50 % with a built-in gate)",
+                "remove strategy for the default plan (1, 5, 25, 50 %, at the pace of the evidence)",
             );
             Strategy::Immediate
         }
@@ -301,16 +332,24 @@ fn canary(
             ),
         }
     }
-    let steps = steps(&config.steps, templates, uses, cx);
+    let steps = match &config.auto {
+        Some(auto) => {
+            if !config.steps.is_empty() {
+                cx.error(path, "auto and steps exclude each other", "keep one of them");
+            }
+            auto_steps(&weights(auto, &format!("{path}.auto"), cx), auto.max)
+        }
+        None => steps(&config.steps, templates, uses, cx),
+    };
     let background = config.analysis.as_ref().map(|background| {
         let path = format!("{path}.analysis");
         let starting_step = background.starting_step.unwrap_or(0);
-        if starting_step > 0 && starting_step >= config.steps.len() {
+        if starting_step > 0 && starting_step >= steps.len() {
             cx.error(
                 &format!("{path}.startingStep"),
                 format!(
                     "step {starting_step} is not there: the steps are 0 to {}",
-                    config.steps.len().saturating_sub(1)
+                    steps.len().saturating_sub(1)
                 ),
                 "write the place of a step, from 0",
             );
@@ -325,7 +364,48 @@ fn canary(
             starting_step,
         }
     });
-    Strategy::Canary(Canary { steps, background })
+    let mut canary = Canary { steps, background };
+    let is_judge = |name: &str| {
+        templates
+            .get(name)
+            .is_some_and(|compiled| compiled.template.has_judge())
+    };
+    if ensure_judge(&mut canary, is_judge) {
+        uses.templates.insert(BUILT_IN_GATE.to_owned());
+    } else if let Some(background) = &canary.background
+        && let Some(step) = canary
+            .steps
+            .iter()
+            .take(background.starting_step)
+            .position(|step| matches!(step, Step::Pause(pause) if pause.until_evidence.is_some()))
+    {
+        cx.error(
+            &format!("{path}.analysis.startingStep"),
+            format!(
+                "step {step} waits for evidence that nobody gathers before step {}",
+                background.starting_step
+            ),
+            format!("write startingStep: {step} or less"),
+        );
+    }
+    Strategy::Canary(canary)
+}
+
+/// The weights of `auto`, ascending and below everything.
+fn weights(auto: &AutoConfig, path: &str, cx: &mut Cx) -> Vec<Weight> {
+    let Some(weights) = &auto.weights else {
+        return [1, 5, 25, 50].map(Weight::percent).to_vec();
+    };
+    let values: Vec<Weight> = weights.iter().map(|weight| weight.value).collect();
+    let ascending = values.windows(2).all(|pair| pair[0] < pair[1]);
+    if values.is_empty() || !ascending || values.iter().any(|weight| weight.is_zero() || weight.is_full()) {
+        cx.error(
+            &format!("{path}.weights"),
+            "the weights must ascend, between 0 and 100",
+            "write for example [1, 5, 25, 50]; 100 comes by itself",
+        );
+    }
+    values
 }
 
 /// Every step that can be understood.
@@ -353,8 +433,19 @@ fn step(
         found.push(Step::SetWeight(weight));
     }
     if let Some(pause) = &config.pause {
+        if pause.duration.is_some() && pause.until_evidence.is_some() {
+            cx.error(
+                &format!("{path}.pause"),
+                "duration and untilEvidence exclude each other",
+                "keep one of them; untilEvidence: {max: 30m} ends the wait as well",
+            );
+        }
         found.push(Step::Pause(Pause {
             duration: pause.duration,
+            until_evidence: pause
+                .until_evidence
+                .as_ref()
+                .map(|until| UntilEvidence { max: until.max }),
         }));
     }
     if let Some(analysis) = &config.analysis {

@@ -2,11 +2,13 @@
 
 use super::cx::Cx;
 use super::decode::Located;
+use super::units::Share;
 use crate::analysis::{
     self, ArgSpec, MetricSpec, OnError, OnNoData, PrometheusQuery, Provider, SerinMetric, SerinQuery,
     Template, WebQuery,
 };
 use crate::model::{Role, Span};
+use crate::stats::MOST_CUTS;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use std::{collections::BTreeMap, fmt};
 
@@ -137,33 +139,41 @@ struct WebConfig {
     insecure: bool,
 }
 
-/// Read and kept for `not_yet`; `serve` cannot run it.
 #[derive(Debug, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(
-    dead_code,
-    reason = "read so that its keys are checked; the judge itself is not there yet"
-)]
 struct JudgeConfig {
-    alpha: Option<String>,
-    beta: Option<String>,
+    /// The risk of a false rollback over the whole rollout. Absent: 1%.
+    alpha: Option<Share>,
+    /// The risk of raising the weight of a canary that does more harm than `harmBudget`. Absent: 5%.
+    beta: Option<Share>,
+    /// Absent: the default written at each.
     errors: Option<JudgeErrors>,
+    /// Absent: the defaults written at each.
     latency: Option<JudgeLatency>,
-    harm_budget: Option<String>,
+    /// Extra failed requests per request that the next weight may cost. Absent: 0.1pp.
+    harm_budget: Option<Share>,
+    /// For so long after its first request only a canary three times as slow is slow. Absent: 30s.
     warmup: Option<Span>,
+    /// The same after each weight. Absent: 5s.
+    step_warmup: Option<Span>,
+    /// A step takes at least this long. Absent: 10s.
+    min_step: Option<Span>,
+    /// While stable itself fails more than this, the weight is not raised. Absent: 2%.
+    freeze: Option<Share>,
 }
 
 #[derive(Debug, serde::Deserialize)]
-#[allow(dead_code, reason = "as above")]
 struct JudgeErrors {
-    tolerate: Option<String>,
+    /// A higher error rate by this is no reason to roll back. Absent: 0.05pp.
+    tolerate: Option<Share>,
 }
 
 #[derive(Debug, serde::Deserialize)]
-#[allow(dead_code, reason = "as above")]
 struct JudgeLatency {
+    /// Which quantiles of stable's latency are compared; an empty list for none. Absent: 0.5, 0.9, 0.99.
     quantiles: Option<Vec<f64>>,
-    tolerate: Option<String>,
+    /// How much slower is no reason to roll back. Absent: 10%.
+    tolerate: Option<Share>,
 }
 
 /// A mapping, or Argo's list of `{key, value}`.
@@ -209,8 +219,6 @@ pub(super) struct CompiledTemplate {
     pub(super) path: String,
     /// The paths of its metrics, in their order.
     pub(super) metric_paths: Vec<String>,
-    /// Paths of metrics that are judges.
-    pub(super) judges: Vec<String>,
 }
 
 /// Compiles a template and checks whatever does not depend on where it is used.
@@ -225,41 +233,38 @@ pub(super) fn compile(config: &Located<TemplateConfig>, cx: &mut Cx) -> Compiled
     }
     let args = config.args.iter().map(|arg| compile_arg(arg, cx)).collect();
     let mut metrics: Vec<MetricSpec> = Vec::new();
-    let (mut metric_paths, mut judges) = (Vec::new(), Vec::new());
+    let mut metric_paths = Vec::new();
     for Located { path, value: metric } in &config.metrics {
-        match (&metric.provider, &metric.judge) {
-            (Some(provider), None) => {
-                let Some(provider) = compile_provider(provider, &format!("{path}.provider"), cx) else {
-                    continue;
-                };
-                if metrics.iter().any(|other| other.name == metric.name) {
-                    let what = format!("two metrics of this template are called `{}`", metric.name);
-                    cx.error(&format!("{path}.name"), what, "rename one");
-                }
-                metrics.push(compile_metric(metric, provider));
-                metric_paths.push(path.clone());
+        let provider = match (&metric.provider, &metric.judge) {
+            (Some(provider), None) => compile_provider(provider, &format!("{path}.provider"), cx),
+            (None, Some(judge)) => {
+                unmixed(metric, path, cx);
+                Some(Provider::Judge(compile_judge(
+                    judge,
+                    &format!("{path}.judge"),
+                    cx,
+                )))
             }
-            (None, Some(_)) => {
-                let mixed = metric.interval.is_some()
-                    || metric.count.is_some()
-                    || metric.success_condition.is_some()
-                    || metric.failure_condition.is_some();
-                if mixed {
-                    cx.error(
-                        path,
-                        "a judge looks at every request: it has no interval, count or condition",
-                        "remove them",
-                    );
-                }
-                judges.push(path.clone());
+            (Some(_), Some(_)) => {
+                cx.error(path, "provider and judge exclude each other", "keep one of them");
+                None
             }
-            (Some(_), Some(_)) => cx.error(path, "provider and judge exclude each other", "keep one of them"),
-            (None, None) => cx.error(
-                path,
-                "the metric has no provider",
-                "add for example provider: {serin: {metric: errorRate}}",
-            ),
+            (None, None) => {
+                cx.error(
+                    path,
+                    "the metric has no provider",
+                    "add for example provider: {serin: {metric: errorRate}}, or judge: {}",
+                );
+                None
+            }
+        };
+        let Some(provider) = provider else { continue };
+        if metrics.iter().any(|other| other.name == metric.name) {
+            let what = format!("two metrics of this template are called `{}`", metric.name);
+            cx.error(&format!("{path}.name"), what, "rename one");
         }
+        metrics.push(compile_metric(metric, provider));
+        metric_paths.push(path.clone());
     }
     if config.metrics.is_empty() {
         cx.error(
@@ -280,7 +285,90 @@ pub(super) fn compile(config: &Located<TemplateConfig>, cx: &mut Cx) -> Compiled
         template,
         path: path.clone(),
         metric_paths,
-        judges,
+    }
+}
+
+/// A judge looks at every request: keys that say when and how often to measure mean nothing to it.
+fn unmixed(metric: &MetricConfig, path: &str, cx: &mut Cx) {
+    let foreign = [
+        ("interval", metric.interval.is_some()),
+        ("initialDelay", metric.initial_delay.is_some()),
+        ("count", metric.count.is_some()),
+        ("duration", metric.duration.is_some()),
+        ("failureLimit", metric.failure_limit.is_some()),
+        (
+            "consecutiveSuccessLimit",
+            metric.consecutive_success_limit.is_some(),
+        ),
+        ("inconclusiveLimit", metric.inconclusive_limit.is_some()),
+        ("consecutiveErrorLimit", metric.consecutive_error_limit.is_some()),
+        ("successCondition", metric.success_condition.is_some()),
+        ("failureCondition", metric.failure_condition.is_some()),
+    ];
+    for (key, _) in foreign.iter().filter(|(_, written)| *written) {
+        cx.error(
+            &format!("{path}.{key}"),
+            "a judge looks at every request: it has no interval, count, limit or condition",
+            "remove it",
+        );
+    }
+}
+
+fn compile_judge(config: &JudgeConfig, path: &str, cx: &mut Cx) -> analysis::JudgeConfig {
+    let default = analysis::JudgeConfig::default();
+    let mut share = |share: Option<Share>, key: &str, within: std::ops::RangeInclusive<f64>, default: f64| {
+        let Some(Share(share)) = share else {
+            return default;
+        };
+        if !within.contains(&share) {
+            let (from, to) = (100.0 * within.start(), 100.0 * within.end());
+            cx.error(
+                &format!("{path}.{key}"),
+                format!("{}% is not between {from}% and {to}%", 100.0 * share),
+                "",
+            );
+        }
+        share
+    };
+    let alpha = share(config.alpha, "alpha", 1e-6..=0.2, default.alpha);
+    let beta = share(config.beta, "beta", 1e-6..=0.5, default.beta);
+    let errors = config.errors.as_ref().and_then(|errors| errors.tolerate);
+    let err_delta = share(errors, "errors.tolerate", 0.0..=0.5, default.err_delta);
+    let slower = config.latency.as_ref().and_then(|latency| latency.tolerate);
+    let lat_tol = share(slower, "latency.tolerate", 0.0..=9.0, default.lat_tol);
+    let harm_budget = share(config.harm_budget, "harmBudget", 1e-5..=0.5, default.harm_budget);
+    let freeze_stable_err = share(config.freeze, "freeze", 0.0..=1.0, default.freeze_stable_err);
+    let quantiles = config
+        .latency
+        .as_ref()
+        .and_then(|latency| latency.quantiles.as_ref());
+    let mut lat_q = quantiles.cloned().unwrap_or(default.lat_q.clone());
+    lat_q.sort_by(f64::total_cmp);
+    lat_q.dedup();
+    let right = |q: &f64| (0.01..=0.9999).contains(q);
+    if !lat_q.iter().all(right) || lat_q.len() > MOST_CUTS {
+        cx.error(
+            &format!("{path}.latency.quantiles"),
+            format!("at most {MOST_CUTS} quantiles between 0.01 and 0.9999 are compared"),
+            "write for example [0.5, 0.9, 0.99]",
+        );
+        lat_q.retain(right);
+        lat_q.truncate(MOST_CUTS);
+    }
+    let seconds =
+        |span: Option<Span>, default: f64| span.map_or(default, |span| span.as_duration().as_secs_f64());
+    analysis::JudgeConfig {
+        alpha,
+        beta,
+        err_delta,
+        lat_tol,
+        lat_q,
+        harm_budget,
+        freeze_stable_err,
+        warmup_s: seconds(config.warmup, default.warmup_s),
+        step_warmup_s: seconds(config.step_warmup, default.step_warmup_s),
+        min_step_s: seconds(config.min_step, default.min_step_s),
+        ..default
     }
 }
 

@@ -2,8 +2,9 @@
 #![allow(clippy::format_collect, clippy::format_push_string, reason = "short in tests")]
 
 use super::*;
+use crate::analysis::{JudgeConfig, MetricSpec, Provider};
 use crate::model::{Role, Span, Weight};
-use crate::rollout::{Step, Strategy};
+use crate::rollout::{Step, Strategy, UntilEvidence};
 use std::{path::Path, sync::Arc};
 
 fn env(name: &str) -> Option<String> {
@@ -172,7 +173,7 @@ fn the_mode_of_a_unix_socket_is_octal() {
 }
 
 #[test]
-fn a_service_without_a_strategy_gets_5_25_50_and_the_built_in_gate() {
+fn a_service_without_a_strategy_goes_at_the_pace_of_the_evidence() {
     let config = good(MINIMAL);
     let service = &config.services[0];
     let weights: Vec<String> = service
@@ -181,8 +182,11 @@ fn a_service_without_a_strategy_gets_5_25_50_and_the_built_in_gate() {
         .iter()
         .map(|step| match step {
             Step::SetWeight(weight) => weight.to_string(),
-            Step::Analysis(analysis) => analysis.templates[0].template_name.clone(),
+            Step::Pause(pause) if pause.until_evidence == Some(UntilEvidence { max: None }) => {
+                "evidence".to_owned()
+            }
             other @ (Step::Pause(_)
+            | Step::Analysis(_)
             | Step::Experiment(_)
             | Step::SetHeaderRoute(_)
             | Step::SetMirrorRoute(_)
@@ -191,14 +195,21 @@ fn a_service_without_a_strategy_gets_5_25_50_and_the_built_in_gate() {
         .collect();
     assert_eq!(
         weights,
-        ["5%", BUILT_IN_GATE, "25%", BUILT_IN_GATE, "50%", BUILT_IN_GATE]
+        [
+            "1%", "evidence", "5%", "evidence", "25%", "evidence", "50%", "evidence"
+        ]
     );
+    let background = service.plan.background().unwrap();
+    assert_eq!(background.analysis.templates[0].template_name, BUILT_IN_GATE);
     assert_eq!(service.templates.len(), 1);
     let gate = &service.templates[0];
+    assert!(gate.has_judge());
     assert_eq!(
         crate::analysis::validate_all(&gate.metrics, crate::analysis::Context::Inline),
         Ok(())
     );
+    let written = good(&with("strategy: {canary: {auto: {}}}"));
+    assert_eq!(written.services[0].plan, service.plan);
     assert!(service.plan.require_evidence);
     assert_eq!(service.plan.progress_deadline, Some(Span::secs(600)));
 }
@@ -810,10 +821,104 @@ fn what_serve_cannot_do_yet_is_understood_and_named() {
     );
     let not_yet = shown(loaded.config.not_yet());
     assert!(not_yet.contains("services[0].strategy.blueGreen"), "{not_yet}");
-    let judge = with_template(
-        "judge: {alpha: 1%, errors: {tolerate: 0.05pp}, latency: {quantiles: [0.5], tolerate: 10%}}",
+}
+
+#[test]
+fn a_judge_is_what_is_written_and_otherwise_the_default() {
+    let text = with_template(
+        "judge: {alpha: 0.5%, errors: {tolerate: 0.1pp}, latency: {quantiles: [0.9, 0.5], tolerate: 20%}, harmBudget: 0.2pp, \
+         beta: 2%, warmup: 1m, stepWarmup: 0s, minStep: 3s, freeze: 5%}",
     );
-    assert!(shown(good(&judge).not_yet()).contains("judge metrics"));
+    let config = good(&text);
+    let judge = |metric: &MetricSpec| match &metric.provider {
+        Provider::Judge(judge) => judge.clone(),
+        other @ (Provider::Serin(_) | Provider::Prometheus(_) | Provider::Web(_)) => panic!("{other:?}"),
+    };
+    let written = judge(&config.templates["check"].metrics[0]);
+    assert_eq!(
+        written,
+        JudgeConfig {
+            alpha: 0.005,
+            beta: 0.02,
+            err_delta: 0.001,
+            lat_tol: 0.2,
+            lat_q: vec![0.5, 0.9],
+            harm_budget: 0.002,
+            freeze_stable_err: 0.05,
+            warmup_s: 60.0,
+            step_warmup_s: 0.0,
+            min_step_s: 3.0,
+            ..JudgeConfig::default()
+        }
+    );
+    let config = good(&with_template("judge: {}"));
+    assert_eq!(
+        judge(&config.templates["check"].metrics[0]),
+        JudgeConfig::default()
+    );
+    for (metric, expected) in [
+        (
+            "judge: {alpha: 0.01}",
+            "`0.01` is not a share: write for example 1%",
+        ),
+        ("judge: {alpha: 50%}", "judge.alpha: 50% is not between"),
+        (
+            "judge: {latency: {quantiles: [1.5]}}",
+            "judge.latency.quantiles: at most 4",
+        ),
+        (
+            "judge: {}\ninterval: 1m",
+            "metrics[0].interval: a judge looks at every request",
+        ),
+        (
+            "judge: {}\nsuccessCondition: result < 1",
+            "has no interval, count, limit or condition",
+        ),
+    ] {
+        let said = faults(&with_template(metric));
+        assert!(said.contains(expected), "{metric}\n{said}");
+    }
+}
+
+#[test]
+fn a_plan_that_waits_for_evidence_has_a_judge() {
+    let steps = "strategy:\n  canary:\n    steps: [{setWeight: 5}, {pause: {untilEvidence: {max: 30m}}}]\n";
+    let named = |config: &Config| {
+        let background = config.services[0].plan.background().unwrap();
+        let names = background.analysis.templates.iter();
+        names.map(|one| one.template_name.clone()).collect::<Vec<_>>()
+    };
+    let config = good(&with(steps));
+    assert_eq!(named(&config), [BUILT_IN_GATE]);
+    assert_eq!(config.services[0].templates.len(), 1);
+
+    let judge = "analysisTemplates:\n- name: mine\n  metrics: [{name: m, judge: {}}]\n- name: observes\n  metrics: [{name: o, dryRun: true, judge: {}}]\n";
+    let beside = |template: &str, start: usize| {
+        let analysis =
+            format!("    analysis: {{templates: [{{templateName: {template}}}], startingStep: {start}}}\n");
+        format!("{}{judge}", with(&format!("{steps}{analysis}")))
+    };
+    assert_eq!(named(&good(&beside("mine", 1))), ["mine"]);
+    assert_eq!(named(&good(&beside("observes", 0))), ["observes", BUILT_IN_GATE]);
+
+    let late = beside("mine", 2).replace("{max: 30m}}}]", "{max: 30m}}}, {setWeight: 50}, {pause: {}}]");
+    assert!(faults(&late).contains("step 1 waits for evidence that nobody gathers before step 2"));
+    for (strategy, expected) in [
+        (
+            "{canary: {auto: {}, steps: [{setWeight: 5}]}}",
+            "auto and steps exclude each other",
+        ),
+        ("{canary: {auto: {weights: [5, 1]}}}", "the weights must ascend"),
+        (
+            "{canary: {steps: [{pause: {duration: 1m, untilEvidence: {}}}]}}",
+            "duration and untilEvidence exclude each other",
+        ),
+    ] {
+        let said = faults(&with(&format!("strategy: {strategy}")));
+        assert!(said.contains(expected), "{strategy}\n{said}");
+    }
+    let auto = good(&with("strategy: {canary: {auto: {weights: [5, 50], max: 1h}}}"));
+    assert_eq!(auto.services[0].plan.steps().len(), 4);
 }
 
 #[test]

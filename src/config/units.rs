@@ -21,6 +21,32 @@ impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for OrOff<T> {
     }
 }
 
+/// A share or a difference of shares, as a fraction of one: written `1%` or `0.05pp`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Share(pub(super) f64);
+
+impl FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Share, String> {
+        let number = text.strip_suffix('%').or_else(|| text.strip_suffix("pp"));
+        let number = number.and_then(|number| number.trim().parse::<f64>().ok());
+        match number.filter(|number| (0.0..=1000.0).contains(number)) {
+            Some(number) => Ok(Share(number / 100.0)),
+            None => Err(format!(
+                "`{text}` is not a share: write for example 1%, or 0.05pp for a difference"
+            )),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
 /// A network such as `10.0.0.0/8`; a single address is a network of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Network(pub(super) IpNet);
@@ -66,6 +92,15 @@ pub(super) fn near() -> Vec<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_say_their_unit() {
+        assert_eq!("1%".parse(), Ok(Share(0.01)));
+        assert_eq!("0.05pp".parse(), Ok(Share(0.0005)));
+        for wrong in ["0.01", "-1%", "%", "1 percent", "nan%", "2000%"] {
+            assert!(wrong.parse::<Share>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn near_is_loopback_and_private() {

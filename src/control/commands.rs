@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     analysis::{Context, Template, validate_all},
-    config::Service,
+    config::{self, BUILT_IN_GATE, Service},
     model::{EndpointUrl, ServiceName, VersionName},
     rollout::{Event, Plan, Stage, Step, Strategy},
 };
@@ -418,7 +418,7 @@ impl Managed {
 /// The plan and templates of a deploy, as they are now.
 pub(super) fn plan_for(
     service: &Service,
-    config: &crate::config::Config,
+    config: &config::Config,
     steps: Option<Vec<Step>>,
 ) -> Result<(Plan, Vec<Template>), Refusal> {
     let Some(steps) = steps else {
@@ -479,5 +479,12 @@ pub(super) fn plan_for(
         }
     }
     canary.steps = steps;
+    let is_judge = |name: &str| {
+        let known = templates.iter().find(|template| template.name == name);
+        known.is_some_and(Template::has_judge)
+    };
+    if config::ensure_judge(canary, is_judge) && !templates.iter().any(|known| known.name == BUILT_IN_GATE) {
+        templates.push(config::built_in_gate());
+    }
     Ok((plan, templates))
 }

@@ -89,6 +89,9 @@ impl Engine {
                 managed.remember_run(kept.shown);
             }
         }
+        // Without it the judge begins anew.
+        let judges = self.store.judges(name.as_str()).unwrap_or_default();
+        managed.judging.restore(name, &judges);
         self.managed.insert(name.clone(), managed);
     }
 

@@ -8,6 +8,7 @@ use super::{
     Attempt, Caller, Change, Refusal, RefusalKind, ReloadRefused, StartError,
     command::{Accepted, Command, Expect},
     handle::Shared,
+    judging,
     ledger::{Fact, Saved},
     managed::Managed,
     providers::{Outside, Reply},
@@ -130,6 +131,10 @@ pub(crate) struct Engine {
     alive: Timestamp,
     swept: Option<Timestamp>,
     tidied: Option<Timestamp>,
+    /// The last look of all judges, the last one out of turn, and when what they know was stored.
+    judged: Timestamp,
+    alarmed: Duration,
+    judges_saved: Timestamp,
 }
 
 /// The store has failed last time.
@@ -185,6 +190,9 @@ impl Engine {
             alive: wall,
             swept: None,
             tidied: None,
+            judged: wall,
+            alarmed: Duration::ZERO,
+            judges_saved: wall,
         };
         for service in stored {
             let name = &service.name;
@@ -225,10 +233,16 @@ impl Engine {
     ) {
         loop {
             let sleep = tokio::time::sleep(self.until_next());
+            let alarm = self.next_alarm();
             // Trips first: they are the reason why this order is not random.
             tokio::select! {
                 biased;
                 Some(trip) = trips.recv() => self.tripped(&trip),
+                () = alarm => {
+                    self.alarmed = self.clock.monotonic();
+                    self.alarmed();
+                    continue;
+                }
                 ask = inbox.recv() => match ask {
                     Some(Ask::Shutdown(reply)) => {
                         self.end();
@@ -245,6 +259,19 @@ impl Engine {
                 () = sleep => {}
             }
             self.turn();
+        }
+    }
+
+    /// A canary's request has failed, and the last one that was looked at at once is some time ago.
+    fn next_alarm(&self) -> impl Future<Output = ()> + use<> {
+        let failures = Arc::clone(self.services.failures());
+        let passed = self.clock.monotonic().saturating_sub(self.alarmed);
+        let wait = judging::SOONEST.saturating_sub(passed);
+        async move {
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+            failures.notified().await;
         }
     }
 
@@ -299,14 +326,26 @@ impl Engine {
         let now = self.now();
         self.flush(now);
         let names: Vec<ServiceName> = self.managed.keys().cloned().collect();
+        // All together, so that many services do not wake the engine one after the other.
+        let judges = now.since(self.judged) >= judging::TICK;
+        if judges {
+            self.judged = now;
+        }
         for name in &names {
             self.tick(name, now);
+            if judges {
+                self.judge_if_due(name, now);
+            }
             self.observe(name, now);
             self.probe_if_waiting(name, now);
             self.watch_fate(name, now);
             self.afterlife(name, now);
             self.sample(name, now);
             self.show_time(name, now);
+        }
+        if now.since(self.judges_saved) >= judging::SAVE {
+            self.judges_saved = now;
+            self.save_judges();
         }
         self.keep_alive(now);
         if self.tidied.is_none_or(|tidied| now.since(tidied) >= TIDY) {
@@ -667,12 +706,16 @@ impl Engine {
             .filter_map(|managed| managed.next_due(now))
             .map(|due| due.since(now))
             .min();
+        let judging = self.managed.values().any(Managed::is_judging);
+        let judged = judging.then(|| self.judged.plus(judging::TICK).since(now));
+        let due = due.into_iter().chain(judged).min();
         due.unwrap_or(BEAT).clamp(Duration::from_millis(1), BEAT)
     }
 
     fn end(&mut self) {
         let now = self.now();
         self.flush(now);
+        self.save_judges();
         if let Err(error) = self.store.alive(now) {
             self.store_failed(&error);
         }

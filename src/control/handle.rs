@@ -7,6 +7,7 @@ use super::{
     Accepted, AnalysisStatus, Attempt, Caller, Command, Expect, History, MetricsWindow, Refusal, RefusalKind,
     ServiceStatus, StoredEvent,
     engine::{Ask, Engine, Parts, UndoTarget},
+    judging::Shown,
     observe::KeptRun,
     providers::{Network, Outside},
     ready, report,
@@ -153,6 +154,13 @@ pub(crate) struct Shared {
 struct Entry {
     status: watch::Sender<Arc<ServiceStatus>>,
     samples: Arc<Mutex<Samples>>,
+    judged: Shown,
+}
+
+impl Entry {
+    fn read(&self) -> (Arc<ServiceStatus>, Shown) {
+        (Arc::clone(&self.status.borrow()), Arc::clone(&self.judged))
+    }
 }
 
 impl Shared {
@@ -165,7 +173,13 @@ impl Shared {
         }
     }
 
-    pub(super) fn publish(&self, name: &ServiceName, status: ServiceStatus, samples: &Arc<Mutex<Samples>>) {
+    pub(super) fn publish(
+        &self,
+        name: &ServiceName,
+        status: ServiceStatus,
+        samples: &Arc<Mutex<Samples>>,
+        judged: &Shown,
+    ) {
         let status = Arc::new(status);
         let mut board = self.board.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = board.get(name) {
@@ -174,6 +188,7 @@ impl Shared {
             let entry = Entry {
                 status: watch::channel(status).0,
                 samples: Arc::clone(samples),
+                judged: Arc::clone(judged),
             };
             board.insert(name.clone(), entry);
         }
@@ -320,16 +335,14 @@ impl Control {
 
     /// Where a service stands, with the numbers of the moment.
     pub fn status(&self, service: &str) -> Option<ServiceStatus> {
-        let status = self
-            .shared
-            .read(service, |entry| Arc::clone(&entry.status.borrow()))?;
-        Some(self.refreshed(&status))
+        let read = self.shared.read(service, Entry::read)?;
+        Some(self.refreshed(&read))
     }
 
-    fn refreshed(&self, status: &Arc<ServiceStatus>) -> ServiceStatus {
+    fn refreshed(&self, (status, judged): &(Arc<ServiceStatus>, Shown)) -> ServiceStatus {
         let mut status = ServiceStatus::clone(status);
         if let Some(live) = self.services.get(status.service.as_str()) {
-            report::refresh(&mut status, &live, self.services.metrics());
+            report::refresh(&mut status, &live, self.services.metrics(), judged);
         }
         status
     }
@@ -337,12 +350,9 @@ impl Control {
     /// Where all services stand, by name.
     pub fn list(&self) -> Vec<ServiceStatus> {
         let board = self.shared.board.read().unwrap_or_else(PoisonError::into_inner);
-        let all: Vec<Arc<ServiceStatus>> = board
-            .values()
-            .map(|entry| Arc::clone(&entry.status.borrow()))
-            .collect();
+        let all: Vec<_> = board.values().map(Entry::read).collect();
         drop(board);
-        all.iter().map(|status| self.refreshed(status)).collect()
+        all.iter().map(|read| self.refreshed(read)).collect()
     }
 
     /// Follows one service: the receiver holds the latest status and wakes with every change of it. The numbers of the

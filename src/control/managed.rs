@@ -2,6 +2,7 @@
 
 use super::{
     AnalysisStatus,
+    judging::Judging,
     ledger::Saved,
     observe::ActiveRun,
     samples::{self, Samples},
@@ -46,6 +47,7 @@ pub(crate) struct Managed {
     pub(super) gate: Gate,
     pub(super) fate: Option<Fate>,
     pub(super) samples: Arc<Mutex<Samples>>,
+    pub(super) judging: Judging,
     /// When the split in force was published.
     pub(super) published: Timestamp,
     /// The sticky keys that have failed, and in which trial.
@@ -95,6 +97,7 @@ impl Managed {
             gate: Gate::default(),
             fate: None,
             samples: Arc::default(),
+            judging: Judging::default(),
             published: now,
             failed_keys: None,
             sticky: None,

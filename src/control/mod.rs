@@ -11,6 +11,7 @@ mod engine;
 mod gate;
 mod handle;
 mod hard_failure;
+mod judging;
 mod ledger;
 mod managed;
 mod observe;

@@ -14,14 +14,16 @@ use super::{
 };
 use crate::{
     analysis::{
-        ArgValue, Args, Conditions, MetricSpec, Outcome, Provider, Run, RunPhase, SerinQuery, Template,
+        ArgValue, Args, Conditions, JudgeConfig, JudgeReport, MetricSpec, Outcome, Provider, Run, RunPhase,
+        SerinQuery, Template,
     },
     model::{ServiceName, Timestamp, VersionName},
     rollout::{AnalysisKind, Event, RunId},
+    upstream::Services,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::task::JoinHandle;
 use tracing::info;
 
@@ -46,12 +48,16 @@ struct ActiveMetric {
     /// Where the next window begins.
     from: Option<serin::Reading>,
     task: Option<JoinHandle<()>>,
+    /// What the judge said last.
+    judged: Option<JudgeReport>,
 }
 
 #[derive(Debug, Clone)]
 enum Source {
     Serin(SerinQuery),
     External(External),
+    /// Nobody is asked: `judging` speaks by itself.
+    Judge,
 }
 
 /// A run as it is kept: to be shown, and to be gone on with after a restart.
@@ -68,6 +74,79 @@ impl ActiveRun {
                 task.abort();
             }
         }
+    }
+
+    /// The metrics that are judges, while they are not complete: their places, names and parameters.
+    pub(super) fn judges(&self) -> impl Iterator<Item = (usize, &str, &JudgeConfig)> {
+        let open = !self.run.phase.is_completed();
+        let metrics = self.run.specs.iter().zip(&self.run.metrics).enumerate();
+        metrics.filter_map(move |(index, (spec, state))| match &spec.provider {
+            Provider::Judge(config) if open && !state.phase.is_completed() => {
+                Some((index, spec.name.as_str(), config))
+            }
+            Provider::Judge(_) | Provider::Serin(_) | Provider::Prometheus(_) | Provider::Web(_) => None,
+        })
+    }
+
+    /// What the judge of a metric says.
+    pub(super) fn judged(&self, index: usize) -> Option<&JudgeReport> {
+        self.metrics.get(index)?.judged.as_ref()
+    }
+
+    pub(super) fn show_judge(&mut self, index: usize, report: JudgeReport) {
+        if let Some(metric) = self.metrics.get_mut(index) {
+            metric.judged = Some(report);
+        }
+    }
+
+    /// What all judges say now.
+    pub(super) fn show_judges(&mut self, shown: &BTreeMap<String, JudgeReport>) {
+        let open: Vec<(usize, String)> = self
+            .judges()
+            .map(|(index, name, _)| (index, name.to_owned()))
+            .collect();
+        for (index, name) in open {
+            if let Some(report) = shown.get(&name) {
+                self.show_judge(index, report.clone());
+            }
+        }
+    }
+
+    /// A measurement has come about: counted, said, and taken into the run.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what a measurement is made of, and whom to tell"
+    )]
+    pub(super) fn finish(
+        &mut self,
+        service: &ServiceName,
+        index: usize,
+        outcome: Outcome,
+        value: Option<String>,
+        message: Option<String>,
+        now: Timestamp,
+        services: &Services,
+    ) {
+        let metric = self.run.specs[index].name.clone();
+        info!(
+            service = %service,
+            run = %self.id,
+            metric = %metric,
+            outcome = outcome.as_str(),
+            value = value.as_deref().unwrap_or(""),
+            "`{service}`: `{metric}` measured {}{}",
+            outcome.as_str(),
+            message.as_deref().map_or(String::new(), |message| format!(": {message}"))
+        );
+        let labels = [service.as_str(), metric.as_str(), outcome.as_str()];
+        services
+            .metrics()
+            .control
+            .measurements
+            .with_label_values(&labels)
+            .inc();
+        // An answer for a run that has ended changes nothing.
+        let _ = self.run.finish(index, outcome, value, message, now);
     }
 }
 
@@ -112,6 +191,10 @@ fn prepare(
     }
     let mut metrics = Vec::with_capacity(specs.len());
     for spec in &mut specs {
+        if spec.is_judge() && record.kind != AnalysisKind::Background {
+            // Once is enough for a step; beside the steps it goes on to their end.
+            spec.count = Some(1);
+        }
         metrics.push(activate(spec, &args).map_err(|error| format!("metric `{}`: {error}", spec.name))?);
     }
     Ok((specs, metrics, args))
@@ -135,12 +218,14 @@ fn activate(spec: &mut MetricSpec, args: &Args) -> Result<ActiveMetric, String> 
         Provider::Serin(query) => Source::Serin(query.clone()),
         Provider::Prometheus(query) => Source::External(External::prometheus(query, args)?),
         Provider::Web(query) => Source::External(External::web(query, args)?),
+        Provider::Judge(_) => Source::Judge,
     };
     Ok(ActiveMetric {
         conditions,
         source,
         from: None,
         task: None,
+        judged: None,
     })
 }
 
@@ -231,7 +316,7 @@ impl Engine {
         serde_json::from_str(&row.json).ok()
     }
 
-    fn keep_run(&mut self, name: &ServiceName, active: &ActiveRun) {
+    pub(super) fn keep_run(&mut self, name: &ServiceName, active: &ActiveRun) {
         let kept = KeptRun {
             shown: report::analysis(active),
             run: active.run.clone(),
@@ -284,6 +369,7 @@ impl Engine {
                     judge(name, &mut active, index, Ok(reply), now, &self.services);
                     measured = true;
                 }
+                Source::Judge => {}
                 Source::External(external) => {
                     let Some(inbox) = self.inbox.upgrade() else {
                         continue;
@@ -340,7 +426,7 @@ impl Engine {
     }
 
     /// Tells the rollout what it waits for.
-    fn conclude(&mut self, name: &ServiceName, id: u64, now: Timestamp) {
+    pub(super) fn conclude(&mut self, name: &ServiceName, id: u64, now: Timestamp) {
         let Some(managed) = self.managed.get(name) else {
             return;
         };
@@ -431,7 +517,7 @@ fn judge(
     index: usize,
     result: Result<Reply, String>,
     now: Timestamp,
-    services: &crate::upstream::Services,
+    services: &Services,
 ) {
     let conditions = &active.metrics[index].conditions;
     let (outcome, value, message) = match result {
@@ -452,24 +538,5 @@ fn judge(
     };
     let redact = |text: Option<String>| text.map(|text| active.args.redact(&text));
     let (value, message) = (redact(value), redact(message));
-    let metric = active.run.specs[index].name.clone();
-    info!(
-        service = %name,
-        run = %active.id,
-        metric = %metric,
-        outcome = outcome.as_str(),
-        value = value.as_deref().unwrap_or(""),
-        "`{name}`: `{metric}` measured {}{}",
-        outcome.as_str(),
-        message.as_deref().map_or(String::new(), |message| format!(": {message}"))
-    );
-    let labels = [name.as_str(), metric.as_str(), outcome.as_str()];
-    services
-        .metrics()
-        .control
-        .measurements
-        .with_label_values(&labels)
-        .inc();
-    // An answer for a run that has ended changes nothing.
-    let _ = active.run.finish(index, outcome, value, message, now);
+    active.finish(name, index, outcome, value, message, now, services);
 }

@@ -186,6 +186,8 @@ impl Managed {
                 }
                 samples.push(&new, now);
             });
+            // At once: a generation may be over before the judge looks again.
+            self.judging.follow(&new, now);
             self.keep_past(&old, &new);
         }
         // Only now: until here the flag alone kept traffic off the canary.
@@ -195,7 +197,7 @@ impl Managed {
     }
 
     /// The sticky keys that have failed in this trial: empty ones when another has begun.
-    fn failed_keys(&mut self) -> Arc<KeySet> {
+    pub(super) fn failed_keys(&mut self) -> Arc<KeySet> {
         let trial = self.trial();
         if self.failed_keys.as_ref().is_none_or(|(of, _)| *of != trial) {
             self.failed_keys = Some((trial, Arc::default()));

@@ -2,7 +2,7 @@
 
 use super::{
     AbortStatus, AnalysisStatus, EndpointStatus, MetricStatus, Observed, PausedStatus, RolloutStatus,
-    ServiceStatus, StepStatus, VersionState, VersionStatus, engine::Engine, managed::Managed,
+    ServiceStatus, StepStatus, VersionState, VersionStatus, engine::Engine, judging::Shown, managed::Managed,
     observe::ActiveRun, samples,
 };
 use crate::{
@@ -11,7 +11,10 @@ use crate::{
     rollout::{Pause, Pool, Stage, State, Step, Verb},
     upstream::{Health, LiveService},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 /// A step in words.
 pub(crate) fn step_text(step: &Step) -> String {
@@ -27,8 +30,10 @@ pub(crate) fn step_text(step: &Step) -> String {
         Step::SetWeight(weight) => format!("setWeight {weight}"),
         Step::Pause(Pause {
             duration: Some(duration),
+            ..
         }) => format!("pause {duration}"),
-        Step::Pause(Pause { duration: None }) => "pause until promoted".to_owned(),
+        Step::Pause(pause) if pause.is_manual() => "pause until promoted".to_owned(),
+        Step::Pause(_) => "pause until the evidence suffices".to_owned(),
         Step::Analysis(analysis) => format!("analysis {}", names(analysis)),
         Step::Experiment(experiment) => format!("experiment {}", names(&experiment.analysis)),
         Step::SetHeaderRoute(route) => format!("setHeaderRoute {}", route.name),
@@ -54,7 +59,8 @@ pub(super) fn analysis(active: &ActiveRun) -> AnalysisStatus {
             .specs
             .iter()
             .zip(&run.metrics)
-            .map(|(spec, state)| MetricStatus {
+            .enumerate()
+            .map(|(index, (spec, state))| MetricStatus {
                 name: spec.name.clone(),
                 phase: state.phase,
                 message: state
@@ -71,6 +77,7 @@ pub(super) fn analysis(active: &ActiveRun) -> AnalysisStatus {
                 inconclusive: state.inconclusive,
                 errors: state.error,
                 measurements: state.measurements.clone(),
+                judge: active.judged(index).cloned(),
             })
             .collect(),
     }
@@ -83,7 +90,8 @@ impl Engine {
             return;
         };
         let status = self.status_of(managed);
-        self.shared.publish(name, status, &managed.samples);
+        self.shared
+            .publish(name, status, &managed.samples, &managed.judging.shown);
     }
 
     pub(super) fn status_of(&self, managed: &Managed) -> ServiceStatus {
@@ -148,7 +156,8 @@ impl Engine {
             generation: saved.facts,
             updated: now,
         };
-        refresh(&mut status, &managed.live, self.services.metrics());
+        let metrics = self.services.metrics();
+        refresh(&mut status, &managed.live, metrics, &managed.judging.shown);
         status
     }
 
@@ -198,9 +207,15 @@ fn reason(managed: &Managed) -> Option<String> {
         (Stage::Rolling(_), None) if managed.waiting_version().is_some() => {
             Some("WaitingForEndpoints".to_owned())
         }
+        (Stage::Rolling(rolling), None) if rolling.waits_for_evidence() => {
+            Some(WAITING_FOR_EVIDENCE.to_owned())
+        }
         (Stage::Empty | Stage::Healthy | Stage::Rolling(_), None) => None,
     }
 }
+
+/// The reason of a rollout that goes on as soon as the evidence suffices.
+const WAITING_FOR_EVIDENCE: &str = "WaitingForEvidence";
 
 fn message(managed: &Managed) -> String {
     let message = managed.saved.state.message(&managed.saved.plan);
@@ -294,7 +309,13 @@ fn endpoint_status(endpoint: &crate::upstream::Endpoint) -> EndpointStatus {
 }
 
 /// Puts the numbers of the moment into a status.
-pub(crate) fn refresh(status: &mut ServiceStatus, live: &Arc<LiveService>, metrics: &Registry) {
+pub(crate) fn refresh(
+    status: &mut ServiceStatus,
+    live: &Arc<LiveService>,
+    metrics: &Registry,
+    judged: &Shown,
+) {
+    say_judged(status, judged);
     let split = live.cell.load_full();
     if split.generation == 0 {
         return;
@@ -327,5 +348,26 @@ pub(crate) fn refresh(status: &mut ServiceStatus, live: &Arc<LiveService>, metri
         if let Some(target) = target {
             version.endpoints = endpoints(&target.version);
         }
+    }
+}
+
+/// What the judges say now, with their metrics; and for a rollout that waits for them, as its message.
+fn say_judged(status: &mut ServiceStatus, judged: &Shown) {
+    let judged = judged.lock().unwrap_or_else(PoisonError::into_inner);
+    let running = status.analyses.iter_mut().filter(|run| !run.phase.is_completed());
+    let mut sentence = None;
+    for metric in running.flat_map(|run| &mut run.metrics) {
+        let Some(report) = judged.get(&metric.name).filter(|_| !metric.phase.is_completed()) else {
+            continue;
+        };
+        if !metric.dry_run {
+            sentence.get_or_insert_with(|| report.sentence.clone());
+        }
+        metric.judge = Some(report.clone());
+    }
+    if status.reason.as_deref() == Some(WAITING_FOR_EVIDENCE)
+        && let Some(sentence) = sentence
+    {
+        status.message = format!("waiting for evidence: {sentence}");
     }
 }

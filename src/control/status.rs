@@ -4,7 +4,7 @@
 //! the numbers of the moment.
 
 use crate::{
-    analysis::{Measurement, RunPhase},
+    analysis::{JudgeReport, Measurement, RunPhase},
     model::{Role, ServiceName, Span, Timestamp, VersionName, Weight},
     rollout::{AbortCause, AnalysisKind, Phase, RunId, Verb},
 };
@@ -274,6 +274,9 @@ pub struct MetricStatus {
     pub errors: u32,
     /// The last few, oldest first.
     pub measurements: Vec<Measurement>,
+    /// For the sequential judge: where it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<JudgeReport>,
 }
 
 /// Requests, errors and duration of a service over a window, per version.

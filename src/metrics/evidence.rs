@@ -13,7 +13,7 @@ use super::{
     keys::Keys,
     part_of,
 };
-use crate::stats::{BUCKETS, bucket_of, quantile};
+use crate::stats::{BUCKETS, MOST_CUTS, UnitCounts, bucket_of, quantile};
 use crossbeam_utils::CachePadded;
 use std::{
     sync::{
@@ -23,9 +23,6 @@ use std::{
     time::Duration,
 };
 use tokio::sync::Notify;
-
-/// How many thresholds tell slow requests in flight at most.
-pub const MOST_CUTS: usize = 4;
 
 /// What counts as one piece of evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,20 +126,6 @@ impl Default for EvidenceCounts {
             latency: vec![0; BUCKETS],
         }
     }
-}
-
-/// A merged reading of the units; readings subtract to ticks.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct UnitCounts {
-    /// Units that failed.
-    pub failed: u64,
-    /// Units that ended, by duration; one list for each number of cuts that had passed when they did, empty when there were
-    /// none.
-    pub latency: [Vec<u64>; MOST_CUTS + 1],
-    /// Units that had not ended when a cut passed.
-    pub overdue: [u64; MOST_CUTS],
-    /// Units in flight.
-    pub in_flight: u64,
 }
 
 impl Evidence {
@@ -364,31 +347,6 @@ impl Evidence {
             }
         }
         counts
-    }
-}
-
-impl UnitCounts {
-    /// What has come since an earlier reading of the same generation.
-    #[must_use]
-    pub fn since(&self, earlier: &UnitCounts) -> UnitCounts {
-        let minus = |level: usize| {
-            let then = &earlier.latency[level];
-            let pairs = self.latency[level].iter().enumerate();
-            pairs
-                .map(|(bucket, now)| now.saturating_sub(then.get(bucket).copied().unwrap_or(0)))
-                .collect()
-        };
-        UnitCounts {
-            failed: self.failed.saturating_sub(earlier.failed),
-            latency: std::array::from_fn(minus),
-            overdue: std::array::from_fn(|cut| self.overdue[cut].saturating_sub(earlier.overdue[cut])),
-            in_flight: self.in_flight,
-        }
-    }
-
-    /// Units that ended.
-    pub fn ended(&self) -> u64 {
-        self.latency.iter().flatten().sum()
     }
 }
 

@@ -17,7 +17,7 @@ mod version;
 
 pub use cell::{Cell, part_of};
 pub use control::ControlMetrics;
-pub use evidence::{Evidence, EvidenceCounts, MOST_CUTS, Ticket, Trial, Unit, UnitCounts};
+pub use evidence::{Evidence, EvidenceCounts, Ticket, Trial, Unit};
 pub use histogram::{BUCKETS, HistogramCells, HistogramSnapshot};
 pub use keys::{KeySet, Keys};
 pub use listener::{ListenerMetrics, Rejection};

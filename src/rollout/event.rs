@@ -45,6 +45,15 @@ pub enum Event {
         /// Which run.
         run: RunId,
     },
+    /// The judge of the background analysis has ruled out the harm that the next weight could do.
+    EvidenceSuffices {
+        /// Which run.
+        run: RunId,
+        /// At which step: evidence for another weight is none for this one.
+        step: usize,
+        /// What was ruled out, with its numbers.
+        message: String,
+    },
     /// Release the current pause.
     Promote {
         /// Skip everything that is left.
@@ -101,6 +110,7 @@ impl Event {
             Event::Restarted { .. } => "restarted",
             Event::AnalysisFinished { .. } => "analysis_finished",
             Event::EvidenceGathered { .. } => "evidence_gathered",
+            Event::EvidenceSuffices { .. } => "evidence_suffices",
             Event::Promote { full: false, .. } => "promote",
             Event::Promote { full: true, .. } => "promote --full",
             Event::Abort { .. } => "abort",

@@ -22,7 +22,7 @@ pub use effect::{AnalysisKind, Effect, Notice, Trigger};
 pub use event::Event;
 pub use plan::{
     AnalysisRef, Background, BlueGreen, Canary, Experiment, HeaderRoute, MirrorRoute, Pause, Plan,
-    RollbackWindow, Step, StepArg, Strategy, TemplateRef,
+    RollbackWindow, Step, StepArg, Strategy, TemplateRef, UntilEvidence,
 };
 pub use refused::{Refused, Verb};
 pub use state::{

@@ -148,6 +148,26 @@ pub struct Pause {
     /// Over strictly after this long. Absent: until somebody promotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<Span>,
+    /// Over as soon as the judge beside the steps has ruled out the harm that the next weight could do, and never by silence.
+    /// Instead of `duration`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_evidence: Option<UntilEvidence>,
+}
+
+impl Pause {
+    /// Whether it waits for a person from its beginning.
+    pub const fn is_manual(&self) -> bool {
+        self.duration.is_none() && self.until_evidence.is_none()
+    }
+}
+
+/// A pause that the evidence ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UntilEvidence {
+    /// Strictly after this long a person must decide. Absent: it goes on waiting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<Span>,
 }
 
 /// An experiment step: an analysis with a time limit.

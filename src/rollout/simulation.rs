@@ -9,7 +9,7 @@ use crate::{
     model::{Span, Timestamp, VersionName, Weight},
     rollout::{
         AnalysisRef, At, Background, BlueGreen, Canary, Effect, Event, HeaderRoute, Pause, Phase, Plan, Pool,
-        RollbackWindow, Route, RunId, Stage, State, Step, Strategy, Verb, transition,
+        RollbackWindow, Route, RunId, Stage, State, Step, Strategy, UntilEvidence, Verb, transition,
     },
 };
 use std::collections::BTreeSet;
@@ -164,7 +164,7 @@ impl Simulation {
         let mut runs: Vec<RunId> = self.state.runs().into_iter().map(|(run, _)| run).collect();
         runs.extend(dice.one_in(5).then_some(RunId(1)));
         let run = dice.among(&runs).unwrap_or(RunId(0));
-        match dice.below(30) {
+        match dice.below(32) {
             0..=3 => Event::Deploy {
                 version: random_version(dice),
             },
@@ -194,6 +194,11 @@ impl Simulation {
                 message,
             },
             18 => Event::EvidenceGathered { run },
+            30 | 31 => Event::EvidenceSuffices {
+                run,
+                step: self.state.rolling().map_or(0, |rolling| rolling.step),
+                message,
+            },
             19..=21 => Event::Promote {
                 full: dice.one_in(6),
                 skip_analysis: dice.one_in(3),
@@ -275,6 +280,7 @@ impl Simulation {
         }
         match event {
             Event::EvidenceGathered { .. }
+            | Event::EvidenceSuffices { .. }
             | Event::AnalysisFinished {
                 phase: RunPhase::Successful,
                 ..
@@ -454,6 +460,7 @@ fn verb(event: &Event) -> Option<Verb> {
         | Event::Restarted { .. }
         | Event::AnalysisFinished { .. }
         | Event::EvidenceGathered { .. }
+        | Event::EvidenceSuffices { .. }
         | Event::HardFailure { .. }
         | Event::SharedFate { .. } => None,
     }
@@ -499,10 +506,17 @@ fn random_plan(dice: &mut Dice) -> Plan {
 }
 
 fn random_step(dice: &mut Dice) -> Step {
-    match dice.below(8) {
+    match dice.below(10) {
         0..=2 => Step::SetWeight(dice.weight()),
         3 | 4 => Step::Pause(Pause {
             duration: dice.maybe_span(300),
+            until_evidence: None,
+        }),
+        8 | 9 => Step::Pause(Pause {
+            duration: None,
+            until_evidence: Some(UntilEvidence {
+                max: dice.maybe_span(300),
+            }),
         }),
         5 => Step::Analysis(AnalysisRef::default()),
         6 => Step::SetHeaderRoute(HeaderRoute {

@@ -112,6 +112,13 @@ pub enum At {
         /// Since when; moved forward by time that does not count.
         since: Timestamp,
     },
+    /// Evidence that the next weight does no harm.
+    UntilEvidence {
+        /// Since when; moved forward by time that does not count.
+        since: Timestamp,
+    },
+    /// A human, because that evidence did not come in the time that the plan gives it.
+    NoEvidence,
     /// The verdict of an analysis.
     Analysis {
         /// Which run.

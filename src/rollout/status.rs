@@ -59,6 +59,8 @@ pub enum PauseReason {
     InconclusiveExperiment,
     /// An analysis could not measure, and its metric says `onError: pause`.
     AnalysisRunError,
+    /// The judge did not learn enough in the time that the plan gives it.
+    NoEvidence,
     /// The current step is a pause.
     CanaryPauseStep,
     /// Blue-green waits for the switch.
@@ -75,6 +77,7 @@ impl PauseReason {
             PauseReason::InconclusiveAnalysisRun => "InconclusiveAnalysisRun",
             PauseReason::InconclusiveExperiment => "InconclusiveExperiment",
             PauseReason::AnalysisRunError => "AnalysisRunError",
+            PauseReason::NoEvidence => "NoEvidence",
             PauseReason::CanaryPauseStep => "CanaryPauseStep",
             PauseReason::BlueGreenPause => "BlueGreenPause",
         }
@@ -154,6 +157,8 @@ impl State {
             At::Enter
             | At::FastTrack
             | At::Pause { .. }
+            | At::UntilEvidence { .. }
+            | At::NoEvidence
             | At::Undecided { .. }
             | At::Evidence
             | At::BeforeSwitch
@@ -280,7 +285,12 @@ impl Rolling {
     }
 
     pub(super) fn is_undecided(&self) -> bool {
-        matches!(self.at, At::Undecided { .. })
+        matches!(self.at, At::Undecided { .. } | At::NoEvidence)
+    }
+
+    /// Whether only evidence is missing for the steps to go on: what the judge has found out moves it.
+    pub fn waits_for_evidence(&self) -> bool {
+        matches!(self.at, At::UntilEvidence { .. }) && self.is_free()
     }
 
     /// When the current step is over by itself: strictly after this moment.
@@ -288,6 +298,10 @@ impl Rolling {
         match &self.at {
             At::Pause { since } => match plan.steps().get(self.step) {
                 Some(Step::Pause(pause)) => Some(since.plus(pause.duration?.as_duration())),
+                Some(_) | None => None,
+            },
+            At::UntilEvidence { since } => match plan.steps().get(self.step) {
+                Some(Step::Pause(pause)) => Some(since.plus(pause.until_evidence?.max?.as_duration())),
                 Some(_) | None => None,
             },
             At::Analysis {
@@ -309,6 +323,7 @@ impl Rolling {
             | At::BeforeSwitch
             | At::Analysis { .. }
             | At::Undecided { .. }
+            | At::NoEvidence
             | At::Evidence => None,
         }
     }
@@ -332,9 +347,15 @@ impl Rolling {
                 ..
             } => Some(PauseReason::InconclusiveExperiment),
             At::Undecided { .. } => Some(PauseReason::InconclusiveAnalysisRun),
+            At::NoEvidence => Some(PauseReason::NoEvidence),
             At::Pause { .. } => Some(PauseReason::CanaryPauseStep),
             At::Switch { .. } => Some(PauseReason::BlueGreenPause),
-            At::Enter | At::FastTrack | At::BeforeSwitch | At::Analysis { .. } | At::Evidence => None,
+            At::Enter
+            | At::FastTrack
+            | At::BeforeSwitch
+            | At::Analysis { .. }
+            | At::UntilEvidence { .. }
+            | At::Evidence => None,
         })
     }
 
@@ -349,6 +370,9 @@ impl Rolling {
             let said = match (&self.at, reason) {
                 (_, PauseReason::Manual) => None,
                 (At::Undecided { message, .. }, _) => said.or(Some(message)),
+                (At::NoEvidence, PauseReason::NoEvidence) => {
+                    Some("the judge has not learned enough in the time that the plan gives it")
+                }
                 (_, _) if said.is_none() && self.pool != Pool::Ready => Some("waiting for endpoints"),
                 (_, _) => said,
             };
@@ -366,6 +390,9 @@ impl Rolling {
                 ..
             } => "active service cutover pending".to_owned(),
             At::Analysis { run, .. } => format!("waiting for analysis to complete (run {run})"),
+            At::UntilEvidence { .. } => {
+                format!("waiting for evidence that more than {} does no harm", self.weight)
+            }
             At::Evidence => {
                 "waiting for evidence: a background metric has not decided anything yet".to_owned()
             }
@@ -373,6 +400,7 @@ impl Rolling {
             | At::FastTrack
             | At::BeforeSwitch
             | At::Pause { .. }
+            | At::NoEvidence
             | At::Undecided { .. }
             | At::Switch { .. } => match plan.strategy {
                 Strategy::Canary(_) => "waiting for all steps to complete".to_owned(),

@@ -4,7 +4,7 @@ use super::{
     effect::AnalysisKind,
     plan::{BlueGreen, Plan, Step, Strategy},
     state::{At, BackgroundRun, Hold, Pool, Rolling, Route, RouteKind, RunId, State},
-    transition::{No, no},
+    transition::{No, no, stale},
 };
 use crate::model::{Timestamp, Weight};
 use std::time::Duration;
@@ -50,9 +50,16 @@ impl Trial<'_> {
                     Gate::Open
                 }
                 At::Pause { .. } | At::Switch { .. } | At::Analysis { .. } if self.is_over() => self.pass(),
-                At::Pause { .. } | At::Switch { .. } | At::Analysis { .. } | At::Undecided { .. } => {
+                At::UntilEvidence { .. } if self.is_over() => {
+                    self.rolling.at = At::NoEvidence;
                     Gate::Waiting
                 }
+                At::Pause { .. }
+                | At::UntilEvidence { .. }
+                | At::NoEvidence
+                | At::Switch { .. }
+                | At::Analysis { .. }
+                | At::Undecided { .. } => Gate::Waiting,
             };
             match gate {
                 Gate::Open => {}
@@ -86,6 +93,10 @@ impl Trial<'_> {
                 return self.wait_for_evidence();
             }
             Step::SetWeight(weight) => self.rolling.weight = *weight,
+            Step::Pause(pause) if pause.until_evidence.is_some() => {
+                self.rolling.at = At::UntilEvidence { since: self.now };
+                return Gate::Open;
+            }
             Step::Pause(_) => {
                 self.rolling.at = At::Pause { since: self.now };
                 return Gate::Open;
@@ -202,6 +213,8 @@ impl Trial<'_> {
         let kind = match &self.rolling.at {
             At::Analysis { kind, .. } | At::Undecided { kind, .. } => Some(*kind),
             At::Pause { .. }
+            | At::UntilEvidence { .. }
+            | At::NoEvidence
             | At::Switch { .. }
             | At::Enter
             | At::FastTrack
@@ -234,6 +247,24 @@ impl Trial<'_> {
             Gate::Last => self.rolling.at = At::FastTrack,
         }
         self.run_on()
+    }
+
+    /// The judge has said that the next weight does no harm.
+    pub(super) fn evidence(mut self, run: RunId, step: usize) -> Result<State, No> {
+        let BackgroundRun::Running { run: this, decided } = &mut self.rolling.background else {
+            return stale(run);
+        };
+        if *this != run {
+            return stale(run);
+        }
+        if self.rolling.step != step || !matches!(self.rolling.at, At::UntilEvidence { .. }) {
+            return no(format!("step {step} does not wait for evidence"), None);
+        }
+        *decided = true;
+        if !self.rolling.is_free() {
+            return no("something else keeps it at this step", None);
+        }
+        Ok(self.pass_and_go())
     }
 
     /// An analysis has ended well.
@@ -295,13 +326,16 @@ impl Trial<'_> {
         }
         let held = !self.rolling.holds.is_empty();
         match &self.rolling.at {
-            At::Analysis { .. } | At::Evidence if !full && !held && !skip_analysis => {
+            At::Analysis { .. } | At::Evidence | At::UntilEvidence { .. }
+                if !full && !held && !skip_analysis =>
+            {
                 let what = match self.rolling.at {
-                    At::Evidence => "it waits for evidence",
+                    At::Evidence | At::UntilEvidence { .. } => "it waits for evidence",
                     At::Analysis { .. }
                     | At::Enter
                     | At::FastTrack
                     | At::Pause { .. }
+                    | At::NoEvidence
                     | At::Undecided { .. }
                     | At::BeforeSwitch
                     | At::Switch { .. } => "an analysis is running",
@@ -314,6 +348,8 @@ impl Trial<'_> {
             At::Enter
             | At::FastTrack
             | At::Pause { .. }
+            | At::UntilEvidence { .. }
+            | At::NoEvidence
             | At::Analysis { .. }
             | At::Undecided { .. }
             | At::Evidence
@@ -326,17 +362,22 @@ impl Trial<'_> {
             return Ok(self.run_on());
         }
         match &self.rolling.at {
-            At::Pause { .. } | At::Switch { .. } | At::Undecided { .. } => Ok(self.pass_and_go()),
-            At::Analysis { .. } if !held => Ok(self.pass_and_go()),
+            At::Pause { .. } | At::Switch { .. } | At::Undecided { .. } | At::NoEvidence => {
+                Ok(self.pass_and_go())
+            }
+            At::Analysis { .. } | At::UntilEvidence { .. } if !held => Ok(self.pass_and_go()),
             At::Evidence if !held => {
                 if let BackgroundRun::Running { decided, .. } = &mut self.rolling.background {
                     *decided = true;
                 }
                 Ok(self.run_on())
             }
-            At::Analysis { .. } | At::Evidence | At::Enter | At::FastTrack | At::BeforeSwitch => {
-                Ok(self.run_on())
-            }
+            At::Analysis { .. }
+            | At::UntilEvidence { .. }
+            | At::Evidence
+            | At::Enter
+            | At::FastTrack
+            | At::BeforeSwitch => Ok(self.run_on()),
         }
     }
 
@@ -350,13 +391,20 @@ impl Trial<'_> {
                 self.analyse(kind);
                 Ok(self.stay())
             }
+            At::NoEvidence => {
+                self.rolling.at = At::UntilEvidence { since: self.now };
+                Ok(self.stay())
+            }
             At::Pause { .. } | At::Switch { .. } => no(
                 "nobody has paused it by hand; this pause is a step",
                 Some("promote"),
             ),
-            At::Enter | At::FastTrack | At::BeforeSwitch | At::Analysis { .. } | At::Evidence => {
-                no("it is not paused", None)
-            }
+            At::Enter
+            | At::FastTrack
+            | At::BeforeSwitch
+            | At::Analysis { .. }
+            | At::UntilEvidence { .. }
+            | At::Evidence => no("it is not paused", None),
         }
     }
 
@@ -401,8 +449,16 @@ impl Trial<'_> {
 impl Rolling {
     fn timer(&mut self) -> Option<&mut Timestamp> {
         match &mut self.at {
-            At::Pause { since } | At::Switch { since } | At::Analysis { since, .. } => Some(since),
-            At::Enter | At::FastTrack | At::BeforeSwitch | At::Undecided { .. } | At::Evidence => None,
+            At::Pause { since }
+            | At::UntilEvidence { since }
+            | At::Switch { since }
+            | At::Analysis { since, .. } => Some(since),
+            At::Enter
+            | At::FastTrack
+            | At::BeforeSwitch
+            | At::Undecided { .. }
+            | At::NoEvidence
+            | At::Evidence => None,
         }
     }
 

@@ -103,6 +103,7 @@ fn weight(percent: u32) -> Step {
 fn pause(seconds: u64) -> Step {
     Step::Pause(Pause {
         duration: Some(Span::secs(seconds)),
+        until_evidence: None,
     })
 }
 
@@ -686,4 +687,105 @@ fn the_invariants_hold_whatever_happens() {
     }
     let enough = all.promoted > 1000 && all.aborted > 1000 && all.torn > 1000 && all.refused > 1000;
     assert!(enough, "the dice never got anywhere: {all:?}");
+}
+
+fn evidence(max: Option<u64>) -> Step {
+    Step::Pause(Pause {
+        duration: None,
+        until_evidence: Some(UntilEvidence {
+            max: max.map(Span::secs),
+        }),
+    })
+}
+
+/// 5 % and 50 %, each until the evidence suffices.
+fn paced(max: Option<u64>) -> Service {
+    let mut plan = Plan::canary(vec![weight(5), evidence(max), weight(50), evidence(max)]);
+    plan.require_evidence = true;
+    let Strategy::Canary(canary) = &mut plan.strategy else {
+        unreachable!()
+    };
+    canary.background = Some(Background::default());
+    Service::roll(plan)
+}
+
+fn suffices(step: usize) -> Event {
+    Event::EvidenceSuffices {
+        run: RunId(1),
+        step,
+        message: "PROCEED".into(),
+    }
+}
+
+#[test]
+fn evidence_moves_a_rollout_step_by_step_and_silence_never_does() {
+    let mut service = paced(None);
+    assert_eq!(service.shown(), (Phase::Progressing, 1, Weight::percent(5)));
+    assert_eq!(service.state.next_wakeup(&service.plan), None);
+    service.at(1_000_000, &Event::Tick);
+    assert_eq!(service.shown().1, 1);
+    assert!(
+        service
+            .state
+            .message(&service.plan)
+            .contains("waiting for evidence that more than 5% does no harm")
+    );
+    service.refused(1_000_000, &suffices(0));
+    service.at(1_000_001, &suffices(1));
+    assert_eq!(service.shown(), (Phase::Progressing, 3, Weight::percent(50)));
+    service.refused(1_000_001, &suffices(1));
+    service.at(1_000_002, &suffices(3));
+    assert_eq!(
+        (service.state.phase(), service.state.stable.as_ref()),
+        (Phase::Healthy, Some(&v("v2")))
+    );
+}
+
+#[test]
+fn nobody_passes_a_wait_for_evidence_by_a_plain_promote() {
+    let mut service = paced(None);
+    let refused = service.refused(10, &PROMOTE);
+    assert_eq!(refused.hint.as_deref(), Some("promote --skip-analysis"));
+    service.at(10, &SKIP);
+    assert_eq!(service.shown().2, Weight::percent(50));
+}
+
+#[test]
+fn evidence_that_does_not_come_in_time_is_for_a_person_to_decide() {
+    let mut service = paced(Some(60));
+    service.at(60, &Event::Tick);
+    assert_eq!(service.state.phase(), Phase::Progressing);
+    service.at(61, &Event::Tick);
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(5)));
+    assert_eq!(service.state.pause_reason(), Some(PauseReason::NoEvidence));
+    service.refused(62, &suffices(1));
+    service.at(70, &Event::Resume);
+    assert_eq!(service.state.phase(), Phase::Progressing, "it waits once more");
+    service.at(131, &Event::Tick);
+    assert_eq!(service.state.phase(), Phase::Paused);
+    service.at(140, &PROMOTE);
+    assert_eq!(service.shown(), (Phase::Progressing, 3, Weight::percent(50)));
+}
+
+#[test]
+fn evidence_waits_while_somebody_has_paused_by_hand() {
+    let mut service = paced(None);
+    service.at(5, &Event::Pause);
+    service.refused(6, &suffices(1));
+    service.at(7, &Event::Resume);
+    service.at(8, &suffices(1));
+    assert_eq!(service.shown().2, Weight::percent(50));
+}
+
+#[test]
+fn the_time_without_serin_or_without_endpoints_is_no_time_without_evidence() {
+    let mut service = paced(Some(60));
+    let downtime = Span::secs(500);
+    service.at(530, &Event::Restarted { downtime });
+    service.at(540, &Event::EndpointsLost);
+    service.at(640, &Event::EndpointsReady);
+    service.at(660, &Event::Tick);
+    assert_eq!(service.state.phase(), Phase::Progressing);
+    service.at(661, &Event::Tick);
+    assert_eq!(service.state.phase(), Phase::Paused);
 }

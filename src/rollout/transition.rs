@@ -40,6 +40,7 @@ pub fn transition(state: &State, event: &Event, plan: &Plan, now: Timestamp) -> 
                 | Event::Tick
                 | Event::AnalysisFinished { .. }
                 | Event::EvidenceGathered { .. }
+                | Event::EvidenceSuffices { .. }
                 | Event::Promote { .. }
                 | Event::Abort { .. }
                 | Event::Retry
@@ -97,7 +98,9 @@ fn at_rest(mut state: State, was: Stage, event: &Event) -> Result<State, No> {
         | Event::Restarted { .. }
         | Event::HardFailure { .. }
         | Event::SharedFate { .. } => Ok(state),
-        Event::AnalysisFinished { run, .. } | Event::EvidenceGathered { run } => stale(*run),
+        Event::AnalysisFinished { run, .. }
+        | Event::EvidenceGathered { run }
+        | Event::EvidenceSuffices { run, .. } => stale(*run),
         Event::Deploy { .. }
         | Event::Undo { .. }
         | Event::Promote { .. }
@@ -155,7 +158,9 @@ fn after_abort(mut state: State, aborted: Aborted, event: &Event, now: Timestamp
             state.stage = Stage::Aborted(Box::new(aborted));
             Ok(state)
         }
-        Event::AnalysisFinished { run, .. } | Event::EvidenceGathered { run } => stale(*run),
+        Event::AnalysisFinished { run, .. }
+        | Event::EvidenceGathered { run }
+        | Event::EvidenceSuffices { run, .. } => stale(*run),
         Event::Abort { .. } => no(format!("{} is already aborted", aborted.version), Some("retry")),
         Event::Deploy { .. }
         | Event::Undo { .. }
@@ -215,6 +220,7 @@ fn trial(state: State, rolling: Rolling, event: &Event, plan: &Plan, now: Timest
             | BackgroundRun::Passed
             | BackgroundRun::Undecided => stale(*run),
         },
+        Event::EvidenceSuffices { run, step, .. } => trial.evidence(*run, *step),
         Event::Promote { full, skip_analysis } => trial.promote(*full, *skip_analysis),
         Event::Abort { reason } => {
             let message = match reason {
@@ -268,6 +274,8 @@ fn finished(
         | At::Enter
         | At::FastTrack
         | At::Pause { .. }
+        | At::UntilEvidence { .. }
+        | At::NoEvidence
         | At::Undecided { .. }
         | At::Evidence
         | At::BeforeSwitch
@@ -314,7 +322,7 @@ fn set_weight(mut trial: Trial<'_>, weight: Weight) -> Result<State, No> {
     }
 }
 
-fn stale<T>(run: RunId) -> Result<T, No> {
+pub(super) fn stale<T>(run: RunId) -> Result<T, No> {
     no(format!("analysis run {run} does not matter any more"), None)
 }
 

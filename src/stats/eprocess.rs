@@ -30,11 +30,11 @@ pub struct Counts {
     pub w: f64,
     /// The canary's requests.
     pub canary: u64,
-    /// Of these, bad.
+    /// Bad ones. One more than there are requests takes back a good one that was counted before: it has failed after all.
     pub canary_bad: u64,
     /// Stable's requests.
     pub stable: u64,
-    /// Of these, bad.
+    /// Bad ones, likewise.
     pub stable_bad: u64,
 }
 
@@ -89,32 +89,28 @@ impl EProcess {
     #[expect(clippy::cast_precision_loss, reason = "counts of one tick are far below 2^53")]
     pub fn tick(&mut self, counts: &Counts) -> f64 {
         let Counts {
-            w, canary, stable, ..
+            w,
+            canary,
+            canary_bad,
+            stable,
+            stable_bad,
         } = *counts;
-        if !(w > 0.0 && w < 1.0) || canary + stable == 0 {
+        if !(w > 0.0 && w < 1.0) || canary + stable + canary_bad + stable_bad == 0 {
             return self.log_e();
         }
-        let bad = [counts.canary_bad.min(canary), counts.stable_bad.min(stable)];
         let seen = [
-            bad[0] as f64,
-            (canary - bad[0]) as f64,
-            bad[1] as f64,
-            (stable - bad[1]) as f64,
+            canary_bad as f64,
+            canary as f64 - canary_bad as f64,
+            stable_bad as f64,
+            stable as f64 - stable_bad as f64,
         ];
         let handed = if self.pending > 0.0 {
             (self.pending / 9.0).ln()
         } else {
             f64::NEG_INFINITY
         };
-        let gains = self.gains(w);
-        // The stake at which the worst outcome ruins the bettor.
-        let most = 1.0 / gains.iter().fold(f64::NEG_INFINITY, |most, gain| most.max(-gain));
-        for (capital, stake) in self.capital.iter_mut().zip(STAKES) {
-            let growth: f64 = gains
-                .iter()
-                .zip(seen)
-                .map(|(gain, n)| n * (stake * most * gain).ln_1p())
-                .sum();
+        let growths = self.growths(w, seen);
+        for (capital, growth) in self.capital.iter_mut().zip(growths) {
             let before = log_sum_exp([capital.unwrap_or(f64::NEG_INFINITY), handed]);
             *capital = Some(before + growth).filter(|log| *log > f64::NEG_INFINITY);
         }
@@ -123,6 +119,53 @@ impl EProcess {
         let left = self.reserve * ((1.0 + self.clock / RELEASE) / (1.0 + clock / RELEASE)).sqrt();
         (self.pending, self.reserve, self.clock) = (self.reserve - left, left, clock);
         self.log_e()
+    }
+
+    /// By how much each bettor's capital grows (logarithm) on so many of each kind: canary bad, canary good, stable bad, stable
+    /// good.
+    fn growths(&self, w: f64, seen: [f64; 4]) -> [f64; 9] {
+        let gains = self.gains(w);
+        // The stake at which the worst outcome ruins the bettor.
+        let most = 1.0 / gains.iter().fold(f64::NEG_INFINITY, |most, gain| most.max(-gain));
+        STAKES.map(|stake| {
+            let kinds = gains.iter().zip(seen);
+            kinds.map(|(gain, n)| n * (stake * most * gain).ln_1p()).sum()
+        })
+    }
+
+    /// How many more requests until the evidence reaches `log`, when they divide into these shares: canary bad, canary good,
+    /// stable bad, stable good. `None` when it never will.
+    pub fn needs(&self, log: f64, w: f64, shares: [f64; 4]) -> Option<f64> {
+        if self.log_e() >= log {
+            return Some(0.0);
+        }
+        if !(w > 0.0 && w < 1.0) {
+            return None;
+        }
+        let growths = self.growths(w, shares);
+        let handed = (self.pending / 9.0).ln();
+        let reached = |requests: f64| {
+            let bettors = self.capital.iter().zip(growths).map(|(capital, growth)| {
+                log_sum_exp([capital.unwrap_or(f64::NEG_INFINITY), handed]) + requests * growth
+            });
+            log_sum_exp(std::iter::once(self.reserve.ln()).chain(bettors)) >= log
+        };
+        let (mut few, mut enough) = (0.0, 1.0);
+        while !reached(enough) {
+            if enough > 1e12 {
+                return None;
+            }
+            (few, enough) = (enough, enough * 2.0);
+        }
+        while enough - few > 1.0 {
+            let middle = f64::midpoint(few, enough);
+            if reached(middle) {
+                enough = middle;
+            } else {
+                few = middle;
+            }
+        }
+        Some(enough)
     }
 
     /// What a bet of one wins or loses on: canary bad, canary good, stable bad, stable good.
@@ -194,15 +237,28 @@ mod tests {
     }
 
     #[test]
+    fn what_fails_after_all_counts_as_if_it_had_failed_at_once() {
+        let mut at_once = EProcess::new(Side::Rollback, 1.0, 0.0005);
+        let mut later = at_once.clone();
+        at_once.tick(&counts(0.05, 10, 2, 190, 1));
+        later.tick(&counts(0.05, 10, 1, 190, 0));
+        later.tick(&counts(0.05, 0, 1, 0, 1));
+        // But for what the reserve has handed out in between.
+        let difference = at_once.log_e() - later.log_e();
+        assert!(difference.abs() < 0.1, "{difference}");
+    }
+
+    #[test]
     fn a_stored_test_goes_on_where_it_was() {
         let mut test = EProcess::new(Side::Proceed, 1.25, 0.02);
         test.tick(&counts(0.05, 40, 0, 760, 1));
         let stored = serde_json::to_string(&test).unwrap();
         let mut read: EProcess = serde_json::from_str(&stored).unwrap();
-        // A stored number may come back one unit in its last place away.
-        assert!((read.log_e() - test.log_e()).abs() < 1e-12);
+        assert_eq!(read, test, "to the last bit");
         let next = counts(0.05, 41, 1, 759, 0);
-        assert!((read.tick(&next) - test.tick(&next)).abs() < 1e-12);
+        read.tick(&next);
+        test.tick(&next);
+        assert_eq!(read, test);
         let fresh = EProcess::new(Side::Rollback, 1.0, 0.0);
         let stored = serde_json::to_string(&fresh).unwrap();
         assert_eq!(serde_json::from_str::<EProcess>(&stored).unwrap(), fresh);

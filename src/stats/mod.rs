@@ -4,8 +4,10 @@ mod baseline;
 mod eprocess;
 mod latency;
 mod proportion;
+mod units;
 
 pub use baseline::{Baseline, shift_for};
 pub use eprocess::{Counts, EProcess, Side, log_sum_exp};
 pub use latency::{BUCKETS, bucket, bucket_of, edge, quantile, quantile_bucket};
 pub use proportion::{Interval, binomial_tail, false_alarm, wilson};
+pub use units::{MOST_CUTS, UnitCounts};

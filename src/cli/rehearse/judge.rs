@@ -2,8 +2,8 @@
 
 use super::{BadScenario, Printer, bad, check_keys};
 use crate::{
-    analysis::{Judge, JudgeConfig},
-    stats::{BUCKETS, Baseline, Counts, EProcess, Side, bucket, shift_for},
+    analysis::{Batch, Judge, JudgeConfig},
+    stats::{BUCKETS, Baseline, Counts, EProcess, Side, UnitCounts, bucket, shift_for},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -56,8 +56,9 @@ struct LatencyTick {
 struct JudgeCase {
     name: String,
     dt: f64,
+    /// The judge's, and `steps`: the weights; after the last comes everything.
     #[serde(default)]
-    config: JudgeConfig,
+    config: Map<String, Value>,
     ticks: Vec<JudgeTick>,
 }
 
@@ -126,7 +127,7 @@ pub(super) fn replay(
     let name = match kind {
         "eprocess" => test(serde_json::from_value(case).or_else(bad)?, &mut report),
         "latency" => latency(serde_json::from_value(case).or_else(bad)?, &mut report),
-        _ => judge(serde_json::from_value(case).or_else(bad)?, &mut report),
+        _ => judge(serde_json::from_value(case).or_else(bad)?, &mut report)?,
     };
     let held = report.held;
     printer.line(format_args!(
@@ -263,17 +264,34 @@ fn latency(case: LatencyCase, report: &mut Report<'_, '_>) -> String {
     case.name
 }
 
-fn judge(case: JudgeCase, report: &mut Report<'_, '_>) -> String {
-    let mut judge = Judge::new(case.config);
+/// One role's part of a tick; each request has a latency, where there are any.
+fn units(requests: u64, failed: u64, latency: &Sparse) -> Result<UnitCounts, BadScenario> {
+    let mut dense = dense(latency);
+    if latency.is_empty() {
+        dense[0] = requests;
+    }
+    if dense.iter().sum::<u64>() != requests {
+        return bad("a tick must have as many latencies as requests");
+    }
+    Ok(UnitCounts::of(failed, dense))
+}
+
+fn judge(mut case: JudgeCase, report: &mut Report<'_, '_>) -> Result<String, BadScenario> {
+    let steps: Vec<f64> = match case.config.remove("steps") {
+        Some(steps) => serde_json::from_value(steps).or_else(bad)?,
+        None => vec![0.01, 0.05, 0.25, 0.50],
+    };
+    let config: JudgeConfig = serde_json::from_value(Value::Object(case.config)).or_else(bad)?;
+    let weight = |step: usize| steps.get(step).copied().unwrap_or(1.0);
+    let mut step = 0;
+    let mut judge = Judge::new(config, weight(0), weight(1), Judge::empty_baseline());
     for (index, tick) in case.ticks.iter().enumerate() {
-        let errors = Counts {
-            w: tick.w,
-            canary: tick.n_c,
-            canary_bad: tick.k_c,
-            stable: tick.n_s,
-            stable_bad: tick.k_s,
+        let batch = Batch {
+            weight: tick.w,
+            canary: units(tick.n_c, tick.k_c, &tick.lat_c)?,
+            stable: units(tick.n_s, tick.k_s, &tick.lat_s)?,
         };
-        let advice = judge.tick(case.dt, &errors, &dense(&tick.lat_c), &dense(&tick.lat_s));
+        let advice = judge.tick(case.dt, &[batch]);
         report.same(
             &format!("action at tick {index}"),
             &tick.action.clone().into(),
@@ -295,12 +313,14 @@ fn judge(case: JudgeCase, report: &mut Report<'_, '_>) -> String {
             continue;
         }
         let name = &case.name;
+        let said = judge.report().sentence;
         report
             .printer
-            .line(format_args!("  {name} tick {index} -> {}", advice.as_str()));
+            .line(format_args!("  {name} tick {index} -> {said}"));
         if tick.action == "proceed" && !tick.promoted {
-            judge.advance();
+            step += 1;
+            judge.enter(weight(step), weight(step + 1));
         }
     }
-    case.name
+    Ok(case.name)
 }

@@ -225,7 +225,14 @@ impl Player {
                 return self.verdict(event, &[AnalysisKind::PostPromotion]);
             }
             "evidence" => match self.run(&[AnalysisKind::Background]) {
-                Some(run) => Event::EvidenceGathered { run },
+                Some(run) => match self.state.rolling() {
+                    Some(rolling) if rolling.waits_for_evidence() => Event::EvidenceSuffices {
+                        run,
+                        step: rolling.step,
+                        message: message(),
+                    },
+                    Some(_) | None => Event::EvidenceGathered { run },
+                },
                 None => return Ok(Err("no background analysis is running".to_owned())),
             },
             "hard_failure" => Event::HardFailure {

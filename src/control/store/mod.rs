@@ -145,6 +145,14 @@ pub(crate) struct RunRow {
     pub(crate) json: String,
 }
 
+/// What a judge of a service knows.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct JudgeRow {
+    pub(crate) service: String,
+    pub(crate) metric: String,
+    pub(crate) json: String,
+}
+
 /// The answer kept for an idempotency key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyRow {
@@ -205,6 +213,10 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError>;
     /// The last analysis runs of a service, newest first.
     fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError>;
+    /// Keeps what judges know. May come about a moment later: what was kept before is then in force until it does.
+    fn save_judges(&self, rows: &[JudgeRow]) -> Result<(), StoreError>;
+    /// What the judges of a service knew.
+    fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError>;
     /// Forgets what is older than it must be.
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError>;
 }

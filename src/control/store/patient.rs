@@ -5,7 +5,7 @@
 //! same is taken back before anything else is stored, so that the caller's "it failed and changed nothing" is true.
 //! Reads for people go past this: they wait on threads that may.
 
-use super::{KeyRow, Retention, Row, RunRow, Store, StoreError, StoredService};
+use super::{JudgeRow, KeyRow, Retention, Row, RunRow, Store, StoreError, StoredService};
 use crate::{
     control::{Attempt, RolloutStatus, StoredEvent, ledger::Saved},
     model::{ServiceName, Timestamp},
@@ -39,6 +39,9 @@ pub(crate) struct Patient {
     patience: Duration,
     /// A call was given up and has not come back.
     stuck: Arc<AtomicBool>,
+    /// The last keeping of judges is still going on, and how the one before it failed.
+    keeps_judges: Arc<AtomicBool>,
+    judges_failed: Arc<Mutex<Option<StoreError>>>,
     /// What is stored for each service: what taking back goes back to.
     stored: Arc<Mutex<BTreeMap<ServiceName, Saved>>>,
 }
@@ -76,6 +79,8 @@ impl Patient {
             jobs,
             patience,
             stuck: Arc::default(),
+            keeps_judges: Arc::default(),
+            judges_failed: Arc::default(),
             stored: Arc::default(),
         })
     }
@@ -236,6 +241,35 @@ impl Store for Patient {
     fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError> {
         let service = service.to_owned();
         self.ask_idempotent(move |store| store.runs(&service, limit))
+    }
+
+    /// Without waiting: it comes every second, and nothing depends on it. While the last one goes on there is no next.
+    fn save_judges(&self, rows: &[JudgeRow]) -> Result<(), StoreError> {
+        if self.stuck.load(Ordering::Acquire) {
+            return Err(self.hangs());
+        }
+        let failed = || self.judges_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = failed().take() {
+            return Err(error);
+        }
+        if self.keeps_judges.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let (inner, rows) = (Arc::clone(&self.inner), rows.to_vec());
+        let (keeps, failed) = (Arc::clone(&self.keeps_judges), Arc::clone(&self.judges_failed));
+        let job: Job = Box::new(move || {
+            if let Err(error) = inner.save_judges(&rows) {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+            drop(inner);
+            keeps.store(false, Ordering::Release);
+        });
+        self.jobs.send(job).map_err(|_| self.hangs())
+    }
+
+    fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError> {
+        let service = service.to_owned();
+        self.ask_idempotent(move |store| store.judges(&service))
     }
 
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {

@@ -4,7 +4,17 @@
 pub(super) const APPLICATION_ID: i64 = 0x5365_7269;
 
 /// SQLite's `user_version`; raise it with every change of the tables and say in `sqlite` how to get there.
-pub(super) const FORMAT: i64 = 1;
+pub(super) const FORMAT: i64 = 2;
+
+/// From format 1 to format 2: what the judges know.
+pub(super) const JUDGES: &str = "
+CREATE TABLE judges (
+  service TEXT NOT NULL,
+  metric TEXT NOT NULL,
+  judge TEXT NOT NULL,
+  PRIMARY KEY (service, metric)
+) WITHOUT ROWID;
+";
 
 /// Format 1.
 pub(super) const TABLES: &str = "

@@ -3,7 +3,7 @@
 //! All of it behind one connection and one mutex: writes are rare (decisions, not requests) and reads are small.
 
 use super::{
-    KeyRow, Retention, Row, RunRow, Store, StoreError, StoredService,
+    JudgeRow, KeyRow, Retention, Row, RunRow, Store, StoreError, StoredService,
     lock::{self, Lock},
     schema,
 };
@@ -127,18 +127,21 @@ impl SqliteStore {
         connection
             .pragma_update(None, "synchronous", "FULL")
             .map_err(sql)?;
+        if tables > 0 && format == schema::FORMAT {
+            return Ok(());
+        }
+        let transaction = connection.unchecked_transaction().map_err(sql)?;
         if tables == 0 {
-            let transaction = connection.unchecked_transaction().map_err(sql)?;
             transaction.execute_batch(schema::TABLES).map_err(sql)?;
             transaction
                 .pragma_update(None, "application_id", schema::APPLICATION_ID)
                 .map_err(sql)?;
-            transaction
-                .pragma_update(None, "user_version", schema::FORMAT)
-                .map_err(sql)?;
-            transaction.commit().map_err(sql)?;
         }
-        Ok(())
+        transaction.execute_batch(schema::JUDGES).map_err(sql)?;
+        transaction
+            .pragma_update(None, "user_version", schema::FORMAT)
+            .map_err(sql)?;
+        transaction.commit().map_err(sql)
     }
 
     fn content(service: &str) -> impl Fn(String) -> StoreError + '_ {
@@ -573,6 +576,38 @@ impl Store for SqliteStore {
                     rollout: row.get(1)?,
                     started: moment(row.get(2)?),
                     json: row.get(3)?,
+                })
+            })
+            .map_err(failed)?;
+        rows.map(|row| row.map_err(failed)).collect()
+    }
+
+    fn save_judges(&self, rows: &[JudgeRow]) -> Result<(), StoreError> {
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let transaction = connection.unchecked_transaction().map_err(failed)?;
+        for row in rows {
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO judges (service, metric, judge) VALUES (?1, ?2, ?3)")
+                .map_err(failed)?
+                .execute(params![row.service, row.metric, row.json])
+                .map_err(failed)?;
+        }
+        transaction.commit().map_err(failed)
+    }
+
+    fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError> {
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let mut statement = connection
+            .prepare_cached("SELECT metric, judge FROM judges WHERE service = ?1")
+            .map_err(failed)?;
+        let rows = statement
+            .query_map(params![service], |row| {
+                Ok(JudgeRow {
+                    service: service.to_owned(),
+                    metric: row.get(0)?,
+                    json: row.get(1)?,
                 })
             })
             .map_err(failed)?;

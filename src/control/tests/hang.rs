@@ -96,6 +96,12 @@ impl Store for Hanging {
     fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError> {
         self.inner.runs(service, limit)
     }
+    fn save_judges(&self, rows: &[JudgeRow]) -> Result<(), StoreError> {
+        self.inner.save_judges(rows)
+    }
+    fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError> {
+        self.inner.judges(service)
+    }
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
         self.inner.sweep(retention, now)
     }

@@ -2,6 +2,7 @@
 
 mod failure;
 mod hang;
+mod judging;
 mod operate;
 mod rollout;
 mod simulation;
@@ -10,7 +11,7 @@ mod store;
 use super::{
     Accepted, Caller, Command, Control, Deploy, Expect, OpenStore, Refusal, ServiceStatus, StartOptions,
     providers::{Outside, Question},
-    store::{KeyRow, Retention, Row, RunRow, SqliteStore, Store, StoreError, StoredService},
+    store::{JudgeRow, KeyRow, Retention, Row, RunRow, SqliteStore, Store, StoreError, StoredService},
 };
 use crate::{
     config::{Config, load_text},
@@ -182,6 +183,13 @@ impl Store for Faulty {
     }
     fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError> {
         self.inner.runs(service, limit)
+    }
+    fn save_judges(&self, rows: &[JudgeRow]) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.save_judges(rows)
+    }
+    fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError> {
+        self.inner.judges(service)
     }
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
         self.check()?;

@@ -1,0 +1,518 @@
+//! The sequential judge at work: fed from the workers' counters every tenth of a second, and at once when a request of the
+//! canary has failed; what it finds out moves the runs that asked for it.
+//!
+//! A judge belongs to a metric and a trial, not to a run, so that its risk holds for the whole rollout whatever steps refer
+//! to it. Requests count in the generation of the split that assigned them, so a tick after a weight change has two parts.
+//! What the judge knows is stored every second and gone on with after a restart.
+
+use super::{
+    engine::Engine,
+    managed::{Managed, TrialId},
+    report,
+    store::JudgeRow,
+};
+use crate::{
+    analysis::{Advice, Batch, Judge, JudgeConfig, JudgeReport, Outcome},
+    model::{ServiceName, Timestamp, Weight},
+    rollout::{AnalysisKind, Event, RunId, Step},
+    split::Split,
+    stats::{Baseline, UnitCounts},
+    upstream::Target,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tracing::{info, warn};
+
+/// How often the counters are read while somebody judges.
+pub(super) const TICK: Duration = Duration::from_millis(100);
+/// How often they are read for the latency of stable alone.
+const AT_REST: Duration = Duration::from_secs(1);
+/// How often what the judges know is stored and shown.
+pub(super) const SAVE: Duration = Duration::from_secs(1);
+/// From one failed request that is looked at at once to the next: a flood of them must not keep the engine from all else.
+pub(super) const SOONEST: Duration = Duration::from_millis(2);
+/// A generation that has ended is read for at least this long, and at most so long while it has requests in flight.
+const LINGER: Duration = Duration::from_secs(10);
+const GIVE_UP: Duration = Duration::from_secs(600);
+/// Failed sticky keys that a restart remembers; each one beyond may be counted once more.
+const KEYS_KEPT: usize = 4000;
+
+/// What the judges of a service say, for everybody who asks; by metric.
+pub(crate) type Shown = Arc<Mutex<BTreeMap<String, JudgeReport>>>;
+
+/// The judges of one service, and what they are fed from.
+#[derive(Debug)]
+pub(super) struct Judging {
+    /// Stable's latencies, also while nobody judges.
+    baseline: Baseline,
+    /// The generations of the split that may still bring verdicts; the one in force is the last.
+    feeds: Vec<Feed>,
+    seats: BTreeMap<String, Seat>,
+    /// Whose thresholds tell which requests in flight are slow.
+    leader: Option<String>,
+    trial: Option<TrialId>,
+    /// As they were stored, until their trial goes on.
+    kept: Vec<KeptJudge>,
+    ticked: Option<Timestamp>,
+    pub(super) shown: Shown,
+}
+
+/// One generation of the split.
+#[derive(Debug)]
+struct Feed {
+    generation: u64,
+    weight: Weight,
+    stable: Arc<Target>,
+    canary: Option<Arc<Target>>,
+    /// The last reading of both.
+    read: (UnitCounts, UnitCounts),
+    ended: Option<Timestamp>,
+}
+
+/// A judge and the metric that it sits for.
+#[derive(Debug)]
+struct Seat {
+    judge: Judge,
+    /// Whether it has been recorded that the evidence of this step suffices.
+    proceeded: bool,
+}
+
+/// A judge as it is stored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct KeptJudge {
+    metric: String,
+    trial: TrialId,
+    proceeded: bool,
+    judge: Judge,
+    failed_keys: Vec<u64>,
+}
+
+impl Feed {
+    fn of(split: &Split<Arc<Target>>) -> Feed {
+        Feed {
+            generation: split.generation,
+            weight: split.weight,
+            stable: Arc::clone(&split.stable),
+            canary: split.canary.clone(),
+            read: (UnitCounts::default(), UnitCounts::default()),
+            ended: None,
+        }
+    }
+
+    /// What has come since the last reading.
+    fn read(&mut self) -> Batch {
+        let next = |target: &Target, last: &mut UnitCounts| {
+            let now = target.evidence.units(last);
+            let news = now.since(last);
+            *last = now;
+            news
+        };
+        Batch {
+            weight: self.weight.as_ratio(),
+            stable: next(&self.stable, &mut self.read.0),
+            canary: match &self.canary {
+                Some(canary) => next(canary, &mut self.read.1),
+                None => UnitCounts::default(),
+            },
+        }
+    }
+
+    /// From the next reading on, what has been in flight for longer is slow.
+    fn cut(&self, now: Duration, slow_after: &[Option<(f64, f64)>]) {
+        let before = |of: &dyn Fn(&(f64, f64)) -> f64| -> Vec<Option<Duration>> {
+            let one =
+                |after: &Option<(f64, f64)>| now.checked_sub(Duration::from_secs_f64(of(after.as_ref()?)));
+            slow_after.iter().map(one).collect()
+        };
+        self.stable.evidence.cut(&before(&|(stable, _)| *stable));
+        if let Some(canary) = &self.canary {
+            canary.evidence.cut(&before(&|(_, canary)| *canary));
+        }
+    }
+
+    fn may_bring_more(&self, now: Timestamp) -> bool {
+        self.ended.is_none_or(|ended| {
+            let passed = now.since(ended);
+            let in_flight = self.read.0.in_flight + self.read.1.in_flight > 0;
+            passed < LINGER || in_flight && passed < GIVE_UP
+        })
+    }
+}
+
+impl Default for Judging {
+    fn default() -> Judging {
+        Judging {
+            baseline: Judge::empty_baseline(),
+            feeds: Vec::new(),
+            seats: BTreeMap::new(),
+            leader: None,
+            trial: None,
+            kept: Vec::new(),
+            ticked: None,
+            shown: Shown::default(),
+        }
+    }
+}
+
+impl Judging {
+    /// What was stored before a restart. What cannot be read begins anew, with its risk.
+    pub(super) fn restore(&mut self, name: &ServiceName, rows: &[JudgeRow]) {
+        for row in rows {
+            match serde_json::from_str(&row.json) {
+                Ok(kept) => self.kept.push(kept),
+                Err(error) => {
+                    warn!(service = %name, metric = %row.metric, %error, "`{name}`: what the judge `{}` knew cannot be read back: it begins anew", row.metric);
+                }
+            }
+        }
+    }
+
+    /// Everything there is to store.
+    fn rows(&self, name: &ServiceName, failed_keys: &[u64]) -> Vec<JudgeRow> {
+        let Some(trial) = &self.trial else {
+            return Vec::new();
+        };
+        let row = |(metric, seat): (&String, &Seat)| {
+            let kept = KeptJudge {
+                metric: metric.clone(),
+                trial: trial.clone(),
+                proceeded: seat.proceeded,
+                judge: seat.judge.clone(),
+                failed_keys: failed_keys.to_vec(),
+            };
+            Some(JudgeRow {
+                service: name.to_string(),
+                metric: metric.clone(),
+                json: serde_json::to_string(&kept).ok()?,
+            })
+        };
+        self.seats.iter().filter_map(row).collect()
+    }
+
+    /// The generation in force is the last one that is read.
+    pub(super) fn follow(&mut self, split: &Split<Arc<Target>>, now: Timestamp) {
+        if split.generation == 0 || self.feeds.last().map(|last| last.generation) == Some(split.generation) {
+            return;
+        }
+        for feed in &mut self.feeds {
+            feed.ended.get_or_insert(now);
+        }
+        self.feeds.push(Feed::of(split));
+    }
+
+    /// One tick of everybody.
+    fn tick(&mut self, dt: f64, now: Timestamp, monotonic: Duration) {
+        let batches: Vec<Batch> = self.feeds.iter_mut().map(Feed::read).collect();
+        let mut stable = vec![0; crate::stats::BUCKETS];
+        for batch in &batches {
+            batch.stable.add_latency_to(&mut stable);
+        }
+        let leader = self.leader.clone();
+        let by_end = || -> Vec<Batch> {
+            let one = |batch: &Batch| Batch {
+                weight: batch.weight,
+                canary: batch.canary.by_their_end(),
+                stable: batch.stable.by_their_end(),
+            };
+            batches.iter().map(one).collect()
+        };
+        for (metric, seat) in &mut self.seats {
+            if Some(metric) == leader.as_ref() {
+                seat.judge.tick(dt, &batches);
+                let slow_after = seat.judge.slow_after();
+                self.feeds
+                    .iter()
+                    .for_each(|feed| feed.cut(monotonic, &slow_after));
+            } else {
+                seat.judge.tick(dt, &by_end());
+            }
+        }
+        self.baseline.update(dt, &stable);
+        self.feeds.retain(|feed| feed.may_bring_more(now));
+    }
+
+    /// Whether a request of a canary has failed since this was asked last.
+    fn take_alarm(&self) -> bool {
+        let canaries = self.feeds.iter().filter_map(|feed| feed.canary.as_ref());
+        // All of them are asked, for each is set back.
+        canaries.filter(|canary| canary.evidence.take_alarm()).count() > 0
+    }
+
+    fn show(&self) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.retain(|metric, _| self.seats.contains_key(metric));
+        for (metric, seat) in &self.seats {
+            shown.insert(metric.clone(), seat.judge.report());
+        }
+    }
+}
+
+impl Managed {
+    /// Whether somebody judges here, or should.
+    pub(super) fn is_judging(&self) -> bool {
+        !self.judging.seats.is_empty() || self.runs.values().any(|active| active.judges().next().is_some())
+    }
+
+    /// Reads what has come since the last time, and asks every judge.
+    fn tick_judges(&mut self, now: Timestamp, monotonic: Duration) {
+        let split = self.live.cell.load_full();
+        self.judging.take_alarm();
+        self.seat_judges(&split);
+        let dt = self
+            .judging
+            .ticked
+            .map_or(Duration::ZERO, |ticked| now.since(ticked));
+        self.judging.ticked = Some(now);
+        self.judging.tick(dt.as_secs_f64(), now, monotonic);
+    }
+
+    /// A seat for each metric that is a judge of a run; a new weight is a new step.
+    fn seat_judges(&mut self, split: &Split<Arc<Target>>) {
+        let trial = self.trial();
+        if self.judging.trial.as_ref() != Some(&trial) {
+            self.judging.seats.clear();
+            (self.judging.leader, self.judging.trial) = (None, Some(trial.clone()));
+            self.judging.show();
+        }
+        let weight = split.weight.as_ratio();
+        if split.canary.is_none() || !(weight > 0.0 && weight < 1.0) {
+            return;
+        }
+        let next = self.next_weight(split.weight);
+        for seat in self.judging.seats.values_mut() {
+            let (now, _) = seat.judge.step();
+            if now.total_cmp(&weight).is_ne() {
+                seat.judge.enter(weight, next);
+                seat.proceeded = false;
+            }
+        }
+        let judges = self.runs.values().flat_map(super::observe::ActiveRun::judges);
+        let wanted: Vec<(String, JudgeConfig)> = judges
+            .map(|(_, metric, config)| (metric.to_owned(), config.clone()))
+            .collect();
+        for (metric, config) in wanted {
+            let same = |seat: &Seat| *seat.judge.config() == config;
+            if self.judging.seats.get(&metric).is_some_and(same) {
+                continue;
+            }
+            let seat = self.restored(&metric, &config, &trial, weight, next);
+            let seat = seat.unwrap_or_else(|| Seat {
+                judge: Judge::new(config, weight, next, self.judging.baseline.clone()),
+                proceeded: false,
+            });
+            self.judging.leader.get_or_insert_with(|| metric.clone());
+            self.judging.seats.insert(metric, seat);
+            self.judging.show();
+        }
+    }
+
+    /// The judge as it was stored, if it is the same trial that goes on.
+    fn restored(
+        &mut self,
+        metric: &str,
+        config: &JudgeConfig,
+        trial: &TrialId,
+        weight: f64,
+        next: f64,
+    ) -> Option<Seat> {
+        let is_it = |kept: &KeptJudge| {
+            kept.metric == metric && kept.trial == *trial && *kept.judge.config() == *config
+        };
+        let at = self.judging.kept.iter().position(is_it)?;
+        let kept = self.judging.kept.swap_remove(at);
+        for key in &kept.failed_keys {
+            self.failed_keys().insert(*key);
+        }
+        let mut seat = Seat {
+            judge: kept.judge,
+            proceeded: kept.proceeded,
+        };
+        if seat.judge.step().0.total_cmp(&weight).is_ne() {
+            seat.judge.enter(weight, next);
+            seat.proceeded = false;
+        }
+        let name = &self.name;
+        info!(service = %name, metric, "`{name}`: the judge `{metric}` goes on with what it knew");
+        Some(seat)
+    }
+
+    /// The canary's share after this one, by the plan.
+    fn next_weight(&self, now: Weight) -> f64 {
+        let step = self.saved.state.rolling().map_or(0, |rolling| rolling.step);
+        let mut later = self.saved.plan.steps().iter().skip(step);
+        let next = later.find_map(|step| match step {
+            Step::SetWeight(weight) if *weight > now => Some(weight.as_ratio()),
+            Step::SetWeight(_)
+            | Step::Pause(_)
+            | Step::Analysis(_)
+            | Step::Experiment(_)
+            | Step::SetHeaderRoute(_)
+            | Step::SetMirrorRoute(_)
+            | Step::Skipped(_) => None,
+        });
+        next.unwrap_or(1.0)
+    }
+}
+
+impl Engine {
+    /// The regular look at the counters of a service.
+    pub(super) fn judge_if_due(&mut self, name: &ServiceName, now: Timestamp) {
+        let Some(managed) = self.managed.get(name) else {
+            return;
+        };
+        let waits = if managed.is_judging() {
+            Duration::ZERO
+        } else {
+            AT_REST
+        };
+        let ticked = managed.judging.ticked;
+        if ticked.is_none_or(|ticked| now.since(ticked) >= waits) {
+            self.judge(name, now);
+        }
+    }
+
+    /// A request of some canary has failed: those who judge it look at once.
+    pub(super) fn alarmed(&mut self) {
+        let now = self.now();
+        let alarmed = |managed: &Managed| managed.is_judging() && managed.judging.take_alarm();
+        let names: Vec<ServiceName> = self
+            .managed
+            .values()
+            .filter(|managed| alarmed(managed))
+            .map(|managed| managed.name.clone())
+            .collect();
+        for name in &names {
+            self.judge(name, now);
+        }
+    }
+
+    fn judge(&mut self, name: &ServiceName, now: Timestamp) {
+        let monotonic = self.clock.monotonic();
+        let Some(managed) = self.managed.get_mut(name) else {
+            return;
+        };
+        managed.tick_judges(now, monotonic);
+        let runs: Vec<u64> = managed.runs.keys().copied().collect();
+        for run in runs {
+            self.hear(name, run, now);
+        }
+    }
+
+    /// What the judges say means something to a run.
+    fn hear(&mut self, name: &ServiceName, id: u64, now: Timestamp) {
+        let Some(managed) = self.managed.get_mut(name) else {
+            return;
+        };
+        let Some(mut active) = managed.runs.remove(&id) else {
+            return;
+        };
+        let beside = active.kind == AnalysisKind::Background;
+        let judges: Vec<(usize, String)> = active
+            .judges()
+            .map(|(index, metric, _)| (index, metric.to_owned()))
+            .collect();
+        let mut news = Vec::new();
+        // Every judge with a say must be content, and there must be one.
+        let (mut suffices, mut sentence) = (true, None);
+        for (index, metric) in judges {
+            let Some(seat) = managed.judging.seats.get_mut(&metric) else {
+                suffices = false;
+                continue;
+            };
+            let (advice, with_say) = (seat.judge.advice(), !active.run.specs[index].dry_run);
+            let outcome = match advice {
+                Advice::Rollback => Some(Outcome::Failed),
+                Advice::Proceed if !(beside && seat.proceeded) => Some(Outcome::Successful),
+                Advice::Proceed | Advice::Hold => None,
+            };
+            seat.proceeded |= advice == Advice::Proceed;
+            if with_say && advice == Advice::Proceed {
+                sentence.get_or_insert_with(|| seat.judge.report().sentence);
+            }
+            suffices &= !with_say || advice == Advice::Proceed;
+            if let Some(outcome) = outcome.filter(|_| !active.run.metrics[index].phase.is_completed()) {
+                let report = seat.judge.report();
+                news.push((index, outcome, report.sentence.clone()));
+                active.show_judge(index, report);
+            }
+        }
+        let told = !news.is_empty();
+        for (index, outcome, said) in news {
+            active.finish(name, index, outcome, None, Some(said), now, &self.services);
+        }
+        if told {
+            managed.judging.show();
+            self.keep_run(name, &active);
+        }
+        let run = active.id;
+        if let Some(managed) = self.managed.get_mut(name) {
+            managed.runs.insert(id, active);
+        }
+        if told {
+            self.publish_status(name);
+            self.conclude(name, id, now);
+        }
+        if let Some(sentence) = sentence.filter(|_| beside && suffices) {
+            self.let_go_on(name, run, sentence, now);
+        }
+    }
+
+    /// The step that waits for evidence has it.
+    fn let_go_on(&mut self, name: &ServiceName, run: RunId, message: String, now: Timestamp) {
+        let Some(managed) = self.managed.get(name) else {
+            return;
+        };
+        let waiting = managed
+            .saved
+            .state
+            .rolling()
+            .filter(|rolling| rolling.waits_for_evidence());
+        let Some(step) = waiting.map(|rolling| rolling.step) else {
+            return;
+        };
+        if managed.quiet_until > now {
+            return;
+        }
+        let analysis = managed.runs.get(&run.0).map(report::analysis);
+        let numbers = json!({"analysis": analysis, "evidence": managed.numbers()});
+        let event = Event::EvidenceSuffices { run, step, message };
+        self.happened(name, event, Some(numbers));
+    }
+
+    /// Stores what every judge knows, and shows it.
+    pub(super) fn save_judges(&mut self) {
+        let mut rows = Vec::new();
+        for managed in self.managed.values_mut().filter(|managed| managed.is_judging()) {
+            managed.judging.show();
+            let shown = managed
+                .judging
+                .shown
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            for active in managed.runs.values_mut() {
+                active.show_judges(&shown);
+            }
+            let keys = managed
+                .failed_keys
+                .as_ref()
+                .filter(|_| managed.config.sticky.is_some());
+            let mut keys = keys.map(|(_, keys)| keys.taken()).unwrap_or_default();
+            keys.truncate(KEYS_KEPT);
+            rows.extend(managed.judging.rows(&managed.name, &keys));
+        }
+        // A store that fails is tried by its own patience.
+        if rows.is_empty() || self.store_trouble().is_some() {
+            return;
+        }
+        if let Err(error) = self.store.save_judges(&rows) {
+            self.store_failed(&error);
+        }
+    }
+}
