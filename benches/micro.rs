@@ -7,13 +7,16 @@
 
 use divan::{Bencher, black_box};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serin::{
+    analysis::{Batch, Judge, JudgeConfig},
     app, config,
     control::StoreChoice,
     metrics::{AssignReason, Attempt, Evidence, Outcome, Trial, Unit, VersionKey, VersionMetrics},
     model::{Role, ServiceName, VersionName, Weight},
     route::{FieldMatch, HostMatch, PathMatch, RequestView, RouteMatch, Router, Rule, ValueMatch},
     split::{Split, StickyHash, is_canary},
+    stats::UnitCounts,
 };
 use std::{
     cell::Cell,
@@ -85,6 +88,60 @@ fn record(bencher: Bencher<'_, '_>) {
         shard.answered(&Method::GET, StatusCode::OK, took);
         shard.leave();
     });
+}
+
+/// One look of the judge at one service: reading both versions' cells of this many workers, two generations after a weight
+/// change, all eight tests, and the thresholds for what is in flight.
+#[divan::bench(args = [1, 8, 64])]
+fn judge_tick(bencher: Bencher<'_, '_>, workers: usize) {
+    let mut dice = SmallRng::seed_from_u64(7);
+    let evidence = || Evidence::on_trial(workers, Trial::default());
+    let generations: Vec<[Evidence; 2]> = (0..2).map(|_| [evidence(), evidence()]).collect();
+    let mut last: Vec<[UnitCounts; 2]> = vec![<[UnitCounts; 2]>::default(); 2];
+    let mut judge = Judge::new(JudgeConfig::default(), 0.05, 0.25, Judge::empty_baseline());
+    let now = Cell::new(Duration::from_secs(60));
+    bencher
+        .with_inputs(|| {
+            // Between two looks 100 requests come, as at 1,000 a second.
+            for request in 0..100 {
+                let role = usize::from(request % 20 != 0);
+                let worker = request % workers;
+                let outcome = if dice.next_u64().is_multiple_of(1000) {
+                    Outcome::Failed
+                } else {
+                    Outcome::Ok
+                };
+                let took = Duration::from_micros(1000 + dice.next_u64() % 50_000);
+                let cells = &generations[1][role];
+                let ticket = cells.begin(worker, Unit::Request, now.get());
+                cells.end(worker, ticket, outcome, took);
+            }
+        })
+        .bench_local_values(|()| {
+            now.set(now.get() + Duration::from_millis(100));
+            let mut batches = Vec::new();
+            for ([canary, stable], [canary_last, stable_last]) in generations.iter().zip(&mut last) {
+                let read = |cells: &Evidence, last: &mut UnitCounts| {
+                    let read = cells.units(last);
+                    let news = read.since(last);
+                    *last = read;
+                    news
+                };
+                batches.push(Batch {
+                    weight: 0.05,
+                    canary: read(canary, canary_last),
+                    stable: read(stable, stable_last),
+                });
+            }
+            let advice = judge.tick(0.1, &batches);
+            let slow_after = judge.slow_after();
+            let cuts: Vec<Option<Duration>> = slow_after
+                .iter()
+                .map(|after| now.get().checked_sub(Duration::from_secs_f64(after.as_ref()?.0)))
+                .collect();
+            generations.iter().flatten().for_each(|cells| cells.cut(&cuts));
+            advice
+        });
 }
 
 /// A scrape's work for one version: merging this many workers.

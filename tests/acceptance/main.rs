@@ -11,6 +11,7 @@ mod crash;
 mod disk;
 mod events;
 mod exits;
+mod judge;
 mod lifecycle;
 mod milestones;
 mod reload;
