@@ -372,9 +372,14 @@ pub(super) fn absolute_form(uri: &http::Uri, headers: &HeaderMap, secure: bool) 
 /// Removes from a response what concerns only the connection to the version.
 pub(super) fn to_client(headers: &mut HeaderMap, status: StatusCode, inbound: Version) {
     let (mut connection, mut framed, mut other) = (false, false, false);
-    for name in headers.keys() {
+    let (mut lengths, mut plain) = (0, true);
+    for (name, value) in &*headers {
         match name.as_str().len() {
             2 | 7 | 16 | 18 => other = true,
+            14 if *name == header::CONTENT_LENGTH => {
+                lengths += 1;
+                plain &= is_plain_number(value);
+            }
             10 if *name == header::CONNECTION => connection = true,
             10 if *name == KEEP_ALIVE => other = true,
             17 if *name == header::TRANSFER_ENCODING => framed = true,
@@ -399,6 +404,39 @@ pub(super) fn to_client(headers: &mut HeaderMap, status: StatusCode, inbound: Ve
     if status == StatusCode::NO_CONTENT || status.is_informational() {
         headers.remove(header::CONTENT_LENGTH);
     }
+    if lengths > 1 || !plain {
+        agree_on_length(headers);
+    }
+}
+
+fn is_plain_number(value: &HeaderValue) -> bool {
+    let digits = value.as_bytes();
+    matches!(digits.len(), 1..=19)
+        && digits.iter().all(u8::is_ascii_digit)
+        && (digits[0] != b'0' || digits.len() == 1)
+}
+
+/// Makes one decimal of a `Content-Length` that is written in another way, if that is possible: as it came nobody may pass it
+/// on (RFC 9110 section 8.6). Otherwise it goes; of answers that have a body hyper has refused such ones, what is left are
+/// those to HEAD, and 304.
+#[cold]
+fn agree_on_length(headers: &mut HeaderMap) {
+    let mut agreed: Option<u64> = None;
+    let lines = headers.get_all(header::CONTENT_LENGTH).iter();
+    let contradicts = lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .any(|part| {
+            let digits = part.trim_ascii();
+            let number = std::str::from_utf8(digits)
+                .ok()
+                .and_then(|text| text.parse().ok());
+            let number = number.filter(|_| digits.iter().all(u8::is_ascii_digit));
+            number.is_none_or(|number| *agreed.get_or_insert(number) != number)
+        });
+    match agreed.filter(|_| !contradicts) {
+        Some(length) => headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length)),
+        None => headers.remove(header::CONTENT_LENGTH),
+    };
 }
 
 /// Drops trailer fields that must not arrive after the body.
@@ -607,5 +645,32 @@ mod tests {
         headers.insert("content-length", HeaderValue::from_static("5"));
         to_client(&mut headers, StatusCode::NO_CONTENT, Version::HTTP_11);
         assert!(!headers.contains_key("content-length"));
+    }
+
+    #[test]
+    fn a_response_has_one_plain_length_or_none() {
+        for (came, goes) in [
+            (&["5"][..], Some("5")),
+            (&["0"], Some("0")),
+            (&["5", "5"], Some("5")),
+            (&["5, 5"], Some("5")),
+            (&["005"], Some("5")),
+            (&["5", "6"], None),
+            (&["5,6"], None),
+            (&["5,"], None),
+            (&["+5"], None),
+            (&["-5"], None),
+            (&["five"], None),
+            (&[""], None),
+            (&["99999999999999999999999"], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in came {
+                headers.append("content-length", HeaderValue::from_static(line));
+            }
+            to_client(&mut headers, StatusCode::NOT_MODIFIED, Version::HTTP_11);
+            let left: Vec<_> = headers.get_all("content-length").iter().collect();
+            assert_eq!(left, Vec::from_iter(goes), "{came:?}");
+        }
     }
 }
