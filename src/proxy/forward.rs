@@ -226,13 +226,11 @@ impl Outbound<'_> {
                 None => {
                     exchange.attempted(Attempt::TimedOut);
                     exchange.judge(Outcome::Failed);
-                    endpoint.failed(Fault::TimedOut, self.now());
+                    endpoint.failed(Fault::Unanswered, self.now());
                     return Err(self.late());
                 }
                 Some(Ok(response)) if self.is_invalid(&response, lease.is_http2()) => {
-                    exchange.attempted(Attempt::Protocol);
-                    exchange.judge(Outcome::Failed);
-                    return Err(Missed::Final(Failure::INVALID, Outcome::Failed));
+                    return Err(self.invalid(endpoint, exchange));
                 }
                 Some(Ok(response)) => {
                     if let Some(body) = body {
@@ -381,17 +379,24 @@ impl Outbound<'_> {
         exchange: &mut Exchange,
         role: Role,
     ) -> Missed {
-        exchange.judge(Outcome::Failed);
         if error.is_parse() {
-            exchange.attempted(Attempt::Protocol);
-            return Missed::Final(Failure::INVALID, Outcome::Failed);
+            return self.invalid(endpoint, exchange);
         }
+        exchange.judge(Outcome::Failed);
         exchange.attempted(Attempt::Reset);
         self.blame(endpoint, role, &Chain(error));
         match returned {
             Some(request) => Missed::NeverReached(restore(*request), Failure::UNREACHABLE),
             None => Missed::Lost(Failure::RESET),
         }
+    }
+
+    /// What came is no answer that may go on. Whoever does nothing else is left out like one that is silent.
+    fn invalid(&self, endpoint: &Endpoint, exchange: &mut Exchange) -> Missed {
+        exchange.attempted(Attempt::Protocol);
+        exchange.judge(Outcome::Failed);
+        endpoint.failed(Fault::Unanswered, self.now());
+        Missed::Final(Failure::INVALID, Outcome::Failed)
     }
 
     /// The process' monotonic time, read anew.

@@ -48,8 +48,8 @@ pub enum Health {
 pub enum Fault {
     /// Refused, reset before a response, TLS, no connection in time: counts for a hard failure.
     Hard,
-    /// A connection, and no response in time.
-    TimedOut,
+    /// A connection, and no response in time, or none that is HTTP.
+    Unanswered,
     /// A response that counts as a failure.
     BadResponse,
 }
@@ -58,7 +58,7 @@ pub enum Fault {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Streak {
     hard: u32,
-    timed_out: u16,
+    unanswered: u16,
     bad: u16,
 }
 
@@ -68,13 +68,13 @@ impl Streak {
         let [hard @ .., late0, late1, bad0, bad1] = word.to_be_bytes();
         Streak {
             hard: u32::from_be_bytes(hard),
-            timed_out: u16::from_be_bytes([late0, late1]),
+            unanswered: u16::from_be_bytes([late0, late1]),
             bad: u16::from_be_bytes([bad0, bad1]),
         }
     }
 
     fn word(self) -> u64 {
-        u64::from(self.hard) << 32 | u64::from(self.timed_out) << 16 | u64::from(self.bad)
+        u64::from(self.hard) << 32 | u64::from(self.unanswered) << 16 | u64::from(self.bad)
     }
 
     fn and(self, fault: Fault) -> Streak {
@@ -83,22 +83,22 @@ impl Streak {
                 hard: self.hard.saturating_add(1),
                 ..self
             },
-            Fault::TimedOut => Streak {
-                timed_out: self.timed_out.saturating_add(1),
+            Fault::Unanswered => Streak {
+                unanswered: self.unanswered.saturating_add(1),
                 ..self
             },
             // It did answer.
             Fault::BadResponse => Streak {
                 hard: 0,
-                timed_out: 0,
+                unanswered: 0,
                 bad: self.bad.saturating_add(1),
             },
         }
     }
 
     /// Attempts in a row without a response.
-    fn unanswered(self) -> u32 {
-        self.hard.saturating_add(self.timed_out.into())
+    fn without_response(self) -> u32 {
+        self.hard.saturating_add(self.unanswered.into())
     }
 }
 
@@ -181,7 +181,7 @@ impl Endpoint {
     /// A response has begun that is judged by how it ends.
     pub fn answered(&self) {
         let streak = Streak::from_word(self.streak.load(Ordering::Relaxed));
-        if streak.unanswered() != 0 {
+        if streak.without_response() != 0 {
             let answered = |word| {
                 let bad = Streak::from_word(word).bad;
                 Some(
@@ -208,7 +208,7 @@ impl Endpoint {
         let streak = Streak::from_word(before.unwrap_or_else(|word| word)).and(fault);
         self.faults.fetch_add(1, Ordering::Relaxed);
         match fault {
-            Fault::Hard | Fault::TimedOut => {
+            Fault::Hard | Fault::Unanswered => {
                 self.skip_until
                     .store(millis(now.saturating_add(SKIP)), Ordering::Relaxed);
                 self.set(SKIPPED, true);
@@ -216,9 +216,9 @@ impl Endpoint {
             Fault::BadResponse => self.set(SKIPPED, false),
         }
         if let Some(rotation) = self.rotation.upgrade() {
-            rotation.failing(self, streak.unanswered(), streak.bad.into(), now);
+            rotation.failing(self, streak.without_response(), streak.bad.into(), now);
         }
-        streak.unanswered()
+        streak.without_response()
     }
 
     /// A worker has sent it so many requests since it last said so.
@@ -363,7 +363,7 @@ mod tests {
     #[test]
     fn only_what_reached_nobody_is_a_hard_failure() {
         let endpoint = Endpoint::new("http://127.0.0.1:1".parse().unwrap());
-        assert_eq!(endpoint.failed(Fault::TimedOut, at(1)), 1);
+        assert_eq!(endpoint.failed(Fault::Unanswered, at(1)), 1);
         assert_eq!(endpoint.health(), Health::Good);
         assert_eq!(endpoint.failed(Fault::Hard, at(1)), 2);
         assert_eq!(

@@ -133,6 +133,29 @@ fn an_endpoint_that_breaks_off_its_answers_is_ejected_by_its_rate_as_well() {
     drop(clients);
 }
 
+#[test]
+fn an_endpoint_that_speaks_no_http_is_left_out_and_the_others_serve() {
+    let good = Upstream::start("good");
+    let other = RawUpstream::start(|seen, stream| {
+        if !seen.whole {
+            return Next::Body;
+        }
+        // What a server for HTTP/2 alone says to HTTP/1.1.
+        let _ = stream.write_all(b"\0\0\0\x04\0\0\0\0\0");
+        Next::Close
+    });
+    let serin = Serin::start(&service(&[good.url(), other.url()], ", ejection: {base: 60s}"));
+    let clients = Plan::new(serin.web, 1).start();
+    wait_health(&serin, &other.url(), 0.0);
+    clients.wait_more(50);
+    let tally = clients.stop();
+    assert_eq!(other.count(), 3, "three in a row");
+    assert!(
+        tally.failed.iter().all(|failed| failed.status == 502) && tally.failed.len() == 3,
+        "{tally:?}"
+    );
+}
+
 /// A gRPC call of the echo server: its message is of no interest.
 fn call(method: &'static str) -> impl Fn(u64) -> Request<Payload> + Send + Sync {
     move |_| {
