@@ -10,6 +10,10 @@ mod json_path;
 mod judge;
 mod outcome;
 mod run;
+#[cfg(test)]
+mod simulated;
+#[cfg(test)]
+mod simulation;
 mod spec;
 mod validate;
 
