@@ -253,9 +253,6 @@ async fn switch(
         dice: client.worker.dice64(),
     }));
     let mut answer = response.map(|_| OutBody::own(Bytes::new()));
-    if let Some(filters) = &entry.filters {
-        filters::to_client(filters, answer.headers_mut());
-    }
     headers::switched(answer.headers_mut(), protocol);
     Ok(answer)
 }
