@@ -205,6 +205,9 @@ where
         for connections in self.by_id.borrow().values() {
             if connections.endpoint.capacity.wants_room() {
                 connections.idle.borrow_mut().clear();
+                if connections.active.get() == 0 {
+                    connections.shared.take();
+                }
             }
         }
     }
@@ -479,8 +482,15 @@ where
 
     /// The response has ended well, just `now`: the connection may serve again. Dropping the lease instead closes it.
     pub fn give_back(mut self, now: Instant) {
-        if let Some(Sender::Http1(sender)) = self.sender.take() {
-            self.connections.keep(sender, now);
+        match self.sender.take() {
+            Some(Sender::Http1(sender)) => self.connections.keep(sender, now),
+            // Nobody else is on it, and a worker without one waits for its place.
+            Some(Sender::Http2(_))
+                if self.connections.active.get() == 1 && self.connections.endpoint.capacity.is_crowded() =>
+            {
+                self.connections.shared.take();
+            }
+            Some(Sender::Http2(_)) | None => {}
         }
     }
 }

@@ -126,19 +126,20 @@ fn who_waits_in_vain_is_told_so_when_the_time_to_connect_is_over() {
 
 #[test]
 fn an_idle_connection_of_another_worker_makes_room_for_who_waits() {
-    let upstream = Upstream::start("v1");
-    let serin = serin(
-        &upstream,
-        "limits: {connections: 1, pending: 50}, timeouts: {connect: 20s}",
-    );
-    // Connections land on either worker; whoever has the only upstream connection has to let it go.
-    for _ in 0..30 {
-        assert_eq!(ask(serin.web, false, get("/")).unwrap().status, 200);
+    for upstream in [Upstream::start("v1"), Upstream::h2c("v1")] {
+        let serin = serin(
+            &upstream,
+            "limits: {connections: 1, pending: 50}, timeouts: {connect: 20s}",
+        );
+        // Connections land on either worker; whoever has the only upstream connection has to let it go.
+        for _ in 0..30 {
+            assert_eq!(ask(serin.web, false, get("/")).unwrap().status, 200);
+        }
+        assert!(
+            upstream.connections() > 1,
+            "it moved from one worker to the other"
+        );
     }
-    assert!(
-        upstream.connections() > 1,
-        "it moved from one worker to the other"
-    );
 }
 
 #[test]
