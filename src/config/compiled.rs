@@ -212,6 +212,14 @@ pub struct ListenerLimits {
     pub headers: u32,
     /// Bytes of one request head; 64KiB.
     pub header_bytes: ByteSize,
+    /// HTTP/2 streams at once on one connection; 200.
+    pub streams: u32,
+    /// HTTP/2 streams that a client may reset on one connection within a second; 200.
+    pub resets: u32,
+    /// Bytes of a request body on one HTTP/2 stream that may wait for a version; 256KiB.
+    pub stream_window: ByteSize,
+    /// The same of all streams of one connection together; 1MiB.
+    pub connection_window: ByteSize,
     /// Client connections at once; none: as many as the process may have files open for.
     pub connections: Option<u32>,
 }
@@ -222,6 +230,10 @@ impl Default for ListenerLimits {
             body: None,
             headers: 100,
             header_bytes: ByteSize::kib(64),
+            streams: 200,
+            resets: 200,
+            stream_window: ByteSize::kib(256),
+            connection_window: ByteSize::kib(1024),
             connections: None,
         }
     }

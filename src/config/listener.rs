@@ -163,6 +163,14 @@ pub(super) struct LimitsConfig {
     headers: Option<u32>,
     /// Listener only. Absent: 64KiB.
     header_bytes: Option<ByteSize>,
+    /// Listener only. Absent: 200.
+    streams: Option<u32>,
+    /// Listener only. Absent: 200.
+    resets: Option<u32>,
+    /// Listener only. Absent: 256KiB.
+    stream_window: Option<ByteSize>,
+    /// Listener only. Absent: 1MiB.
+    connection_window: Option<ByteSize>,
     /// Service only. Absent: 1024.
     requests: Option<u32>,
     /// Service only. Absent: 1024.
@@ -177,6 +185,10 @@ impl LimitsConfig {
         let numbers = [
             ("headers", self.headers.map(u64::from)),
             ("headerBytes", self.header_bytes.map(ByteSize::as_u64)),
+            ("streams", self.streams.map(u64::from)),
+            ("resets", self.resets.map(u64::from)),
+            ("streamWindow", self.stream_window.map(ByteSize::as_u64)),
+            ("connectionWindow", self.connection_window.map(ByteSize::as_u64)),
             ("requests", self.requests.map(u64::from)),
             ("pending", self.pending.map(u64::from)),
             ("connections", self.connections.map(u64::from)),
@@ -196,24 +208,57 @@ impl LimitsConfig {
     fn listener(&self, path: &str, cx: &mut Cx) -> ListenerLimits {
         self.check(path, &["requests", "pending"], cx);
         let default = ListenerLimits::default();
-        let header_bytes = self.header_bytes.unwrap_or(default.header_bytes);
-        if !(1 << 10..=1 << 20).contains(&header_bytes.as_u64()) && header_bytes.as_u64() > 0 {
-            cx.error(
-                &format!("{path}.headerBytes"),
-                format!("{header_bytes} is out of range"),
-                "write between 1KiB and 1MiB",
-            );
-        }
+        let mut within = |key: &str, size: Option<ByteSize>, default, least: u64, most: u64, hint| {
+            let size = size.unwrap_or(default);
+            if !(least..=most).contains(&size.as_u64()) && size.as_u64() > 0 {
+                cx.error(&format!("{path}.{key}"), format!("{size} is out of range"), hint);
+            }
+            size
+        };
         ListenerLimits {
             body: self.body.and_then(|body| body.0),
             headers: self.headers.unwrap_or(default.headers),
-            header_bytes,
+            header_bytes: within(
+                "headerBytes",
+                self.header_bytes,
+                default.header_bytes,
+                1 << 10,
+                1 << 20,
+                "write between 1KiB and 1MiB",
+            ),
+            streams: self.streams.unwrap_or(default.streams),
+            resets: self.resets.unwrap_or(default.resets),
+            stream_window: within(
+                "streamWindow",
+                self.stream_window,
+                default.stream_window,
+                16 << 10,
+                16 << 20,
+                "write between 16KiB and 16MiB",
+            ),
+            // HTTP/2 has no way to say less than 64 KiB.
+            connection_window: within(
+                "connectionWindow",
+                self.connection_window,
+                default.connection_window,
+                64 << 10,
+                64 << 20,
+                "write between 64KiB and 64MiB",
+            ),
             connections: self.connections,
         }
     }
 
     pub(super) fn service(&self, path: &str, cx: &mut Cx) -> Limits {
-        self.check(path, &["headers", "headerBytes"], cx);
+        let listeners = [
+            "headers",
+            "headerBytes",
+            "streams",
+            "resets",
+            "streamWindow",
+            "connectionWindow",
+        ];
+        self.check(path, &listeners, cx);
         let default = Limits::default();
         Limits {
             body: self.body.and_then(|body| body.0),

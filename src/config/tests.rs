@@ -76,6 +76,14 @@ fn every_default_is_what_the_design_says() {
         (listener.limits.headers, listener.limits.header_bytes.as_u64()),
         (100, 65_536)
     );
+    assert_eq!((listener.limits.streams, listener.limits.resets), (200, 200));
+    assert_eq!(
+        (
+            listener.limits.stream_window.as_u64(),
+            listener.limits.connection_window.as_u64()
+        ),
+        (256 << 10, 1 << 20)
+    );
     assert_eq!((listener.limits.body, listener.limits.connections), (None, None));
     assert_eq!(config.admin.address.to_string(), "127.0.0.1:9900");
     assert_eq!(config.admin.socket, Path::new("config/serin.sock"));
@@ -114,6 +122,44 @@ fn every_default_is_what_the_design_says() {
     assert!(service.deploy.allows(&"http://127.0.0.1:7".parse().unwrap()));
     assert!(!service.deploy.allows(&"http://127.0.0.2:7".parse().unwrap()));
     assert!(config.not_yet().is_empty());
+}
+
+#[test]
+fn limits_of_http2_are_bounded_and_belong_to_listeners() {
+    let at =
+        |limits: &str| MINIMAL.replace("'127.0.0.1:8080'", &format!("'127.0.0.1:8080', limits: {limits}"));
+    let limits = good(&at(
+        "{streams: 7, resets: 8, streamWindow: 16KiB, connectionWindow: 64MiB}",
+    ))
+    .listeners[0]
+        .limits;
+    assert_eq!((limits.streams, limits.resets), (7, 8));
+    assert_eq!(
+        (limits.stream_window.as_u64(), limits.connection_window.as_u64()),
+        (16 << 10, 64 << 20)
+    );
+    for (bad, said) in [
+        (
+            "{streams: 0}",
+            "listeners[0].limits.streams: 0 would refuse everything",
+        ),
+        (
+            "{streamWindow: 8KiB}",
+            "8KiB is out of range; write between 16KiB and 16MiB",
+        ),
+        (
+            "{connectionWindow: 65MiB}",
+            "65MiB is out of range; write between 64KiB and 64MiB",
+        ),
+    ] {
+        let all = faults(&at(bad));
+        assert!(all.contains(said), "{all}");
+    }
+    let warnings = shown(&read(&with("limits: {resets: 3}")).unwrap().warnings);
+    assert!(
+        warnings.contains("limits.resets: has no effect here"),
+        "{warnings}"
+    );
 }
 
 #[test]

@@ -6,17 +6,20 @@ use super::{
     closing,
     frames::Watched,
     headers::Peer,
-    io::{ClientIo, ConnectionTimeouts, Progress},
+    io::{ClientIo, ConnectionTimeouts, Late, Progress},
     service,
     upgrade::Tunnel,
     who,
     worker::{ListenerState, WorkerState},
 };
-use crate::{metrics::Rejection, upstream::LocalExecutor};
+use crate::{metrics::Rejection, model::ByteSize, upstream::LocalExecutor};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue};
-use hyper::server::conn::{http1, http2};
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use std::{
     cell::RefCell,
@@ -33,6 +36,9 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The most that waits for a client to read or for a version to take it, in bytes.
 const MOST_BUFFERED: usize = 128 * 1024;
+
+/// The most of one HTTP/2 stream's response that waits to be written, in bytes.
+const MOST_QUEUED: usize = 64 * 1024;
 
 /// A client's connection as its requests see it.
 pub(super) struct Client {
@@ -173,11 +179,7 @@ pub(super) async fn run<S>(
         Rc::clone(&progress),
         http2,
     ));
-    let switches = Rc::clone(&client);
-    let serve = hyper::service::service_fn(move |request| service::serve(Rc::clone(&client), request));
-    let limits = &listener.config.limits;
-    let mut idle = true;
-    let served = if http2 {
+    let (served, idle) = if http2 {
         let stream = Watched::new(
             stream,
             &prefix,
@@ -189,58 +191,95 @@ pub(super) async fn run<S>(
             return;
         }
         let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, false);
-        let mut builder = http2::Builder::new(LocalExecutor);
-        builder
-            .initial_stream_window_size(256 * 1024)
-            .initial_connection_window_size(1024 * 1024)
-            .max_concurrent_streams(200)
-            .max_header_list_size(u32::try_from(limits.header_bytes.as_u64()).unwrap_or(64 * 1024))
-            .max_local_error_reset_streams(256);
-        guarded(
-            &worker,
-            drained(&progress, builder.serve_connection(io, serve), |c| {
-                c.graceful_shutdown();
-            }),
-        )
-        .await
+        (speak_http2(client, io).await, true)
     } else {
         let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, true);
-        let mut builder = http1::Builder::new();
-        builder
-            .half_close(false)
-            // With it hyper keeps its answer to broken syntax to itself while unread bytes lie behind the break.
-            .pipeline_flush(false)
-            .writev(false)
-            .max_header_size(limits.header_bytes.as_usize())
-            // A client that does not read holds this much, not hyper's 400 KiB; a head must fit in.
-            .max_buf_size(MOST_BUFFERED.max(limits.header_bytes.as_usize() + 8 * 1024));
-        // hyper's own limit is 100 as well, and costs less when it is not set.
-        if limits.headers != 100 {
-            builder.max_headers(usize::try_from(limits.headers).unwrap_or(100));
-        }
-        let mut connection = builder.serve_connection(io, serve);
-        let served = guarded(
-            &worker,
-            drained(&progress, &mut connection, |mut c| {
-                Pin::new(&mut **c).graceful_shutdown();
-            }),
-        )
-        .await;
-        // What is left of the request goes with the connection.
-        idle = progress.is_idle();
-        if let Some(served) = &served {
-            let http1::Parts { io, read_buf, .. } = connection.into_parts();
-            let tunnel = switches.tunnel.take();
-            let _ = guarded(
-                &worker,
-                after(TokioIo::new(io), read_buf, served, (&progress, idle), tunnel),
-            )
-            .await;
-        }
-        served
+        speak_http1(client, io).await
     };
     if let Some(Err(error)) = served {
         closed(&worker, &listener, arrival.ip, &progress, &error, idle);
+    }
+}
+
+type Served = Option<Result<(), hyper::Error>>;
+
+async fn speak_http2<S>(client: Rc<Client>, io: ClientIo<S>) -> Served
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (worker, progress) = (Rc::clone(&client.worker), Rc::clone(&client.progress));
+    let limits = &client.listener.config.limits;
+    let resets = usize::try_from(limits.resets).unwrap_or(usize::MAX);
+    let most = |size: ByteSize| u32::try_from(size.as_u64()).unwrap_or(u32::MAX);
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .initial_stream_window_size(most(limits.stream_window))
+        .initial_connection_window_size(most(limits.connection_window))
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(most(limits.header_bytes))
+        // What waits for the connection of a client that reads slowly; hyper's own is 400 KiB for each stream.
+        .max_send_buf_size(MOST_QUEUED)
+        // Those that nobody has seen yet, and those that the client has made us reset. `frames` counts all others.
+        .max_pending_accept_reset_streams(resets)
+        .max_local_error_reset_streams(resets);
+    let serve = service_fn(move |request| service::serve(Rc::clone(&client), request));
+    let serving = drained(&progress, builder.serve_connection(io, serve), |c| {
+        c.graceful_shutdown();
+    });
+    guarded(&worker, serving).await
+}
+
+/// Also whether no request was being served at the end.
+async fn speak_http1<S>(client: Rc<Client>, mut io: ClientIo<S>) -> (Served, bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (worker, progress) = (Rc::clone(&client.worker), Rc::clone(&client.progress));
+    let limits = &client.listener.config.limits;
+    let mut builder = http1::Builder::new();
+    builder
+        .half_close(false)
+        // With it hyper keeps its answer to broken syntax to itself while unread bytes lie behind the break.
+        .pipeline_flush(false)
+        .writev(false)
+        .max_header_size(limits.header_bytes.as_usize())
+        // A client that does not read holds this much, not hyper's 400 KiB; a head must fit in.
+        .max_buf_size(MOST_BUFFERED.max(limits.header_bytes.as_usize() + 8 * 1024));
+    // hyper's own limit is 100 as well, and costs less when it is not set.
+    if limits.headers != 100 {
+        builder.max_headers(usize::try_from(limits.headers).unwrap_or(100));
+    }
+    let switches = Rc::clone(&client);
+    let serve = service_fn(move |request| service::serve(Rc::clone(&client), request));
+    loop {
+        let mut connection = builder.serve_connection(io, serve.clone());
+        let serving = drained(&progress, &mut connection, |mut c| {
+            Pin::new(&mut **c).graceful_shutdown();
+        });
+        let Some(served) = guarded(&worker, serving).await else {
+            return (None, true);
+        };
+        // What is left of the request goes with the connection.
+        let idle = progress.is_idle();
+        let http1::Parts {
+            io: back, read_buf, ..
+        } = connection.into_parts();
+        match progress.late.get() {
+            Some(Late::Look | Late::KeepAlive) if closing::is_begun(&read_buf) => {
+                progress.late.set(Some(Late::Begun));
+            }
+            Some(Late::Look) => {
+                // It is idle indeed, and has the rest of its time.
+                progress.late.set(None);
+                io = back;
+                continue;
+            }
+            Some(Late::KeepAlive | Late::Begun | Late::Head | Late::Windows | Late::WriteStall) | None => {}
+        }
+        let tunnel = switches.tunnel.take();
+        let left = after(TokioIo::new(back), read_buf, &served, (&progress, idle), tunnel);
+        let _ = guarded(&worker, left).await;
+        return (Some(served), idle);
     }
 }
 
@@ -257,7 +296,7 @@ async fn after<S>(
     if let Some(tunnel) = tunnel {
         return tunnel.run(io, unread).await;
     }
-    let silent = progress.timed_out.get() == Some("keep-alive");
+    let silent = progress.late.get() == Some(Late::Begun);
     match served {
         // The beginning of a request that was never ended: hyper closes without a word. Never after a part of an answer.
         Err(error) if (error.is_incomplete_message() || silent) && idle && closing::is_begun(&unread) => {
@@ -316,9 +355,9 @@ fn closed(
     error: &hyper::Error,
     idle: bool,
 ) {
-    let reason = if progress.timed_out.get().is_some() {
+    let reason = if let Some(late) = progress.late.get() {
         // An idle connection that is closed is nothing to count.
-        (progress.timed_out.get() != Some("keep-alive")).then_some(Rejection::Timeout)
+        (late != Late::KeepAlive).then_some(Rejection::Timeout)
     } else if error.is_parse_too_large() {
         Some(Rejection::HeaderLimit)
     } else if error.is_parse() || (error.is_incomplete_message() && idle) {

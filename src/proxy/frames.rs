@@ -4,7 +4,8 @@
 //! seen on their way out and counted. On the way in this knows whether something has begun that must be completed soon (a
 //! half frame, an open header block), which an idle connection has not, and ends a connection whose client sends control
 //! frames faster than anybody needs them: the library answers each, memory stays flat, and the work is ours (CVE-2019-9512,
-//! 9513, 9515).
+//! 9513, 9515). The same holds for streams that are reset when a version has been asked already; the library limits only those
+//! that are reset before (CVE-2023-44487).
 
 use super::{io::Progress, worker::ListenerState};
 use crate::metrics::Rejection;
@@ -108,6 +109,29 @@ fn refusal(code: u32) -> Option<Rejection> {
     }
 }
 
+/// Counts frames within [`WINDOW`] of the first.
+#[derive(Debug, Default)]
+struct Rate {
+    count: u32,
+    since: Option<Instant>,
+}
+
+impl Rate {
+    /// Whether with `more` of them there are more than `most`.
+    fn exceeds(&mut self, more: u32, most: u32) -> bool {
+        if more == 0 {
+            return false;
+        }
+        let now = Instant::now();
+        let lasts = |since: Instant| now.saturating_duration_since(since) < WINDOW;
+        if !self.since.is_some_and(lasts) {
+            (self.count, self.since) = (0, Some(now));
+        }
+        self.count = self.count.saturating_add(more);
+        self.count > most
+    }
+}
+
 /// A client's HTTP/2 connection, watched.
 pub(super) struct Watched<S> {
     inner: S,
@@ -117,8 +141,8 @@ pub(super) struct Watched<S> {
     outgoing: Follower,
     /// A header block has begun and not ended.
     block: bool,
-    control: u32,
-    window: Option<Instant>,
+    control: Rate,
+    resets: Rate,
     /// The first frame has been SETTINGS, as it must be (9113 3.4).
     settled: bool,
     /// Why the connection is not read any further.
@@ -141,8 +165,8 @@ impl<S> Watched<S> {
             incoming: Follower::default(),
             outgoing: Follower::default(),
             block: false,
-            control: 0,
-            window: None,
+            control: Rate::default(),
+            resets: Rate::default(),
             settled: false,
             cut: None,
         };
@@ -156,7 +180,7 @@ impl<S> Watched<S> {
     }
 
     fn received(&mut self, bytes: &[u8]) {
-        let (mut control, mut block) = (self.control, self.block);
+        let (mut control, mut resets, mut block) = (0, 0, self.block);
         let (mut settled, mut cut) = (self.settled, self.cut);
         self.incoming.follow(bytes, |frame| {
             if !settled {
@@ -166,21 +190,18 @@ impl<S> Watched<S> {
             }
             match frame.kind {
                 HEADERS | CONTINUATION => block = frame.flags & END_HEADERS == 0,
+                RST_STREAM => resets += 1,
                 // Those have limits of the library's, or come with the data that a client reads.
-                DATA | RST_STREAM | WINDOW_UPDATE => {}
+                DATA | WINDOW_UPDATE => {}
                 _ => control += 1,
             }
         });
         self.settled = settled;
-        (self.control, self.block) = (control, block);
+        self.block = block;
         self.progress.frames_arrived(block || self.incoming.is_within());
-        if control > MOST_CONTROL {
-            let now = Instant::now();
-            let since = self.window.replace(now);
-            self.control = 0;
-            if since.is_some_and(|since| now.saturating_duration_since(since) < WINDOW) {
-                cut = cut.or(Some(Rejection::Flood));
-            }
+        let most = self.listener.config.limits.resets;
+        if self.control.exceeds(control, MOST_CONTROL) || self.resets.exceeds(resets, most) {
+            cut = cut.or(Some(Rejection::Flood));
         }
         if let (None, Some(reason)) = (self.cut, cut) {
             self.listener.metrics.reject(reason);
@@ -296,6 +317,15 @@ mod tests {
             assert_eq!((seen[1].1, seen[2].1), (1, 11));
             assert!(!follower.is_within());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_is_exceeded_within_a_second_only() {
+        let mut rate = Rate::default();
+        assert!(!rate.exceeds(0, 0) && !rate.exceeds(3, 5) && !rate.exceeds(2, 5));
+        assert!(rate.exceeds(1, 5));
+        tokio::time::advance(WINDOW).await;
+        assert!(!rate.exceeds(5, 5) && rate.exceeds(1, 5));
     }
 
     #[test]

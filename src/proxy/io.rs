@@ -32,6 +32,37 @@ pub(super) enum Waiting {
     Busy,
 }
 
+/// Which deadline has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Late {
+    /// An idle HTTP/1.1 connection has had the time that a head may take: has it begun one? hyper may have read its beginning
+    /// together with the request before, and does not say so.
+    Look,
+    /// No next request came.
+    KeepAlive,
+    /// One had begun, unseen from here, and went no further.
+    Begun,
+    /// The rest of a head did not come.
+    Head,
+    /// The client does not take what it has asked for.
+    Windows,
+    /// The client does not read.
+    WriteStall,
+}
+
+impl Late {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Late::Look => "look",
+            Late::KeepAlive => "keep-alive",
+            Late::Begun => "begun",
+            Late::Head => "request head",
+            Late::Windows => "closed windows",
+            Late::WriteStall => "write stall",
+        }
+    }
+}
+
 /// The deadlines of one listener.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConnectionTimeouts {
@@ -61,8 +92,10 @@ pub(super) struct Progress {
     pub(super) listener: usize,
     draining: Cell<bool>,
     waker: RefCell<Option<Waker>>,
-    /// Why the connection was closed by a deadline, for its log line.
-    pub(super) timed_out: Cell<Option<&'static str>>,
+    /// The last deadline that has passed.
+    pub(super) late: Cell<Option<Late>>,
+    /// Since its last request somebody has looked whether another one has begun.
+    looked: Cell<bool>,
     /// The timer of the request being served (HTTP/1.1 serves one at a time, on the connection's own task).
     pub(super) request_timer: RefCell<LazyTimer>,
 }
@@ -81,7 +114,8 @@ impl Progress {
             tunnel: RefCell::default(),
             draining: Cell::new(false),
             waker: RefCell::default(),
-            timed_out: Cell::new(None),
+            late: Cell::new(None),
+            looked: Cell::new(false),
             request_timer: RefCell::default(),
         })
     }
@@ -100,6 +134,7 @@ impl Progress {
         if left == 0 {
             self.waiting.set(Waiting::Idle);
             self.since.set(None);
+            self.looked.set(false);
         }
     }
 
@@ -227,11 +262,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientIo<S> {
 
     /// Nothing to read: may this wait go on?
     fn waits(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let (limit, what) = match self.progress.waiting.get() {
+        let ConnectionTimeouts { head, keep_alive, .. } = self.timeouts;
+        let looks = self.http1 && !self.progress.looked.get() && head < keep_alive;
+        let (limit, late) = match self.progress.waiting.get() {
             Waiting::Busy if self.http1 => return Poll::Pending,
             Waiting::Busy => return self.waits_for_windows(cx),
-            Waiting::Idle => (self.timeouts.keep_alive, "keep-alive"),
-            Waiting::Head => (self.timeouts.head, "request head"),
+            Waiting::Idle if looks => (head, Late::Look),
+            Waiting::Idle => (keep_alive, Late::KeepAlive),
+            Waiting::Head => (head, Late::Head),
         };
         let now = Instant::now();
         let since = self.progress.since.get().unwrap_or(now);
@@ -245,12 +283,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientIo<S> {
             self.progress.since.set(Some(now));
             return self.waits(cx);
         }
-        self.progress.timed_out.set(Some(what));
-        if self.progress.waiting.get() == Waiting::Head && self.http1 {
+        if late == Late::Look {
+            self.progress.looked.set(true);
+        }
+        if late == Late::Head && self.http1 {
             // Best effort: a client that still reads learns why; one that does not is closed all the same.
             let _ = Pin::new(&mut self.inner).poll_write(cx, REQUEST_TIMEOUT);
         }
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, what)))
+        Poll::Ready(Err(self.late(late)))
+    }
+
+    fn late(&self, late: Late) -> io::Error {
+        self.progress.late.set(Some(late));
+        io::Error::new(io::ErrorKind::TimedOut, late.as_str())
     }
 
     /// HTTP/2: may a client go on not taking what it has asked for?
@@ -263,8 +308,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientIo<S> {
         {
             return Poll::Pending;
         }
-        self.progress.timed_out.set(Some("closed windows"));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "closed windows")))
+        Poll::Ready(Err(self.late(Late::Windows)))
     }
 
     fn written<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -281,8 +325,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientIo<S> {
         {
             return Poll::Pending;
         }
-        self.progress.timed_out.set(Some("write stall"));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "write stall")))
+        Poll::Ready(Err(self.late(Late::WriteStall)))
     }
 }
 
@@ -320,6 +363,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Write for ClientIo<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.progress.late.get() == Some(Late::Look) {
+            // hyper takes it for the end, which it need not be.
+            return Poll::Ready(Ok(()));
+        }
         let result = Pin::new(&mut self.inner).poll_shutdown(cx);
         self.written(cx, result)
     }

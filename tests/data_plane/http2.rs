@@ -12,10 +12,14 @@ use crate::support::{
         ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, End, GOAWAY, H2, HEADERS, PADDED, PING, PREFACE,
         PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, WITH_PRIORITY, block, frame, request,
     },
-    raw::{RawUpstream, ok},
+    raw::{Next, RawUpstream, Seen, ok},
     wait_for,
 };
-use std::time::Duration;
+use std::{
+    io::Read,
+    net::{TcpListener, TcpStream},
+    time::Duration,
+};
 
 const LONG: Duration = Duration::from_secs(20);
 const MIB: u64 = 1 << 20;
@@ -789,7 +793,7 @@ fn a_header_list_that_is_too_large_is_refused_and_counted() {
 fn a_draining_server_says_goaway_and_answers_what_it_has() {
     let upstream = RawUpstream::start(|seen, stream| {
         if seen.target() == "/wait" && !seen.whole {
-            return crate::support::raw::Next::Body;
+            return Next::Body;
         }
         ok(seen, stream)
     });
@@ -810,4 +814,123 @@ fn a_draining_server_says_goaway_and_answers_what_it_has() {
     let response = client.response(1).unwrap();
     assert_eq!((response.status, response.body.as_slice()), (200, &b"ok"[..]));
     assert_eq!(serin.wait_end(LONG), 0);
+}
+
+/// One listener with these limits.
+fn limited(limits: &str, url: &str) -> Serin {
+    Serin::start_with(&format!(
+        "
+listeners: [{{name: web, address: \"127.0.0.1:0\", limits: {limits}}}]
+admin: {{address: \"127.0.0.1:0\"}}
+services: [{{name: shop, timeouts: {{connect: 1m}}, stable: {{version: v1, endpoints: [\"{url}\"]}}}}]"
+    ))
+}
+
+/// Never answers what comes to `/wait`.
+fn waits(seen: &Seen, stream: &mut TcpStream) -> Next {
+    if seen.target() == "/wait" {
+        let _ = stream.read(&mut [0]);
+        return Next::Close;
+    }
+    ok(seen, stream)
+}
+
+#[test]
+fn streams_at_once_are_limited_and_the_next_one_is_refused_and_counted() {
+    let upstream = RawUpstream::start(waits);
+    let serin = limited("{streams: 3}", &upstream.url());
+    let mut client = H2::connect(serin.web);
+    let settings = client.read().unwrap();
+    let announced = settings.payload.chunks(6).map(|one| (one[1], one[5]));
+    assert!(
+        announced.into_iter().any(|(id, value)| (id, value) == (3, 3)),
+        "{settings:?}"
+    );
+    for stream in [1, 3, 5] {
+        client.head(stream, &request("GET", "/wait"), true);
+    }
+    wait_for("all three to be in flight", LONG, || {
+        (upstream.count() == 3).then_some(())
+    });
+    client.head(7, &request("GET", "/"), true);
+    assert_eq!(client.outcome(), End::Reset(REFUSED_STREAM));
+    wait_for("the count", LONG, || {
+        (serin.count("serin_http_rejected_total", &[("reason", "overload")]) == 1).then_some(())
+    });
+    // One that ends makes room.
+    client.send(RST_STREAM, 0, 1, &[0, 0, 0, 8]);
+    get(&mut client, 9);
+    assert_eq!(client.response(9).unwrap().status, 200);
+    assert_eq!(upstream.count(), 4);
+}
+
+#[test]
+fn a_client_that_resets_more_streams_than_it_may_is_cut_off_however_far_they_had_come() {
+    let upstream = RawUpstream::start(waits);
+    let serin = limited("{resets: 5}", &upstream.url());
+    let mut clients = [H2::connect(serin.web), H2::connect(serin.web)];
+    for (client, resets) in clients.iter_mut().zip([5, 6]) {
+        for n in 0..resets {
+            let (stream, known) = (n * 2 + 1, upstream.count());
+            client.head(stream, &request("GET", "/wait"), true);
+            // The version has it already: no limit of the library's counts this.
+            wait_for("the request", LONG, || (upstream.count() > known).then_some(()));
+            client.send(RST_STREAM, 0, stream, &[0, 0, 0, 8]);
+        }
+    }
+    let [within, beyond] = &mut clients;
+    assert!(beyond.is_closed());
+    wait_for("the count", LONG, || {
+        (serin.count("serin_http_rejected_total", &[("reason", "flood")]) == 1).then_some(())
+    });
+    get(within, 99);
+    assert_eq!(within.response(99).unwrap().status, 200);
+    wait_for("every version to be told", LONG, || {
+        (serin.count("serin_http_requests_in_flight", &[]) == 0).then_some(())
+    });
+    let canceled = serin.count("serin_version_outcomes_total", &[("outcome", "canceled")]);
+    assert_eq!(canceled, 11);
+}
+
+#[test]
+fn what_a_client_may_send_ahead_is_as_much_as_its_windows_say() {
+    // Nobody shakes hands there, so that nobody takes the body.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", silent.local_addr().unwrap());
+    let serin = limited("{streamWindow: 32KiB, connectionWindow: 128KiB}", &url);
+    let mut client = H2::connect(serin.web);
+    let settings = client.read().unwrap();
+    client.send(SETTINGS, ACK, 0, &[]);
+    let window = settings.payload.chunks(6).find(|one| one[1] == 4).unwrap();
+    assert_eq!(window[2..], (32u32 << 10).to_be_bytes());
+    let is_refused = |end| {
+        matches!(
+            end,
+            End::Reset(FLOW_CONTROL_ERROR) | End::GoAway(FLOW_CONTROL_ERROR)
+        )
+    };
+    let fill = |client: &mut H2, stream| {
+        post(client, stream);
+        for _ in 0..2 {
+            client.send(DATA, 0, stream, &vec![0; 16_384]);
+        }
+    };
+    // As much as a stream may have, on as many streams as the connection has room for, and a byte more.
+    for stream in [1, 3, 5, 7] {
+        assert_eq!(client.end(), End::Alive, "before {stream}");
+        fill(&mut client, stream);
+    }
+    assert_eq!(client.end(), End::Alive);
+    post(&mut client, 9);
+    client.send(DATA, 0, 9, &[0]);
+    let end = client.end();
+    assert!(is_refused(end), "{end:?}");
+
+    let mut client = H2::connect(serin.web);
+    // A setting holds once it is acknowledged, which this does.
+    assert_eq!(client.end(), End::Alive);
+    fill(&mut client, 1);
+    client.send(DATA, 0, 1, &[0]);
+    let end = client.outcome();
+    assert!(is_refused(end), "{end:?}");
 }

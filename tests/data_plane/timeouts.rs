@@ -114,6 +114,39 @@ fn a_client_that_is_slow_with_its_first_byte_or_its_head_is_closed_and_counted()
 }
 
 #[test]
+fn a_head_that_begins_within_the_bytes_of_the_request_before_has_no_more_time_than_any_other() {
+    let v1 = Upstream::start("v1");
+    let limits = ", timeouts: {requestHeaders: 300ms, keepAlive: 2s}";
+    let serin = start(&v1.url(), limits, "");
+    let begun = now();
+    let whole = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let (text, at) = until_closed(&mut connect(&serin, &format!("{whole}GET / HT")));
+    assert!(
+        text.starts_with("HTTP/1.1 200 ") && text.contains("HTTP/1.1 400 "),
+        "{text}"
+    );
+    assert_eq!(text.matches("HTTP/1.1 ").count(), 2, "{text}");
+    assert!(at >= begun + Duration::from_millis(300) && at < begun + Duration::from_secs(2));
+    wait_for("the count", SOON, || {
+        (rejected(&serin, "timeout") > 0.5).then_some(())
+    });
+
+    // One that has begun nothing keeps its time, and can still be used.
+    let (begun, mut idle) = (now(), connect(&serin, whole));
+    idle.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+    let mut text = Vec::new();
+    assert!(idle.read_to_end(&mut text).is_err(), "closed too early");
+    idle.write_all(whole.as_bytes()).unwrap();
+    let (rest, at) = until_closed(&mut idle);
+    assert!(
+        rest.ends_with("v1") && at >= begun + Duration::from_millis(2_700),
+        "{rest}"
+    );
+    assert_eq!(rest.matches("HTTP/1.1 ").count(), 1, "{rest}");
+    assert!(rejected(&serin, "timeout") < 1.5);
+}
+
+#[test]
 fn a_version_that_is_slow_is_at_fault_and_a_slow_client_is_not() {
     let v1 = Upstream::start("v1");
     let limits = ", timeouts: {bodyIdle: 300ms, responseHeaders: 400ms, streamIdle: 400ms}";
