@@ -34,8 +34,8 @@ pub use operate::{Answer, Operator};
 pub use probes::Probes;
 pub use problem::Problem;
 pub use wire::{
-    ConfigCheck, ConfigText, DeployRequest, EndpointsRequest, EndpointsVerb, PromoteRequest, Reloaded,
-    ServiceList, UndoRequest, VerbRequest, WeightRequest,
+    ConfigCheck, ConfigText, DeployRequest, EndpointsRequest, EndpointsVerb, PromoteRequest, ReloadRequest,
+    Reloaded, ServiceList, UndoRequest, VerbRequest, WeightRequest,
 };
 
 use crate::{control::Control, metrics::Registry, model::Clock};

@@ -1,11 +1,11 @@
 //! The configuration: shown without secrets, checked, reloaded. `app` owns it; here is only the way in.
 
 use super::{
-    Admin, ConfigCheck, ConfigText, Problem, Reloaded, VerbRequest,
+    Admin, ConfigCheck, ConfigText, Problem, ReloadRequest, Reloaded,
     body::{Asked, Json},
     openapi::{Problems, VerbProblems},
 };
-use crate::control::Change;
+use crate::control::{Change, Expect};
 use axum::extract::State;
 use http::StatusCode;
 use std::{fmt, future::Future, pin::Pin};
@@ -51,14 +51,23 @@ pub(super) async fn check(
 }
 
 /// Reads the configuration file again: all of it is taken, or nothing.
-#[utoipa::path(post, path = "/v1/config/reload", tag = "config", request_body = Option<VerbRequest>,
+#[utoipa::path(post, path = "/v1/config/reload", tag = "config", request_body = Option<ReloadRequest>,
     responses((status = 200, description = "What changed", body = Reloaded), VerbProblems))]
 pub(super) async fn reload(
     State(admin): State<Admin>,
     asked: Asked,
-    Json(body): Json<VerbRequest>,
+    Json(body): Json<ReloadRequest>,
 ) -> Result<axum::Json<Reloaded>, Problem> {
     asked.identity.require_everywhere()?;
+    if asked.expect(None)? != Expect::default() {
+        // Whoever writes it must not believe that it was looked at.
+        let refused = Problem::new(
+            StatusCode::PRECONDITION_FAILED,
+            "noExpectation",
+            "a reload concerns no one service: its state has no ETag",
+        );
+        return Err(refused.hint("leave If-Match out"));
+    }
     let caller = asked.caller(body.reason)?;
     match admin.parts.operator.reload().await {
         Ok(changes) => {

@@ -47,7 +47,9 @@ Exit codes:
 /// What `check --help` adds.
 const CHECKING: &str = "Exit codes:
   0  it can be used, perhaps with warnings
-  2  it has faults: each is shown with its place and its mend";
+  2  it has faults: each is shown with its place and its mend
+
+Faults and warnings go to standard error, what the file comes to goes to standard output.";
 
 /// What `demo --help` adds.
 const SHOWING: &str = "Exit codes:

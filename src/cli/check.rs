@@ -1,5 +1,6 @@
 //! `serin check FILE`: is this configuration right, what is doubtful in it, and how long would a rollout take?
 
+use super::Out;
 use crate::analysis::{MetricSpec, Provider, Template};
 use crate::app::Descriptors;
 use crate::config::{self, Config, Loaded, Problem, Service};
@@ -16,8 +17,9 @@ const RIGHT: i32 = 0;
 /// Faults, or nobody to tell them to.
 const WRONG: i32 = 2;
 
-/// Checks a file and says everything about it; the exit code.
-pub fn run(path: &Path, out: &mut dyn Write) -> i32 {
+/// Checks a file and says everything about it; the exit code. What is wrong or doubtful goes where errors go, as pipelines
+/// expect of a checker; standard output has what the file comes to.
+pub fn run(path: &Path, out: &mut Out) -> i32 {
     let loaded = config::load(path).and_then(|loaded| {
         let unreadable = loaded.config.unreadable_certificates();
         if unreadable.is_empty() {
@@ -32,27 +34,21 @@ pub fn run(path: &Path, out: &mut dyn Write) -> i32 {
     }
 }
 
-fn report(path: &Path, loaded: &Result<Loaded, Vec<Problem>>, out: &mut dyn Write) -> io::Result<i32> {
+fn report(path: &Path, loaded: &Result<Loaded, Vec<Problem>>, out: &mut Out) -> io::Result<i32> {
     let loaded = match loaded {
         Ok(loaded) => loaded,
         Err(problems) => {
             for problem in problems {
-                writeln!(out, "error: {problem}")?;
+                out.note(format!("error: {problem}"));
             }
             let s = if problems.len() == 1 { "" } else { "s" };
-            writeln!(out, "\n{}: {} error{s}", path.display(), problems.len())?;
+            out.note(format!("\n{}: {} error{s}", path.display(), problems.len()));
             return Ok(WRONG);
         }
     };
     let config = &loaded.config;
-    for warning in &loaded.warnings {
-        writeln!(out, "warning: {warning}")?;
-    }
-    for problem in config.not_yet() {
-        writeln!(out, "warning: {problem}")?;
-    }
-    if !loaded.warnings.is_empty() || !config.not_yet().is_empty() {
-        writeln!(out)?;
+    for problem in loaded.warnings.iter().chain(config.not_yet()) {
+        out.note(format!("warning: {problem}"));
     }
     for service in &config.services {
         describe(service, out)?;
@@ -72,11 +68,14 @@ fn report(path: &Path, loaded: &Result<Loaded, Vec<Problem>>, out: &mut dyn Writ
 }
 
 /// How many clients each listener may have, where this runs.
-fn clients(config: &Config, out: &mut dyn Write) -> io::Result<()> {
+fn clients(config: &Config, out: &mut Out) -> io::Result<()> {
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     let divided = match Descriptors::estimate(config, workers) {
         Ok(divided) => divided,
-        Err(too_few) => return writeln!(out, "warning: {too_few}\n"),
+        Err(too_few) => {
+            out.note(format!("warning: {too_few}"));
+            return Ok(());
+        }
     };
     let most = divided.clients(config);
     for listener in &config.listeners {
@@ -279,15 +278,39 @@ impl std::fmt::Display for Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{cell::RefCell, rc::Rc};
 
-    fn check(text: &str) -> (i32, String) {
+    /// What a test reads of what was written.
+    #[derive(Clone, Default)]
+    struct Page(Rc<RefCell<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.borrow_mut().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The exit code, what the file comes to, and what is wrong with it.
+    fn check_at(path: &Path) -> (i32, String, String) {
+        let (shown, said) = (Page::default(), Page::default());
+        let code = run(
+            path,
+            &mut Out::to(Box::new(shown.clone()), Box::new(said.clone())),
+        );
+        let text = |page: Page| String::from_utf8(page.0.take()).unwrap();
+        (code, text(shown), text(said))
+    }
+
+    fn check(text: &str) -> (i32, String, String) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("serin.yaml");
         std::fs::write(&path, text).unwrap();
-        let mut out = Vec::new();
-        let code = run(&path, &mut out);
-        let shown = String::from_utf8(out).unwrap();
-        (code, shown.replace(&folder.path().display().to_string(), ""))
+        let (code, shown, said) = check_at(&path);
+        let plain = |text: String| text.replace(&folder.path().display().to_string(), "");
+        (code, plain(shown), plain(said))
     }
 
     const GOOD: &str = "listeners: [{address: '127.0.0.1:8080'}]
@@ -312,8 +335,8 @@ analysisTemplates:
 
     #[test]
     fn a_good_file_shows_its_timeline_and_exits_0() {
-        let (code, shown) = check(GOOD);
-        assert_eq!(code, 0, "{shown}");
+        let (code, shown, said) = check(GOOD);
+        assert_eq!((code, said.as_str()), (0, ""), "{shown}");
         let expected = "app
   stable v1 at http://127.0.0.1:9001
              +0s  step 0: weight 5%
@@ -340,35 +363,39 @@ analysisTemplates:
 
     #[test]
     fn faults_have_their_places_and_exit_2() {
-        let (code, shown) = check(
+        let (code, shown, said) = check(
             &GOOD
                 .replace("setWeight: 50", "setWieght: 50")
                 .replace("name: app", "name: APP"),
         );
-        assert_eq!(code, 2);
-        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!((code, shown.as_str()), (2, ""));
+        let lines: Vec<&str> = said.lines().collect();
         assert!(
             lines[0].starts_with("error: /serin.yaml:3:9: services[0].name: `APP`"),
-            "{shown}"
+            "{said}"
         );
-        assert_eq!(*lines.last().unwrap(), "/serin.yaml: 2 errors", "{shown}");
-        assert!(shown.contains("/serin.yaml:13:9: services[0].strategy.canary.steps[4].setWieght: unknown key; did you mean `setWeight`?"));
+        assert_eq!(*lines.last().unwrap(), "/serin.yaml: 2 errors", "{said}");
+        assert!(said.contains("/serin.yaml:13:9: services[0].strategy.canary.steps[4].setWieght: unknown key; did you mean `setWeight`?"));
     }
 
     #[test]
     fn warnings_do_not_fail_a_check() {
-        let (code, shown) = check(&GOOD.replace("setWeight: 5\n", "setWeight: 6\n"));
+        let (code, shown, said) = check(&GOOD.replace("setWeight: 5\n", "setWeight: 6\n"));
         assert_eq!(code, 0);
         assert!(
-            shown.starts_with("warning: /serin.yaml:9:9: services[0].strategy.canary.steps[0]: the first"),
+            said.starts_with("warning: /serin.yaml:9:9: services[0].strategy.canary.steps[0]: the first"),
+            "{said}"
+        );
+        assert!(
+            shown.ends_with("/serin.yaml: ok (1 service, 1 template, 1 warning)\n"),
             "{shown}"
         );
     }
 
     #[test]
     fn a_missing_file_says_what_to_do() {
-        let mut out = Vec::new();
-        assert_eq!(run(Path::new("/nonexistent/serin.yaml"), &mut out), 2);
-        assert!(String::from_utf8(out).unwrap().contains("name an existing file"));
+        let (code, shown, said) = check_at(Path::new("/nonexistent/serin.yaml"));
+        assert_eq!((code, shown.as_str()), (2, ""));
+        assert!(said.contains("name an existing file"), "{said}");
     }
 }

@@ -3,7 +3,7 @@
 use super::compiled::{Config, Service};
 use super::cx::Cx;
 use super::template::CompiledTemplate;
-use crate::analysis::{MetricSpec, Provider, SerinMetric};
+use crate::analysis::{Conditions, MetricSpec, Outcome, Provider, SerinMetric};
 use crate::model::Weight;
 use crate::rollout::{Step, Strategy};
 use crate::stats::binomial_tail;
@@ -144,15 +144,54 @@ fn only_service(text: &str) -> bool {
         .all(|rest| rest.trim_start().starts_with("args.service"))
 }
 
+/// A query that divides by the requests of a window answers NaN when there were none. Argo's rules hold for it: no comparison
+/// with NaN is true, so silence is what the conditions happen to make of that.
 fn silent_nan(metric: &MetricSpec, path: &str, cx: &mut Cx) {
-    let outside = !matches!(metric.provider, Provider::Serin(_) | Provider::Judge(_));
-    if outside && metric.success_condition.is_none() && metric.failure_condition.is_some() {
-        cx.warn(
-            &format!("{path}.failureCondition"),
-            "NaN (no traffic) is below and above nothing, so silence counts as success",
-            "write a successCondition instead, or add `|| isNaN(…)`",
-        );
+    let Provider::Prometheus(query) = &metric.provider else {
+        return;
+    };
+    let may_be_nan = query.query.contains('/') || query.query.contains("quantile");
+    // Arguments are filled in later; that they are numbers is likely, and which does not matter.
+    let filled = |condition: &Option<String>| condition.as_deref().map(without_arguments);
+    let (success, failure) = (
+        filled(&metric.success_condition),
+        filled(&metric.failure_condition),
+    );
+    let Ok(conditions) = Conditions::compile(success.as_deref(), failure.as_deref()) else {
+        return;
+    };
+    let is_written = |text: &Option<String>| text.as_ref().is_some_and(|text| text.contains("isNaN"));
+    if is_written(&success) || is_written(&failure) {
+        return;
     }
+    let (key, what) = match (conditions.judge_vector(&[f64::NAN]).0, &success, &failure) {
+        (Outcome::Successful, _, Some(_)) => ("failureCondition", "so silence counts as success"),
+        (Outcome::Failed, Some(_), _) if may_be_nan => {
+            ("successCondition", "so silence fails the measurement")
+        }
+        (_, _, _) => return,
+    };
+    cx.warn(
+        &format!("{path}.{key}"),
+        format!("NaN (no traffic) is below and above nothing, {what}"),
+        "write successCondition and failureCondition: what is neither is inconclusive; or say what it means with isNaN(…)",
+    );
+}
+
+/// `{{args.limit}}` and its kin as a number.
+fn without_arguments(condition: &str) -> String {
+    let mut text = String::with_capacity(condition.len());
+    let mut rest = condition;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let Some((_, behind)) = after.split_once("}}") else {
+            break;
+        };
+        text.push_str(before);
+        text.push('1');
+        rest = behind;
+    }
+    text.push_str(rest);
+    text
 }
 
 /// `result < 0.01` and its kin: the operator, as failing at, and the number.
@@ -377,9 +416,58 @@ mod tests {
     }
 
     #[test]
-    fn silence_that_counts_as_success_is_named() {
-        let metric = prometheus("x{role=\"canary\"}", "failureCondition: \"result[0] > 900\"");
-        assert!(warnings(ANALYSIS, &metric).contains("silence counts as success"));
+    fn what_silence_counts_as_is_named_unless_it_is_inconclusive_or_written() {
+        let ratio = "a{role=\"canary\"} / b{role=\"canary\"}";
+        let said = |query: &str, conditions: &str| {
+            let warnings = warnings(ANALYSIS, &prometheus(query, conditions));
+            let of = |what: &str| warnings.contains(what);
+            (
+                of("silence counts as success"),
+                of("silence fails the measurement"),
+            )
+        };
+        let plain = "x{role=\"canary\"}";
+        let quantile = "histogram_quantile(0.9, x{role=\"canary\"})";
+        for (query, conditions, expected) in [
+            (plain, "failureCondition: \"result[0] > 900\"", (true, false)),
+            (
+                ratio,
+                "failureCondition: \"result[0] > {{args.canary-version}}\"",
+                (true, false),
+            ),
+            (ratio, "successCondition: \"result[0] < 0.5\"", (false, true)),
+            (
+                ratio,
+                "successCondition: \"result[0] < {{args.canary-version}}\"",
+                (false, true),
+            ),
+            (quantile, "successCondition: \"result[0] < 0.5\"", (false, true)),
+            (
+                ratio,
+                "successCondition: \"!(result[0] >= 0.5)\", failureCondition: \"result[0] > 1\"",
+                (true, false),
+            ),
+            // A count is never NaN.
+            (plain, "successCondition: \"result[0] < 900\"", (false, false)),
+            (
+                ratio,
+                "successCondition: \"result[0] < 0.5\", failureCondition: \"result[0] >= 0.5\"",
+                (false, false),
+            ),
+            (
+                ratio,
+                "successCondition: \"isNaN(result[0]) || result[0] < 0.5\"",
+                (false, false),
+            ),
+            (
+                ratio,
+                "failureCondition: \"isNaN(result[0]) || result[0] > 0.5\"",
+                (false, false),
+            ),
+            (ratio, "failureLimit: 1", (false, false)),
+        ] {
+            assert_eq!(said(query, conditions), expected, "{query} {conditions}");
+        }
     }
 
     #[test]

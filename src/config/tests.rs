@@ -1198,7 +1198,8 @@ const PIECES: [&str; 24] = [
 
 /// Nothing is promised but an answer whose every problem can be shown and lies in the file.
 fn answered(text: &str) {
-    let lines = text.split('\n').count();
+    // YAML's line may end with a carriage return alone.
+    let lines = text.split(['\n', '\r']).count();
     match read(text) {
         Ok(loaded) => {
             let _ = (loaded.config.redacted_json().to_string(), loaded.config.router());

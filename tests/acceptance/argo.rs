@@ -91,7 +91,7 @@ fn an_argo_manifest_as_a_whole_is_told_where_its_parts_go() {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stderr);
     let line = 1 + BROUGHT
         .lines()
         .position(|line| line.trim() == "interval: 1m")

@@ -129,6 +129,19 @@ fn a_bad_file_keeps_the_old_one_and_says_why_everywhere() {
     let (status, _, problem) = serin.api("POST", "/v1/config/reload", "secret-token", "");
     assert_eq!(status, 422, "{problem:#}");
     assert!(problem.to_string().contains("stabel"), "{problem:#}");
+    // It concerns no one service: an expectation that nobody looks at is not taken.
+    let reload = |headers: &str, body: &str| {
+        let headers = format!("authorization: Bearer secret-token\r\n{headers}");
+        let (status, _, problem) = serin.api_with("POST", "/v1/config/reload", &headers, body);
+        (status, problem["code"].as_str().unwrap_or_default().to_owned())
+    };
+    let expects = "{\"expect\": {\"version\": \"v9\"}}";
+    assert_eq!(reload("", expects), (422, "invalidBody".to_owned()));
+    assert_eq!(
+        reload("if-match: \"7\"\r\n", "{}"),
+        (412, "noExpectation".to_owned())
+    );
+    assert_eq!(reload("if-match: *\r\n", "{\"reason\": \"why\"}").0, 422);
     let check = |text: &str| {
         let body = serde_json::json!({"text": text}).to_string();
         let (status, _, answer) = serin.api("POST", "/v1/config/check", "secret-token", &body);
