@@ -194,6 +194,24 @@ fn when_every_endpoint_refuses_clients_are_told_at_once() {
 }
 
 #[test]
+fn a_service_that_has_no_version_yet_says_so_and_serves_the_first_one_at_once() {
+    let v1 = Upstream::start("v1");
+    let serin = Serin::start("services: [{name: shop, deploy: {allowedEndpoints: [127.0.0.0/8]}}]");
+    let answer = ask(serin.web, false, get("/")).unwrap();
+    assert_eq!((answer.status, answer.header("retry-after")), (503, "1"));
+    let rejected = serin.metric("serin_http_rejected_total", &[("reason", "no_version")]);
+    assert!((rejected - 1.0).abs() < 0.5, "{rejected}");
+    let deploy = format!(
+        "deploy shop --version v1 --endpoint {} --until healthy --timeout 20s",
+        v1.url()
+    );
+    let (code, _, said) = serin.run(&deploy);
+    assert_eq!(code, 0, "{said}");
+    let answer = ask(serin.web, false, get("/")).unwrap();
+    assert_eq!((answer.status, answer.version()), (200, "v1".to_owned()));
+}
+
+#[test]
 fn an_endpoint_that_drops_connections_delays_by_the_connect_timeout_and_costs_no_error() {
     let (alive, hole) = (Upstream::start("alive"), Blackhole::new());
     let serin = Serin::start(&service(
