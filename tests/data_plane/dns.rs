@@ -74,6 +74,7 @@ fn a_name_server_that_fails_leaves_the_last_good_addresses_in_use() {
     for trouble in [
         Says::Code(3),
         Says::Code(2),
+        Says::Code(5),
         Says::Records(Vec::new()),
         // An alias that leads nowhere.
         Says::Records(vec![alias("www", 1)]),
