@@ -165,7 +165,7 @@ fn of_requests_in_flight_at_a_kill_those_that_may_be_repeated_are_answered() {
     let serin = Serin::start(&service(&[a.url(), b.url()], ""));
     let clients = |method: &'static str, connections: usize| {
         Plan::new(serin.web, connections)
-            .total(40)
+            .total(4000)
             .requests(move |_| request(method, "/gate"))
             .start()
     };
