@@ -446,17 +446,12 @@ impl Engine {
         for (index, outcome, said) in news {
             active.finish(name, index, outcome, None, Some(said), now, &self.services);
         }
+        let run = active.id;
         if told {
             managed.judging.show();
-            self.keep_run(name, &active);
-        }
-        let run = active.id;
-        if let Some(managed) = self.managed.get_mut(name) {
+            self.heard(name, active, now);
+        } else {
             managed.runs.insert(id, active);
-        }
-        if told {
-            self.publish_status(name);
-            self.conclude(name, id, now);
         }
         if let Some(sentence) = sentence.filter(|_| beside && suffices) {
             self.let_go_on(name, run, sentence, now);

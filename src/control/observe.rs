@@ -316,20 +316,12 @@ impl Engine {
         serde_json::from_str(&row.json).ok()
     }
 
-    pub(super) fn keep_run(&mut self, name: &ServiceName, active: &ActiveRun) {
-        let kept = KeptRun {
-            shown: report::analysis(active),
-            run: active.run.clone(),
-        };
-        let Ok(json) = serde_json::to_string(&kept) else {
-            return;
-        };
-        let row = RunRow {
-            run: active.id.0,
-            rollout: active.rollout.clone(),
-            started: active.run.started,
-            json,
-        };
+    fn keep_run(&mut self, name: &ServiceName, active: &ActiveRun) {
+        self.store_run(name, run_row(active));
+    }
+
+    fn store_run(&mut self, name: &ServiceName, row: Option<RunRow>) {
+        let Some(row) = row else { return };
         if let Err(error) = self.store.save_run(name.as_str(), &row) {
             self.store_failed(&error);
         }
@@ -389,14 +381,21 @@ impl Engine {
             }
         }
         if measured {
-            self.keep_run(name, &active);
+            self.heard(name, active, now);
+        } else if let Some(managed) = self.managed.get_mut(name) {
+            managed.runs.insert(id, active);
         }
+    }
+
+    /// A run has learned something: first the rollout acts on it, then it is stored, for a disk may take its time.
+    pub(super) fn heard(&mut self, name: &ServiceName, active: ActiveRun, now: Timestamp) {
+        let (id, row) = (active.id.0, run_row(&active));
         if let Some(managed) = self.managed.get_mut(name) {
             managed.runs.insert(id, active);
         }
-        if measured {
-            self.publish_status(name);
-        }
+        self.publish_status(name);
+        self.conclude(name, id, now);
+        self.store_run(name, row);
     }
 
     /// An external provider has answered.
@@ -418,15 +417,11 @@ impl Engine {
             metric.task = None;
             judge(name, &mut active, index, result, now, &self.services);
         }
-        self.keep_run(name, &active);
-        if let Some(managed) = self.managed.get_mut(name) {
-            managed.runs.insert(id, active);
-        }
-        self.publish_status(name);
+        self.heard(name, active, now);
     }
 
     /// Tells the rollout what it waits for.
-    pub(super) fn conclude(&mut self, name: &ServiceName, id: u64, now: Timestamp) {
+    fn conclude(&mut self, name: &ServiceName, id: u64, now: Timestamp) {
         let Some(managed) = self.managed.get(name) else {
             return;
         };
@@ -482,6 +477,20 @@ impl Engine {
             }
         }
     }
+}
+
+/// A run as it is stored.
+fn run_row(active: &ActiveRun) -> Option<RunRow> {
+    let kept = KeptRun {
+        shown: report::analysis(active),
+        run: active.run.clone(),
+    };
+    Some(RunRow {
+        run: active.id.0,
+        rollout: active.rollout.clone(),
+        started: active.run.started,
+        json: serde_json::to_string(&kept).ok()?,
+    })
 }
 
 impl Managed {

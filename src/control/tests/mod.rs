@@ -98,6 +98,9 @@ pub(super) struct Faulty {
     pub(super) fails: AtomicBool,
     /// Facts may be appended so many times; negative: for ever.
     pub(super) appends: AtomicI64,
+    /// For each run that was stored, its phase and the weight in force at that moment, of the services that are watched.
+    pub(super) runs: Mutex<Vec<(String, Weight)>>,
+    pub(super) watched: Mutex<Option<Services>>,
 }
 
 impl Faulty {
@@ -106,6 +109,8 @@ impl Faulty {
             inner,
             fails: AtomicBool::new(false),
             appends: AtomicI64::new(-1),
+            runs: Mutex::default(),
+            watched: Mutex::default(),
         })
     }
 
@@ -179,6 +184,20 @@ impl Store for Faulty {
     }
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError> {
         self.check()?;
+        if let Some(live) = self
+            .watched
+            .lock()
+            .unwrap()
+            .as_ref()
+            .and_then(|all| all.get(service))
+        {
+            let kept: serde_json::Value = serde_json::from_str(&row.json).unwrap();
+            let phase = kept["run"]["phase"].as_str().unwrap().to_owned();
+            self.runs
+                .lock()
+                .unwrap()
+                .push((phase, live.cell.load_full().weight));
+        }
         self.inner.save_run(service, row)
     }
     fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError> {

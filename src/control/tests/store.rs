@@ -267,6 +267,40 @@ async fn a_bad_verdict_acts_although_a_step_that_is_due_cannot_be_stored() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_bad_verdict_acts_before_its_run_is_stored() {
+    for template in [
+        "{name: errors, interval: 60s, failureCondition: result > 0.1, provider: {serin: {metric: errorRate}}}",
+        "{name: no-worse, judge: {}}",
+    ] {
+        let service = "    strategy:
+      canary:
+        analysis: {templates: [{templateName: watch}]}
+        steps: [{setWeight: 5}, {pause: {}}]";
+        let beside = format!("analysisTemplates: [{{name: watch, metrics: [{template}]}}]");
+        let lab = Lab::new(config(service, &beside));
+        lab.deploy("v2", 9002).await.unwrap();
+        lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
+            .await;
+        *lab.store.watched.lock().unwrap() = Some(lab.services.clone());
+        lab.serve(Role::Stable, 500, 0);
+        lab.serve(Role::Canary, 0, 30);
+        lab.until("degraded", |status| status.phase == Phase::Degraded)
+            .await;
+        seconds(1).await;
+        let stored = lab.store.runs.lock().unwrap().clone();
+        let failed: Vec<Weight> = stored
+            .iter()
+            .filter(|(phase, _)| phase == "Failed")
+            .map(|(_, weight)| *weight)
+            .collect();
+        assert!(
+            !failed.is_empty() && failed.iter().all(|weight| *weight == Weight::ZERO),
+            "{template}: {stored:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_abort_with_a_key_acts_although_the_store_cannot_even_be_read() {
     let lab = Lab::new(config(STEPS, ERRORS));
     lab.deploy("v2", 9002).await.unwrap();
