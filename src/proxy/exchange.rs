@@ -20,7 +20,7 @@ use crate::{
     upstream::{self, Endpoint, Lease, Target},
 };
 use http::{HeaderMap, Method, StatusCode, header};
-use std::{fmt, rc::Rc, sync::Arc};
+use std::{fmt, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// Marks a connection busy for as long as it exists.
@@ -91,6 +91,8 @@ pub(super) struct Exchange {
     worker: Rc<WorkerState>,
     method: Method,
     started: Instant,
+    /// Spent on opening connections.
+    connecting: Duration,
     /// The generation in which it was assigned.
     split: Rc<LiveSplit>,
     assigned: Role,
@@ -144,6 +146,7 @@ impl Exchange {
             worker: Rc::clone(worker),
             method,
             started,
+            connecting: Duration::ZERO,
             split,
             assigned: choice.role,
             served: choice.role,
@@ -171,6 +174,17 @@ impl Exchange {
         if let Some(account) = &mut self.account {
             account.reaches(endpoint);
         }
+    }
+
+    /// Its way to an endpoint had to be opened first. Versions are compared without that time: the canary's few requests
+    /// find an open connection more rarely than stable's many, whatever it answers.
+    pub(super) fn connected(&mut self, took: Duration) {
+        self.connecting += took;
+    }
+
+    /// How long it has taken, as far as versions are compared by it.
+    fn compared(&self, took: Duration) -> Duration {
+        took.saturating_sub(self.connecting)
     }
 
     /// A piece of the response's body passes.
@@ -264,9 +278,10 @@ impl Exchange {
         self.lease = Some(lease);
         let Some(stream) = stream else { return };
         self.stream_head = Some(now);
+        let compared = self.compared(after);
         if let Some(ticket) = &mut self.evidence {
             let assigned = self.split.target(self.assigned);
-            assigned.evidence.answered(self.worker.index, ticket, after);
+            assigned.evidence.answered(self.worker.index, ticket, compared);
         }
         match stream {
             Stream::Endless => {}
@@ -366,7 +381,9 @@ impl Exchange {
         let assigned = self.assigned();
         assigned.metrics.shard(worker).judge(outcome);
         if let Some(ticket) = ticket {
-            assigned.evidence.end(worker, ticket, outcome, took);
+            assigned
+                .evidence
+                .end(worker, ticket, outcome, self.compared(took));
         }
         let status = match (end, self.status) {
             (End::ClientGone, _) | (End::Complete | End::Broken, None) => client_closed(),

@@ -222,6 +222,7 @@ impl Outbound<'_> {
             let outgoing = self.outgoing(head, body, &lease);
             // The time that connecting took is not the version's to answer in.
             let begun = if reused { now } else { Instant::now() };
+            exchange.connected(begun.saturating_duration_since(now));
             match self.within_deadline(begun, body, lease.send(outgoing)).await {
                 None => {
                     exchange.attempted(Attempt::TimedOut);

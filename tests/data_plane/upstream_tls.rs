@@ -5,6 +5,7 @@ use crate::support::{
     authority::Authority,
     client::{self, Plan},
     http::{Client, Server, Speaks},
+    now,
     raw::RawClient,
     upstream::Upstream,
     wait_for,
@@ -214,15 +215,15 @@ fn first_requests_at_once_share_the_connection_that_is_being_opened_if_it_can_be
     }
 }
 
-/// Takes connections for a server: the first one and never lets it hear of it.
-fn deaf_to_the_first(server: u16) -> (TcpListener, Arc<AtomicU64>) {
+/// Takes connections for a server, lets it hear of them when `lets` says so of their number, and counts them.
+fn in_front_of(server: u16, lets: impl Fn(u64) -> bool + Send + 'static) -> (TcpListener, Arc<AtomicU64>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (accepting, count) = (listener.try_clone().unwrap(), Arc::new(AtomicU64::new(0)));
     let counting = Arc::clone(&count);
     std::thread::spawn(move || {
         let mut held = Vec::new();
         while let Ok((client, _)) = accepting.accept() {
-            if counting.fetch_add(1, Ordering::SeqCst) == 0 {
+            if !lets(counting.fetch_add(1, Ordering::SeqCst)) {
                 held.push(client);
                 continue;
             }
@@ -242,10 +243,64 @@ fn deaf_to_the_first(server: u16) -> (TcpListener, Arc<AtomicU64>) {
 }
 
 #[test]
+fn versions_are_compared_without_the_time_that_opening_a_connection_takes() {
+    const OPENS: Duration = Duration::from_millis(400);
+    let (authority, v1) = (Authority::new("test"), Upstream::start("v1"));
+    let upstream = server(&authority, &["http/1.1"], None);
+    let (front, _) = in_front_of(upstream.port(), |_| {
+        let begun = now();
+        wait_for("a slow handshake", LONG, || {
+            (begun.elapsed() >= OPENS).then_some(())
+        });
+        true
+    });
+    let v2 = format!("https://{}", front.local_addr().unwrap());
+    let service = format!(
+        "services:
+  - name: shop
+    upstreamTls: {{ca: ca.pem}}
+    stable: {{version: v1, endpoints: [\"{}\"]}}
+    deploy: {{allowedEndpoints: [\"127.0.0.0/8\"]}}
+    strategy:
+      canary:
+        analysis: {{templates: [{{templateName: quick}}]}}
+        steps: [{{setWeight: 50}}, {{pause: {{}}}}]
+analysisTemplates:
+  - name: quick
+    metrics:
+      - name: slowest
+        interval: 200ms
+        successCondition: result < 100
+        provider: {{serin: {{metric: latency, quantile: 0.99, minSamples: 2}}}}",
+        v1.url()
+    );
+    let serin = start(&service, |folder| {
+        std::fs::write(folder.join("ca.pem"), authority.pem()).unwrap();
+    });
+    let (code, out, err) = serin.run(&format!("deploy shop --version v2 --endpoint {v2}"));
+    assert_eq!(code, 0, "{out}{err}");
+    serin.wait_status("shop", "traffic", |status| status["phase"] == "Paused");
+    let begun = now();
+    let mut client = RawClient::connect(serin.web);
+    for _ in 0..4 {
+        client.send("GET / HTTP/1.1\r\nhost: shop.test\r\n\r\n");
+        assert_eq!(client.answer("GET").unwrap().status, 200);
+    }
+    assert!(begun.elapsed() >= OPENS, "none was slow");
+    let took = wait_for("a measurement", LONG, || {
+        let metric = &serin.status("shop")["analyses"][0]["metrics"][0];
+        let measured = metric["measurements"].as_array()?;
+        let good = measured.iter().find(|one| one["outcome"] == "Successful")?;
+        good["value"].as_str()?.parse::<f64>().ok()
+    });
+    assert!(took < OPENS.as_secs_f64() / 2.0, "{took} s");
+}
+
+#[test]
 fn who_waits_for_a_connection_does_not_wait_for_the_client_that_had_it_opened() {
     let authority = Authority::new("test");
     let upstream = server(&authority, &["h2"], None);
-    let (front, accepted) = deaf_to_the_first(upstream.port());
+    let (front, accepted) = in_front_of(upstream.port(), |number| number > 0);
     let port = front.local_addr().unwrap().port();
     let tls = "{ca: ca.pem}, timeouts: {connect: 5m}";
     let serin = start(&service(port, tls), |folder| {

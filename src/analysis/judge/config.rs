@@ -1,5 +1,6 @@
 //! What the judge tolerates, and how sure it must be.
 
+use crate::stats::{bucket, edge, shift_for};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -33,6 +34,8 @@ pub struct JudgeConfig {
     pub step_warmup_s: f64,
     /// What gross means: 2 is three times as slow.
     pub warmup_tol: f64,
+    /// And by at least so many seconds: a cold cache costs a fast service many times its usual fraction of a millisecond.
+    pub warmup_least_s: f64,
     /// A step takes at least this long.
     pub min_step_s: f64,
     /// No rollback on fewer bad canary requests than this.
@@ -58,6 +61,7 @@ impl Default for JudgeConfig {
             warmup_s: 30.0,
             step_warmup_s: 5.0,
             warmup_tol: 2.0,
+            warmup_least_s: 0.010,
             min_step_s: 10.0,
             min_canary_events: 3,
             freeze_stable_err: 0.02,
@@ -79,6 +83,15 @@ impl JudgeConfig {
         margin * (1.0 / next).min(3.0)
     }
 
+    /// The bucket beyond which the canary is slow where stable is beyond `stable`; before it is warm only gross slowness is.
+    pub fn slow_from(&self, stable: usize, warm: bool) -> usize {
+        if warm {
+            return stable + shift_for(self.lat_tol);
+        }
+        let gross = stable + shift_for(self.warmup_tol);
+        gross.max(bucket(edge(stable) + self.warmup_least_s))
+    }
+
     /// Each test's share of `alpha`: errors, and each quantile.
     pub fn shares(&self) -> (f64, f64) {
         let quantiles = f64::from(u32::try_from(self.lat_q.len()).unwrap_or(u32::MAX));
@@ -87,5 +100,23 @@ impl JudgeConfig {
         } else {
             (self.err_share, (1.0 - self.err_share) / quantiles)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn before_it_is_warm_a_canary_is_slow_by_three_times_and_ten_milliseconds() {
+        let config = JudgeConfig::default();
+        let seconds = |stable: f64, warm| edge(config.slow_from(bucket(stable), warm));
+        let is_about =
+            |found: f64, wanted: f64| assert!((found / wanted - 1.0).abs() < 0.06, "{found} {wanted}");
+        is_about(seconds(0.000_3, false), 0.010_3);
+        is_about(seconds(0.002, false), 0.012);
+        is_about(seconds(0.1, false), 0.3);
+        is_about(seconds(0.000_3, true), 0.000_33);
+        is_about(seconds(0.1, true), 0.11);
     }
 }

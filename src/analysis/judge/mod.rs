@@ -10,7 +10,7 @@ mod report;
 pub use config::JudgeConfig;
 pub use report::{Eta, JudgeReport, TestReport};
 
-use crate::stats::{Baseline, Counts, EProcess, Side, UnitCounts, edge, log_sum_exp, shift_for};
+use crate::stats::{Baseline, Counts, EProcess, Side, UnitCounts, edge, log_sum_exp};
 use serde::{Deserialize, Serialize};
 
 /// Stable's latencies count half after so many seconds.
@@ -220,14 +220,14 @@ impl Judge {
             self.errors.harm.tick(&counts);
             self.errors.fine.tick(&counts);
         }
-        let shift = self.shift(warm);
         for (index, test) in self.slow.iter_mut().enumerate() {
             // From before this tick's data: predictable, which is all that validity needs.
             let Some(threshold) = self.baseline.threshold(self.config.lat_q[index]) else {
                 continue;
             };
+            let canary = self.config.slow_from(threshold, warm);
             for batch in &batches {
-                let counts = batch.slow(index, threshold, shift);
+                let counts = batch.slow(index, threshold, canary);
                 test.seen.add(&counts);
                 test.here.add(&counts);
                 test.harm.tick(&counts);
@@ -241,21 +241,12 @@ impl Judge {
         self.advice()
     }
 
-    /// By how many buckets the canary may be slower.
-    fn shift(&self, warm: bool) -> usize {
-        shift_for(if warm {
-            self.config.lat_tol
-        } else {
-            self.config.warmup_tol
-        })
-    }
-
     /// After how many seconds a request of stable and one of the canary is slow, for each quantile, ascending.
     pub fn slow_after(&self) -> Vec<Option<(f64, f64)>> {
-        let shift = self.shift(self.is_warm());
+        let warm = self.is_warm();
         let after = |q: &f64| {
             let threshold = self.baseline.threshold(*q)?;
-            Some((edge(threshold), edge(threshold + shift)))
+            Some((edge(threshold), edge(self.config.slow_from(threshold, warm))))
         };
         self.config.lat_q.iter().map(after).collect()
     }
@@ -352,9 +343,10 @@ impl Batch {
         }
     }
 
-    fn slow(&self, index: usize, threshold: usize, shift: usize) -> Counts {
-        let (canary, canary_bad) = self.canary.judged(index, threshold + shift);
-        let (stable, stable_bad) = self.stable.judged(index, threshold);
+    /// Slow is beyond the bucket `of_stable` for stable, and beyond `of_canary` for the canary.
+    fn slow(&self, index: usize, of_stable: usize, of_canary: usize) -> Counts {
+        let (canary, canary_bad) = self.canary.judged(index, of_canary);
+        let (stable, stable_bad) = self.stable.judged(index, of_stable);
         Counts {
             w: self.weight,
             canary,
