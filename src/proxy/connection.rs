@@ -12,7 +12,11 @@ use super::{
     who,
     worker::{ListenerState, WorkerState},
 };
-use crate::{metrics::Rejection, model::ByteSize, upstream::LocalExecutor};
+use crate::{
+    metrics::{ControlMetrics, Rejection},
+    model::ByteSize,
+    upstream::LocalExecutor,
+};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue};
@@ -226,7 +230,7 @@ where
     let serving = drained(&progress, builder.serve_connection(io, serve), |c| {
         c.graceful_shutdown();
     });
-    guarded(&worker, serving).await
+    guarded(&worker.shared.metrics.control, serving).await
 }
 
 /// Also whether no request was being served at the end.
@@ -256,7 +260,7 @@ where
         let serving = drained(&progress, &mut connection, |mut c| {
             Pin::new(&mut **c).graceful_shutdown();
         });
-        let Some(served) = guarded(&worker, serving).await else {
+        let Some(served) = guarded(&worker.shared.metrics.control, serving).await else {
             return (None, true);
         };
         // What is left of the request goes with the connection.
@@ -278,7 +282,7 @@ where
         }
         let tunnel = switches.tunnel.take();
         let left = after(TokioIo::new(back), read_buf, &served, (&progress, idle), tunnel);
-        let _ = guarded(&worker, left).await;
+        let _ = guarded(&worker.shared.metrics.control, left).await;
         return (Some(served), idle);
     }
 }
@@ -330,16 +334,10 @@ where
 }
 
 /// A panic costs this connection, is counted and logged, and nothing else.
-async fn guarded<T>(worker: &WorkerState, serving: impl Future<Output = T>) -> Option<T> {
+async fn guarded<T>(control: &ControlMetrics, serving: impl Future<Output = T>) -> Option<T> {
     let result = AssertUnwindSafe(serving).catch_unwind().await;
     if result.is_err() {
-        worker
-            .shared
-            .metrics
-            .control
-            .panics
-            .with_label_values::<&str>(&[])
-            .inc();
+        control.panics.with_label_values::<&str>(&[]).inc();
         tracing::error!("a connection was lost to a bug in Serin");
     }
     result.ok()
@@ -386,5 +384,24 @@ pub(super) struct Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.worker.untrack(self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_what_was_being_served_is_counted_and_goes_no_further() {
+        let control = ControlMetrics::register(&prometheus::Registry::new()).unwrap();
+        let panics = || control.panics.with_label_values::<&str>(&[]).get();
+        assert_eq!(guarded(&control, async { "served" }).await, Some("served"));
+        assert_eq!(panics(), 0);
+        let connection = async {
+            tokio::task::yield_now().await;
+            panic!("a bug, made by this test");
+        };
+        assert_eq!(guarded::<()>(&control, connection).await, None);
+        assert_eq!(panics(), 1);
     }
 }

@@ -1,6 +1,6 @@
 //! The access log: who was served by what and why, whose fault it was, and that it never gets into the way.
 
-use crate::support::{HEAD, Serin, exchange, get, upstream::Upstream, wait_for};
+use crate::support::{HEAD, Serin, client::Plan, exchange, get, say, upstream::Upstream, wait_for};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -176,6 +176,45 @@ fn a_full_disk_costs_lines_and_no_request() {
         (serin.metric("serin_access_log_dropped_total", &[]) >= 20.0).then_some(())
     });
     assert_eq!(serin.log().matches("cannot be written").count(), 1, "said once");
+}
+
+#[test]
+fn a_disk_that_fills_up_under_load_costs_exactly_the_lines_that_do_not_fit_until_there_is_room() {
+    let v1 = Upstream::start("v1");
+    let serin = Serin::start_with(&shop("path: access.log", &version("stable", "v1", &v1.url())));
+    let dropped = || serin.count("serin_access_log_dropped_total", &[]);
+    let clients = Plan::new(serin.web, 4).start();
+    clients.wait_more(50);
+    serin.limit("fsize=65536:");
+    wait_for("lines to be dropped", SOON, || (dropped() > 50).then_some(()));
+    let (before, lost) = (clients.total(), dropped());
+    clients.wait_more(500);
+    wait_for("more of them", SOON, || (dropped() > lost + 200).then_some(()));
+    assert!(clients.total() > before);
+    assert!(std::fs::metadata(serin.file("access.log")).unwrap().len() <= 65_536);
+    serin.limit("fsize=unlimited:");
+    let seen = {
+        clients.wait_more(200);
+        clients.stop()
+    };
+    seen.assert_clean();
+    // Every request is either in the file or counted as lost; a line that was cut off is no line.
+    let whole = || {
+        let is_json = |line: &String| serde_json::from_str::<Value>(line).is_ok();
+        lines(&serin, "access.log")
+            .iter()
+            .filter(|line| is_json(line))
+            .count() as u64
+    };
+    wait_for("each request to be in the log or counted", SOON, || {
+        (whole() + dropped() == seen.total()).then_some(())
+    });
+    say(&format!(
+        "disk full while logging: {} requests, 0 errors, {} lines written and {} counted as dropped",
+        seen.total(),
+        whole(),
+        dropped()
+    ));
 }
 
 #[test]

@@ -51,14 +51,14 @@ fn closed() -> String {
 }
 
 /// A listener whose queue is full: whoever connects gets no answer at all, as behind a firewall that drops.
-struct Blackhole {
-    address: SocketAddr,
+pub(super) struct Blackhole {
+    pub(super) address: SocketAddr,
     _listener: socket2::Socket,
     _queued: Vec<TcpStream>,
 }
 
 impl Blackhole {
-    fn new() -> Blackhole {
+    pub(super) fn new() -> Blackhole {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         socket.bind(&any.into()).unwrap();

@@ -120,6 +120,50 @@ fn a_file_that_cannot_be_used_changes_nothing_and_is_told_of() {
 }
 
 #[test]
+fn of_a_hundred_files_a_second_half_of_them_cut_off_the_last_one_holds_and_no_client_notices() {
+    let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
+    let serin = Serin::start_with(&configuration(&stable, &canary, 400));
+    let clients = everybody(serin.web);
+    let path = serin.file("serin.yaml");
+    let good = || serin.metric("serin_config_last_reload_success", &[]) > 0.5;
+    for n in 0..u32::try_from(full_form(100, 3_000)).unwrap() {
+        let text = configuration(&stable, &canary, 400 + n % 50);
+        // Written in place, so that the half of it is there to be read, too.
+        let end = if n % 2 == 0 { text.len() } else { text.len() / 2 };
+        std::fs::write(&path, &text[..end]).unwrap();
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    wait_for("the half of a file to be refused", SOON, || {
+        (!good()).then_some(())
+    });
+    // Nothing at all is no configuration either.
+    std::fs::remove_file(&path).unwrap();
+    for clients in &clients {
+        clients.wait_more(20);
+    }
+    let gone = get(serin.web, "/").0;
+    assert_eq!((gone, good()), (200, false));
+    let last = Upstream::start("last");
+    let text = format!(
+        "{}  - {{name: other, match: [{{host: other.test}}], stable: {{version: v1, endpoints: [\"{}\"]}}}}\n",
+        configuration(&stable, &canary, 400),
+        last.url()
+    );
+    // The first service matches everything but what another one names.
+    std::fs::write(&path, text).unwrap();
+    wait_for("the last file to hold", SOON, || {
+        let mut asked = get_request("/");
+        asked.headers_mut().insert("host", "other.test".parse().unwrap());
+        let answer = ask(serin.web, false, asked).unwrap();
+        (answer.version() == "last" && good()).then_some(())
+    });
+    for clients in clients {
+        clients.wait_more(20);
+        clients.stop().assert_clean();
+    }
+}
+
+#[test]
 fn a_graceful_stop_under_load_loses_nothing_whatever_clients_speak() {
     let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
     let (mut answered, stops) = (0, full_form(1, 20));

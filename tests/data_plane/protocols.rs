@@ -319,7 +319,7 @@ fn a_version_that_closes_idle_connections_as_they_are_reused_costs_no_get_an_err
         let plan = Plan::new(serin.web, 16).total(total).pause(idle);
         plan.requests(move |_| request(method, "/")).start().finish()
     };
-    let total = full_form(1_000, 20_000);
+    let total = full_form(1_000, 100_000);
     let seen = load("GET", total);
     seen.assert_clean();
     assert_eq!(seen.total(), total);

@@ -2,9 +2,9 @@
 
 use crate::support::{
     authority::Authority,
-    client::{ask, get as get_request},
+    client::{Plan, ask, get as get_request},
     dns::{NameServer, Says},
-    get,
+    full_form, get, say,
     upstream::Upstream,
     wait_for,
 };
@@ -153,6 +153,48 @@ fn a_passed_socket_keeps_its_queue_while_serin_is_killed_and_started_again() {
     let mut answer = String::new();
     waiting.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
+#[test]
+fn a_kill_and_a_start_under_load_cost_at_most_what_was_in_flight_and_the_queue_none() {
+    const CLIENTS: usize = 16;
+    let v1 = Upstream::start("v1");
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let web = socket.local_addr().unwrap();
+    let unit = Unit::new(web, &v1);
+    let mut running = unit.start(&[], Some(&socket));
+    unit.hears("READY=1");
+    let (kills, kept) = (full_form(3, 50), Plan::new(web, CLIENTS).start());
+    // These have nothing in flight but what is in the queue: a connection for each request.
+    let mut queued = 0;
+    for _ in 0..kills {
+        kept.wait_more(100);
+        drop(running);
+        let waiting: Vec<_> = (0..CLIENTS)
+            .map(|_| std::thread::spawn(move || ask(web, false, get_request("/"))))
+            .collect();
+        running = unit.start(&[], Some(&socket));
+        unit.hears("READY=1");
+        for waiting in waiting {
+            assert_eq!(waiting.join().unwrap().map(|answer| answer.status), Ok(200));
+            queued += 1;
+        }
+    }
+    kept.wait_more(100);
+    let seen = kept.stop();
+    let most = CLIENTS * usize::try_from(kills).unwrap();
+    assert!(seen.failed.is_empty(), "{:?}", seen.failed.first());
+    assert!(
+        seen.errors() <= most,
+        "{} of at most {most}: {:?}",
+        seen.errors(),
+        seen.broken
+    );
+    say(&format!(
+        "{kills} kills under load: {} lost of {most} that may have been in flight, none of {queued} in the queue, {} requests",
+        seen.errors(),
+        seen.total()
+    ));
 }
 
 fn read_unit(name: &str) -> String {

@@ -19,6 +19,7 @@ pub mod h2;
 pub mod http;
 mod huffman;
 pub mod load;
+pub mod network;
 pub mod prometheus;
 pub mod raw;
 pub mod upstream;

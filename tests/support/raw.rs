@@ -3,6 +3,7 @@
 //! It shares no code with Serin or hyper. What it cannot read in exactly one way it calls malformed.
 
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -78,7 +79,7 @@ pub struct RawUpstream {
     pub address: SocketAddr,
     log: Arc<Mutex<Vec<Seen>>>,
     stop: Arc<AtomicBool>,
-    open: Arc<Mutex<Vec<TcpStream>>>,
+    open: Open,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -96,7 +97,7 @@ impl RawUpstream {
     pub fn start(respond: impl Fn(&Seen, &mut TcpStream) -> Next + Send + Sync + 'static) -> RawUpstream {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (log, stop, open) = (Arc::default(), Arc::<AtomicBool>::default(), Arc::default());
+        let (log, stop, open) = (Arc::default(), Arc::<AtomicBool>::default(), Open::default());
         let respond: Arc<Respond> = Arc::new(respond);
         let shared = (Arc::clone(&log), Arc::clone(&stop), Arc::clone(&open));
         let thread = std::thread::spawn(move || accept(&listener, &shared, &respond));
@@ -128,7 +129,7 @@ impl Drop for RawUpstream {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         let _ = TcpStream::connect(self.address);
-        for stream in self.open.lock().unwrap().drain(..) {
+        for stream in self.open.lock().unwrap().values() {
             let _ = stream.shutdown(Shutdown::Both);
         }
         if let Some(thread) = self.thread.take() {
@@ -138,15 +139,20 @@ impl Drop for RawUpstream {
 }
 
 type Log = Arc<Mutex<Vec<Seen>>>;
-type Shared = (Log, Arc<AtomicBool>, Arc<Mutex<Vec<TcpStream>>>);
+/// Connections that are open, by their number.
+type Open = Arc<Mutex<BTreeMap<usize, TcpStream>>>;
+type Shared = (Log, Arc<AtomicBool>, Open);
 
 fn accept(listener: &TcpListener, (log, stop, open): &Shared, respond: &Arc<Respond>) {
-    for (connection, stream) in listener.incoming().map_while(Result::ok).enumerate() {
+    for (connection, stream) in listener.incoming().enumerate() {
         if stop.load(Ordering::SeqCst) {
             return;
         }
-        open.lock().unwrap().push(stream.try_clone().unwrap());
-        let (log, respond) = (Arc::clone(log), Arc::clone(respond));
+        // Out of descriptors, say: whatever the test sees from now on is not the proxy's doing.
+        let accepted = stream.and_then(|stream| Ok((stream.try_clone()?, stream)));
+        let (kept, stream) = accepted.expect("the test's own service can accept");
+        open.lock().unwrap().insert(connection, kept);
+        let (log, respond, open) = (Arc::clone(log), Arc::clone(respond), Arc::clone(open));
         std::thread::spawn(move || {
             let mut reader = Reader {
                 stream,
@@ -157,6 +163,8 @@ fn accept(listener: &TcpListener, (log, stop, open): &Shared, respond: &Arc<Resp
                 place += 1;
             }
             let _ = reader.stream.shutdown(Shutdown::Both);
+            // A descriptor kept for each connection that ever was ends a long test at `ulimit -n` of them.
+            open.lock().unwrap().remove(&connection);
         });
     }
 }
