@@ -129,13 +129,12 @@ impl Reload {
             Ok(observers) => observers,
             Err(problem) => return Err(self.refused(vec![problem])),
         };
-        // The routes first: a service that goes must stop being routed to before its versions go.
-        let before = self
-            .parts
-            .shared
-            .table
-            .swap(Arc::new(Table::build(&config, &self.parts.services)));
-        match self.parts.control.apply_config(Arc::clone(&config)).await {
+        let (parts, new) = (self.parts.clone(), Arc::clone(&config));
+        let route = move || {
+            let table = Table::build(&new, &parts.services);
+            parts.shared.table.store(Arc::new(table));
+        };
+        match self.parts.control.apply_config(Arc::clone(&config), route).await {
             Ok(changes) => {
                 self.parts.tokens.replace(config.admin.tokens.clone());
                 self.parts.services.names().set(config.dns.clone());
@@ -159,7 +158,6 @@ impl Reload {
                 })
             }
             Err(refused) => {
-                self.parts.shared.table.store(before);
                 let problem = |reason: &String| Problem::of_file(self.name(), reason.clone(), "");
                 Err(self.refused(refused.reasons.iter().map(problem).collect()))
             }

@@ -7,7 +7,7 @@
 use super::{
     Caller, Change, Refusal, ReloadRefused, VersionState,
     commands::plan_for,
-    engine::{By, Engine},
+    engine::{By, Engine, Route},
     ledger::{Block, BlockVersion, DeployFact, Fact, Saved},
     managed::Managed,
     observe::KeptRun,
@@ -129,7 +129,11 @@ impl Engine {
     }
 
     /// Takes a configuration: all of it, or nothing when something speaks against it.
-    pub(super) fn configure(&mut self, config: &Arc<Config>) -> Result<Vec<Change>, ReloadRefused> {
+    pub(super) fn configure(
+        &mut self,
+        config: &Arc<Config>,
+        route: Route,
+    ) -> Result<Vec<Change>, ReloadRefused> {
         self.refusals(config)?;
         let raises = config.services.iter().any(|service| self.would_act(service));
         if raises && let Some(why) = self.store_trouble() {
@@ -139,19 +143,6 @@ impl Engine {
         }
         self.config = Arc::clone(config);
         let mut changes = Vec::new();
-        let gone: Vec<ServiceName> = self
-            .managed
-            .keys()
-            .filter(|name| config.service(name.as_str()).is_none())
-            .cloned()
-            .collect();
-        for name in gone {
-            self.rest(&name);
-            changes.push(Change {
-                service: name,
-                text: "removed; its state is kept for when it comes back".to_owned(),
-            });
-        }
         for service in &config.services {
             let name = service.name.clone();
             if let Some(managed) = self.managed.get_mut(&name) {
@@ -181,6 +172,22 @@ impl Engine {
                 }
             }
             self.publish_status(&name);
+        }
+        // A request that is routed to a service finds its versions: those that come are there before the routes, and
+        // those that go are there until the routes have changed.
+        (route.0)();
+        let gone: Vec<ServiceName> = self
+            .managed
+            .keys()
+            .filter(|name| config.service(name.as_str()).is_none())
+            .cloned()
+            .collect();
+        for name in gone {
+            self.rest(&name);
+            changes.push(Change {
+                service: name,
+                text: "removed; its state is kept for when it comes back".to_owned(),
+            });
         }
         for change in &changes {
             info!(service = %change.service, "`{}`: {}", change.service, change.text);

@@ -43,6 +43,15 @@ const SLOWEST: Duration = Duration::from_secs(5);
 /// Attempts that wait for the store at most; they are logged in any case.
 const UNKEPT: usize = 1000;
 
+/// Sends requests where a configuration says, at the moment at which the engine calls it.
+pub(crate) struct Route(pub(crate) Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Route")
+    }
+}
+
 /// What the engine can be told.
 #[derive(Debug)]
 pub(crate) enum Ask {
@@ -62,10 +71,10 @@ pub(crate) enum Ask {
         to: Option<VersionName>,
         reply: oneshot::Sender<Option<UndoTarget>>,
     },
-    /// Take a configuration, or only say what would be wrong with it.
+    /// Take a configuration, or, without a way to route by it, only say what would be wrong with it.
     Configure {
         config: Arc<Config>,
-        dry: bool,
+        route: Option<Route>,
         reply: oneshot::Sender<Result<Vec<Change>, ReloadRefused>>,
     },
     /// An attempt was refused before it came here.
@@ -292,11 +301,10 @@ impl Engine {
             Ask::UndoTarget { service, to, reply } => {
                 let _ = reply.send(self.undo_target(&service, to.as_ref()));
             }
-            Ask::Configure { config, dry, reply } => {
-                let result = if dry {
-                    self.refusals(&config).map(|()| Vec::new())
-                } else {
-                    self.configure(&config)
+            Ask::Configure { config, route, reply } => {
+                let result = match route {
+                    None => self.refusals(&config).map(|()| Vec::new()),
+                    Some(route) => self.configure(&config, route),
                 };
                 let _ = reply.send(result);
             }

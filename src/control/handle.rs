@@ -6,7 +6,7 @@
 use super::{
     Accepted, AnalysisStatus, Attempt, Caller, Command, Expect, History, MetricsWindow, Refusal, RefusalKind,
     ServiceStatus, StoredEvent,
-    engine::{Ask, Engine, Parts, UndoTarget},
+    engine::{Ask, Engine, Parts, Route, UndoTarget},
     judging::Shown,
     observe::KeptRun,
     providers::{Network, Outside},
@@ -447,16 +447,26 @@ impl Control {
 
     /// What taking this configuration would be refused for; changes nothing.
     pub async fn check_config(&self, config: Arc<Config>) -> Result<(), ReloadRefused> {
-        self.configure(config, true).await.map(drop)
+        self.configure(config, None).await.map(drop)
     }
 
-    /// Takes a new configuration: all of it or nothing.
-    pub async fn apply_config(&self, config: Arc<Config>) -> Result<Vec<Change>, ReloadRefused> {
-        self.configure(config, false).await
+    /// Takes a new configuration: all of it or nothing. `route` sends requests where it says; it is called when the
+    /// versions of every service that comes are in place, before those of a service that goes are let go, and not at all
+    /// when something speaks against the configuration.
+    pub async fn apply_config(
+        &self,
+        config: Arc<Config>,
+        route: impl FnOnce() + Send + 'static,
+    ) -> Result<Vec<Change>, ReloadRefused> {
+        self.configure(config, Some(Route(Box::new(route)))).await
     }
 
-    async fn configure(&self, config: Arc<Config>, dry: bool) -> Result<Vec<Change>, ReloadRefused> {
-        let answer = self.ask(|reply| Ask::Configure { config, dry, reply }).await;
+    async fn configure(
+        &self,
+        config: Arc<Config>,
+        route: Option<Route>,
+    ) -> Result<Vec<Change>, ReloadRefused> {
+        let answer = self.ask(|reply| Ask::Configure { config, route, reply }).await;
         answer.unwrap_or_else(|| {
             Err(ReloadRefused {
                 reasons: vec![stopping().message],

@@ -120,6 +120,54 @@ fn a_file_that_cannot_be_used_changes_nothing_and_is_told_of() {
 }
 
 #[test]
+fn services_that_come_go_and_are_renamed_are_served_throughout() {
+    let (a, b) = (Upstream::start("a"), Upstream::start("b"));
+    let named = |services: &[(&str, &str, &Upstream)]| {
+        let one = |(name, host, at): &(&str, &str, &Upstream)| {
+            let url = at.url();
+            format!("- {{name: {name}, match: [{host}], stable: {{version: v1, endpoints: [\"{url}\"]}}}}\n")
+        };
+        format!(
+            "{HEAD}services:\n{}",
+            services.iter().map(one).collect::<String>()
+        )
+    };
+    let (any, other) = ("{path: {prefix: /}}", "{host: other.test}");
+    let files = [
+        named(&[("shop", any, &a)]),
+        named(&[("shop", any, &a), ("other", other, &b)]),
+        named(&[("shop", any, &a), ("renamed", other, &b)]),
+        named(&[("market", any, &a)]),
+    ];
+    let serin = Serin::start_with(&files[0]);
+    let others = |n: u64| {
+        let mut asked = request(["GET", "POST"][usize::from(n % 2 == 1)], "/orders");
+        asked.headers_mut().insert("host", "other.test".parse().unwrap());
+        asked
+    };
+    let clients = [
+        Plan::new(serin.web, 4).start(),
+        Plan::new(serin.web, 4).requests(others).start(),
+    ];
+    for file in (1..=usize::try_from(full_form(40, 1_000)).unwrap()).map(|n| &files[n % 4]) {
+        serin.rewrite(file);
+        let (status, _, answer) = serin.api("POST", "/v1/config/reload", "secret-token", "");
+        assert_eq!(status, 200, "{answer}");
+    }
+    let [anybody, others] = clients.map(Clients::stop);
+    for seen in [&anybody, &others] {
+        seen.assert_clean();
+        assert_eq!(seen.of(|_, status, _| status != 200), 0, "{:?}", seen.answers);
+    }
+    assert!(
+        others.version("a") > 0 && others.version("b") > 0,
+        "{:?}",
+        others.answers
+    );
+    assert_eq!(anybody.version("b"), 0);
+}
+
+#[test]
 fn of_a_hundred_files_a_second_half_of_them_cut_off_the_last_one_holds_and_no_client_notices() {
     let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
     let serin = Serin::start_with(&configuration(&stable, &canary, 400));
@@ -155,6 +203,7 @@ fn of_a_hundred_files_a_second_half_of_them_cut_off_the_last_one_holds_and_no_cl
         let mut asked = get_request("/");
         asked.headers_mut().insert("host", "other.test".parse().unwrap());
         let answer = ask(serin.web, false, asked).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
         (answer.version() == "last" && good()).then_some(())
     });
     for clients in clients {

@@ -199,14 +199,20 @@ async fn a_changed_file_acts_once_and_an_unchanged_one_never() {
         )
     };
     let lab = Lab::new(config(MANUAL, ""));
-    assert_eq!(lab.control.apply_config(config(MANUAL, "")).await.unwrap(), []);
-    let changes = lab.control.apply_config(with_canary(9002)).await.unwrap();
+    assert_eq!(
+        lab.control.apply_config(config(MANUAL, ""), || ()).await.unwrap(),
+        []
+    );
+    let changes = lab.control.apply_config(with_canary(9002), || ()).await.unwrap();
     assert!(changes[0].text.contains("v2 is deployed"), "{changes:?}");
     lab.until("paused", |status| status.phase == Phase::Paused).await;
     let generation = lab.live().cell.load_full().generation;
-    assert_eq!(lab.control.apply_config(with_canary(9002)).await.unwrap(), []);
+    assert_eq!(
+        lab.control.apply_config(with_canary(9002), || ()).await.unwrap(),
+        []
+    );
     assert_eq!(lab.live().cell.load_full().generation, generation);
-    let changes = lab.control.apply_config(with_canary(9022)).await.unwrap();
+    let changes = lab.control.apply_config(with_canary(9022), || ()).await.unwrap();
     assert!(changes[0].text.contains("new endpoints"), "{changes:?}");
     assert_eq!(
         lab.live().cell.load_full().generation,
@@ -214,7 +220,7 @@ async fn a_changed_file_acts_once_and_an_unchanged_one_never() {
         "endpoints are no new weight"
     );
     lab.command(Command::Abort).await.unwrap();
-    lab.control.apply_config(with_canary(9022)).await.unwrap();
+    lab.control.apply_config(with_canary(9022), || ()).await.unwrap();
     assert_eq!(lab.status().phase, Phase::Degraded, "a reload does not retry");
     assert_eq!(lab.status().drift, Vec::<String>::new());
 }
@@ -227,12 +233,16 @@ async fn removing_what_is_in_use_refuses_the_reload_with_the_reason() {
     let other = load_text(other, "test.yaml", Path::new("."), &|_| None)
         .unwrap()
         .config;
-    let refused = lab.control.apply_config(other.clone()).await.unwrap_err();
+    let refused = lab.control.apply_config(other.clone(), || ()).await.unwrap_err();
     assert!(refused.reasons[0].contains("`shop` is in use"), "{refused}");
-    let refused = lab.control.apply_config(config(MANUAL, "")).await.unwrap_err();
+    let refused = lab
+        .control
+        .apply_config(config(MANUAL, ""), || ())
+        .await
+        .unwrap_err();
     assert!(refused.reasons[0].contains("`errors` is in use"), "{refused}");
     lab.command(Command::Abort).await.unwrap();
-    lab.control.apply_config(other).await.unwrap();
+    lab.control.apply_config(other, || ()).await.unwrap();
     assert!(lab.control.status("shop").is_none() && lab.control.status("other").is_some());
 }
 
