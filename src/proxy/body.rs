@@ -5,12 +5,16 @@
 
 use super::{
     exchange::{End, Exchange, InService},
+    grpc,
     headers::clean_trailers,
     received::Received,
+    table::Limits,
     timer::LazyTimer,
+    withdrawn::{LOOK, Withdrawal},
 };
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::{
@@ -52,6 +56,9 @@ pub(super) enum BodyError {
     /// The version has answered and the rest is not worth waiting for.
     #[error("the request body is not wanted any more")]
     Unwanted,
+    /// The version has been withdrawn, and its time is over.
+    #[error("the version that answers has been withdrawn")]
+    Withdrawn,
     /// The version sent nothing for too long, or the whole request took too long.
     #[error("the response body stalled")]
     Stalled,
@@ -449,6 +456,14 @@ struct Upstream {
     deadline: Option<Instant>,
     waiting_since: Option<Instant>,
     timer: LazyTimer,
+    /// How long a withdrawn version may go on.
+    drain: Duration,
+    /// When it is looked again whether it has been.
+    look: Option<Instant>,
+    /// Only of a canary's response that has been waited for once for as long as that.
+    withdrawal: Option<Box<Withdrawal>>,
+    /// Its last word was ours.
+    cut: bool,
 }
 
 impl OutBody {
@@ -475,17 +490,21 @@ impl OutBody {
         incoming: Incoming,
         asking: Option<BodyHandle>,
         exchange: Exchange,
-        idle: Duration,
+        limits: &Limits,
         deadline: Option<Instant>,
     ) -> OutBody {
         let upstream = Upstream {
             incoming: Received::new(incoming, exchange.is_http2()),
             asking,
             exchange: Some(exchange),
-            idle,
+            idle: limits.stream_idle,
             deadline,
             waiting_since: None,
             timer: LazyTimer::default(),
+            drain: limits.drain,
+            look: None,
+            withdrawal: None,
+            cut: false,
         };
         OutBody {
             kind: Kind::Upstream(upstream),
@@ -522,7 +541,7 @@ impl OutBody {
     fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.kind {
             Kind::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Kind::Upstream(upstream) => upstream.poll(cx),
+            Kind::Upstream(upstream) => upstream.poll(cx, self.watched),
         }
     }
 }
@@ -543,13 +562,59 @@ impl Upstream {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    /// The canary that answers was withdrawn long enough ago. Looked at once a second, while there is nothing to pass on.
+    fn is_withdrawn(&mut self, now: Instant) -> bool {
+        let Some(exchange) = self
+            .exchange
+            .as_ref()
+            .filter(|exchange| exchange.may_be_withdrawn())
+        else {
+            return false;
+        };
+        let look = *self.look.get_or_insert(now + LOOK);
+        if now < look {
+            return false;
+        }
+        self.look = Some(now + LOOK);
+        if self.withdrawal.is_none() {
+            self.withdrawal = exchange.withdrawal(self.drain).map(Box::new);
+        }
+        self.withdrawal
+            .as_ref()
+            .is_some_and(|withdrawal| withdrawal.is_over(now))
+    }
+
+    /// The end of a response whose version has been withdrawn: never one that could be taken for the whole. A gRPC client
+    /// is told that it may try again (14, UNAVAILABLE) where there is room for it.
+    fn withdraw(&mut self, http2: bool) -> Result<Frame<Bytes>, BodyError> {
+        let grpc = http2 && self.exchange.as_ref().is_some_and(Exchange::is_grpc);
+        self.end(End::Withdrawn);
+        if grpc {
+            self.cut = true;
+            let mut trailers = HeaderMap::new();
+            let why = "the version that answered has been withdrawn";
+            grpc::say(&mut trailers, grpc::UNAVAILABLE, why);
+            return Ok(Frame::trailers(trailers));
+        }
+        Err(BodyError::Withdrawn)
+    }
+
+    /// `http2`: how the client is answered.
+    fn poll(&mut self, cx: &mut Context<'_>, http2: bool) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.cut {
+            return Poll::Ready(None);
+        }
         match self.incoming.poll_frame(cx) {
             Poll::Pending => {
                 let now = Instant::now();
+                if self.is_withdrawn(now) {
+                    return Poll::Ready(Some(self.withdraw(http2)));
+                }
                 let since = *self.waiting_since.get_or_insert(now);
                 let idle = since + self.idle;
                 let until = self.deadline.map_or(idle, |deadline| deadline.min(idle));
+                // Not yet, for that time is not over; but somebody has to look.
+                let until = self.look.map_or(until, |look| look.min(until));
                 ready!(self.timer.poll(cx, now, until));
                 self.end(End::Broken);
                 Poll::Ready(Some(Err(BodyError::Stalled)))

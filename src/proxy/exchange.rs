@@ -11,6 +11,7 @@ use super::{
     io::Progress,
     reply::{self, Failure, Fault, Form},
     routes::LiveSplit,
+    withdrawn::Withdrawal,
     worker::WorkerState,
 };
 use crate::{
@@ -59,6 +60,8 @@ pub(super) enum End {
     Broken,
     /// The client went away.
     ClientGone,
+    /// Cut off by us, for its version has been withdrawn.
+    Withdrawn,
 }
 
 /// The client went away before the end (a convention of nginx that dashboards know).
@@ -194,9 +197,19 @@ impl Exchange {
         }
     }
 
-    /// The version that serves it now, and in which role.
-    pub(super) fn serves(&self) -> (&Arc<Target>, Role) {
-        (self.serving(), self.served)
+    /// Whether what it is served by may be withdrawn before the end.
+    pub(super) fn may_be_withdrawn(&self) -> bool {
+        self.served == Role::Canary
+    }
+
+    /// See [`LiveSplit::withdrawal`].
+    pub(super) fn withdrawal(&self, drain: Duration) -> Option<Withdrawal> {
+        self.split.withdrawal(self.served, drain)
+    }
+
+    /// Whether the client has been told that this is a gRPC call's answer.
+    pub(super) fn is_grpc(&self) -> bool {
+        self.grpc.is_some()
     }
 
     /// Whether the version answers by HTTP/2.
@@ -322,7 +335,7 @@ impl Exchange {
                 None => return,
             },
             End::Broken => true,
-            End::ClientGone => return,
+            End::ClientGone | End::Withdrawn => return,
         };
         if self.blamed {
             return;
@@ -362,7 +375,7 @@ impl Exchange {
         if let Some(grpc) = self.grpc.take() {
             let code = match end {
                 End::Complete => grpc.ended(),
-                End::Broken => grpc::UNAVAILABLE,
+                End::Broken | End::Withdrawn => grpc::UNAVAILABLE,
                 End::ClientGone => grpc::CANCELLED,
             };
             self.serving().metrics.shard(worker).answered_grpc(code);
@@ -374,8 +387,8 @@ impl Exchange {
             End::Complete => Outcome::Ok,
             End::Broken => Outcome::Failed,
             // A stream is judged at its head; whoever listens to one leaves when he likes.
-            End::ClientGone if self.stream_head.is_some() => Outcome::Ok,
-            End::ClientGone => Outcome::Canceled,
+            End::ClientGone | End::Withdrawn if self.stream_head.is_some() => Outcome::Ok,
+            End::ClientGone | End::Withdrawn => Outcome::Canceled,
         });
         let ticket = self.evidence.take();
         let assigned = self.assigned();
@@ -386,8 +399,8 @@ impl Exchange {
                 .end(worker, ticket, outcome, self.compared(took));
         }
         let status = match (end, self.status) {
-            (End::ClientGone, _) | (End::Complete | End::Broken, None) => client_closed(),
-            (End::Complete | End::Broken, Some(status)) => status,
+            (End::ClientGone, _) | (_, None) => client_closed(),
+            (End::Complete | End::Broken | End::Withdrawn, Some(status)) => status,
         };
         let served = self.serving();
         let shard = served.metrics.shard(worker);
@@ -409,6 +422,7 @@ fn flag(end: End, failure: Option<Failure>, outcome: Outcome, account: &Account)
     match end {
         End::ClientGone => Some((Fault::Client, "gone")),
         End::Broken => Some((Fault::Upstream, "broke_off")),
+        End::Withdrawn => Some((Fault::Proxy, "withdrawn")),
         End::Complete => match (failure, outcome) {
             (Some(failure), _) => Some((failure.fault, failure.code)),
             // The client saw nothing of it; the version it was assigned to failed all the same.

@@ -514,7 +514,9 @@ fn of_body(fault: BodyError) -> Failure {
         BodyError::TooLarge => Failure::TOO_LARGE,
         BodyError::Slow => Failure::SLOW_BODY,
         BodyError::Malformed => Failure::MALFORMED_BODY,
-        BodyError::Broken | BodyError::Unwanted | BodyError::Stalled => Failure::BROKEN_BODY,
+        BodyError::Broken | BodyError::Unwanted | BodyError::Stalled | BodyError::Withdrawn => {
+            Failure::BROKEN_BODY
+        }
     }
 }
 

@@ -23,6 +23,12 @@ pub(super) fn code(fields: &HeaderMap) -> Option<u32> {
     fields.get(STATUS)?.to_str().ok()?.parse().ok()
 }
 
+/// Sets how a call went. `message` is printable ASCII without `%`: nothing to encode.
+pub(super) fn say(fields: &mut HeaderMap, code: u32, message: &'static str) {
+    fields.insert(STATUS, HeaderValue::from(code));
+    fields.insert(MESSAGE, HeaderValue::from_static(message));
+}
+
 /// The code for an answer that we give with this status.
 pub(super) fn of(status: StatusCode) -> u32 {
     match status.as_u16() {

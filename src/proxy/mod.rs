@@ -44,6 +44,7 @@ mod untouched;
 mod upgrade;
 mod websocket;
 mod who;
+mod withdrawn;
 mod worker;
 
 pub use access_log::{AccessLog, Writer};

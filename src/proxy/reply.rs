@@ -212,9 +212,7 @@ fn render_grpc(failure: Failure) -> Response<OutBody> {
     let mut response = Response::new(OutBody::own(Bytes::new()));
     let headers: &mut HeaderMap = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, grpc::CONTENT_TYPE);
-    headers.insert(grpc::STATUS, HeaderValue::from(grpc::of(failure.status)));
-    // Our texts are printable ASCII without `%`: nothing to encode.
-    headers.insert(grpc::MESSAGE, HeaderValue::from_static(failure.detail));
+    grpc::say(headers, grpc::of(failure.status), failure.detail);
     response
 }
 

@@ -3,28 +3,33 @@
 //! A request would otherwise count references of the table, the split, two targets and a list of endpoints up and down, in
 //! cache lines that every worker writes. Here each worker has counts of its own; what is shared is only read.
 
-use super::table::{Entry, Table};
+use super::{
+    table::{Entry, Table},
+    withdrawn::Withdrawal,
+};
 use crate::{
     model::Role,
     route::RequestView,
     split::{Followed, Split},
-    upstream::{Endpoint, FollowedEndpoints, Target},
+    upstream::{Endpoint, FollowedEndpoints, LiveService, Target},
 };
 use arc_swap::{ArcSwap, Cache};
-use std::{cell::RefCell, ops::Deref, rc::Rc, sync::Arc};
+use std::{cell::RefCell, ops::Deref, rc::Rc, sync::Arc, time::Duration};
 
 /// One generation of a service's split, which a request keeps to its end.
 #[derive(Debug)]
 pub(super) struct LiveSplit {
+    live: Arc<LiveService>,
     split: Arc<Split<Arc<Target>>>,
     stable: RefCell<FollowedEndpoints>,
     canary: Option<RefCell<FollowedEndpoints>>,
 }
 
 impl LiveSplit {
-    fn of(split: &Arc<Split<Arc<Target>>>) -> LiveSplit {
+    fn of(live: &Arc<LiveService>, split: &Arc<Split<Arc<Target>>>) -> LiveSplit {
         let follow = |target: &Arc<Target>| RefCell::new(target.version.follow_endpoints());
         LiveSplit {
+            live: Arc::clone(live),
             split: Arc::clone(split),
             stable: follow(&split.stable),
             canary: split.canary.as_ref().map(follow),
@@ -38,6 +43,11 @@ impl LiveSplit {
             (Role::Canary, None) | (Role::Stable, _) => &self.stable,
         };
         look(followed.borrow_mut().load())
+    }
+
+    /// What tells a response of this generation's canary that it has been withdrawn; stable is not.
+    pub(super) fn withdrawal(&self, role: Role, drain: Duration) -> Option<Withdrawal> {
+        (role == Role::Canary).then(|| Withdrawal::new(&self.live, self.split.target(role), drain))
     }
 
     fn refresh(&self) {
@@ -65,14 +75,14 @@ struct Live {
 impl Live {
     fn of(entry: &Entry) -> Live {
         let mut followed = entry.live.cell.follow();
-        let split = Rc::new(LiveSplit::of(followed.load()));
+        let split = Rc::new(LiveSplit::of(&entry.live, followed.load()));
         Live { followed, split }
     }
 
     fn latest(&mut self) -> &Rc<LiveSplit> {
         let latest = self.followed.load();
         if !Arc::ptr_eq(latest, &self.split.split) {
-            self.split = Rc::new(LiveSplit::of(latest));
+            self.split = Rc::new(LiveSplit::of(&self.split.live, latest));
         }
         &self.split
     }

@@ -193,14 +193,14 @@ async fn handle(
     let switches = (upgrade.as_ref()).and_then(|asked| upgrade::agreed(asked, &response));
     head_to_client(&mut response, entry, inbound_version, &method, choice.cookie);
     if let Some(protocol) = switches {
-        let answer = switch(client, entry, limits, protocol, response, exchange).await;
+        let answer = switch(client, limits, protocol, response, exchange).await;
         return answer.map_err(|exchange| {
             exchange.fail(Failure::INVALID, Outcome::Failed, form);
             (Failure::INVALID, None)
         });
     }
     let deadline = limits.request.map(|whole| started + whole);
-    Ok(response.map(|body| OutBody::upstream(body, asking, exchange, limits.stream_idle, deadline)))
+    Ok(response.map(|body| OutBody::upstream(body, asking, exchange, limits, deadline)))
 }
 
 /// HTTP/1.0 knows no Host, and every later version asks for one: then it is the endpoint's own name.
@@ -230,7 +230,6 @@ fn admit(worker: &WorkerState, split: &LiveSplit, role: Role) -> Result<(), Fail
 /// exchange comes back when the version's connection cannot be had for it.
 async fn switch(
     client: &Rc<Client>,
-    entry: &Entry,
     limits: &Limits,
     protocol: HeaderValue,
     mut response: Response<Incoming>,
@@ -240,8 +239,7 @@ async fn switch(
         return Err(exchange);
     };
     let websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
-    let (target, role) = exchange.serves();
-    let ending = Ending::new(&entry.live, target, role, limits.drain);
+    let ending = Ending::new(exchange.withdrawal(limits.drain));
     client.progress.tunnel.replace(Some(Rc::clone(&ending)));
     client.tunnel.replace(Some(Tunnel {
         upstream,

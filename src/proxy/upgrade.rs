@@ -10,16 +10,13 @@ use super::{
     exchange::{End, Exchange, InService},
     seen::has_token,
     websocket::{Edge, going_away},
-};
-use crate::{
-    model::Role,
-    upstream::{LiveService, Target},
+    withdrawn::Withdrawal,
 };
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, Version, header, request::Parts};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use std::{cell::Cell, io, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, io, rc::Rc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::Notify,
@@ -76,28 +73,15 @@ pub(super) fn agreed<B>(asked: &HeaderValue, answer: &Response<B>) -> Option<Hea
 /// What a worker knows of a tunnel, to end it.
 #[derive(Debug)]
 pub(super) struct Ending {
-    live: Arc<LiveService>,
-    target: Arc<Target>,
-    role: Role,
-    /// How long a withdrawn canary's tunnel may go on.
-    drain: Duration,
-    withdrawn_since: Cell<Option<Instant>>,
+    withdrawal: Option<Withdrawal>,
     now: Notify,
 }
 
 impl Ending {
-    pub(super) fn new(
-        live: &Arc<LiveService>,
-        target: &Arc<Target>,
-        role: Role,
-        drain: Duration,
-    ) -> Rc<Ending> {
+    /// `withdrawal`: of the version, when it is one that may be withdrawn.
+    pub(super) fn new(withdrawal: Option<Withdrawal>) -> Rc<Ending> {
         Rc::new(Ending {
-            live: Arc::clone(live),
-            target: Arc::clone(target),
-            role,
-            drain,
-            withdrawn_since: Cell::new(None),
+            withdrawal,
             now: Notify::new(),
         })
     }
@@ -109,27 +93,13 @@ impl Ending {
 
     /// Ends the tunnel if its version has been withdrawn for long enough. Called once a second.
     pub(super) fn look(&self, now: Instant) {
-        if !self.is_withdrawn() {
-            self.withdrawn_since.set(None);
-            return;
-        }
-        let since = self.withdrawn_since.get().unwrap_or(now);
-        self.withdrawn_since.set(Some(since));
-        if now.saturating_duration_since(since) >= self.drain {
+        if self
+            .withdrawal
+            .as_ref()
+            .is_some_and(|withdrawal| withdrawal.is_over(now))
+        {
             self.end();
         }
-    }
-
-    /// A canary that is neither canary nor stable any more was aborted or superseded; one that was promoted is stable.
-    fn is_withdrawn(&self) -> bool {
-        if self.role == Role::Stable {
-            return false;
-        }
-        let split = self.live.cell.load();
-        let name = &self.target.version.name;
-        let serves = |target: &Arc<Target>| target.version.name == *name;
-        let tripped = self.live.cell.is_tripped();
-        !serves(&split.stable) && (tripped || !split.canary.as_ref().is_some_and(serves))
     }
 }
 

@@ -76,6 +76,7 @@ mod unix;
 mod unreachable;
 mod upgrades;
 mod upstream_tls;
+mod withdrawn;
 
 #[test]
 fn every_test_that_the_table_of_faults_names_is_there() {

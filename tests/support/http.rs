@@ -449,7 +449,7 @@ impl Drop for Noted {
 /// `/echo`: the body back, with a length. `/mirror`: piece by piece as it comes, with its trailers. `/switch`: says
 /// back whatever comes, in the protocol that is asked for. `/size/N`: N bytes with a length. `/chunked/N`: without. `/trailers`: with
 /// trailers. `/early`: 403 before the body has come. `/hang`: a head, one piece, and no end. Every answer says how it was
-/// asked.
+/// asked, and is of the type `x-answer-type`.
 async fn answer(mut request: Request<Incoming>, seen: Arc<Seen>) -> Result<Response<Body>, Infallible> {
     seen.requests.fetch_add(1, Ordering::SeqCst);
     let upgrade = hyper::upgrade::on(&mut request);
@@ -473,6 +473,9 @@ async fn answer(mut request: Request<Incoming>, seen: Arc<Seen>) -> Result<Respo
     response = response
         .header("x-saw-version", format!("{:?}", head.version))
         .header("cache-control", "private");
+    if let Some(kind) = head.headers.get("x-answer-type") {
+        response = response.header("content-type", kind);
+    }
     let trailers = || HeaderMap::from_iter([("x-checksum".parse().unwrap(), "42".parse().unwrap())]);
     let kind = path.split('/').nth(1).unwrap_or("");
     let body = match kind {
