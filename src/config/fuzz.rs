@@ -68,7 +68,7 @@ fn is_placed(problem: &Problem, text: &str) {
     assert!(!what.is_empty(), "{problem}");
     assert!(!problem.to_string().contains(SECRET), "tells a secret: {problem}");
     assert!(
-        !problem.to_string().contains('\n'),
+        !problem.to_string().contains(char::is_control),
         "more than one line: {problem}"
     );
     if file != NAME || (*line, *column) == (0, 0) {

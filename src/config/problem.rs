@@ -48,17 +48,35 @@ impl fmt::Display for Problem {
         }
         f.write_str(": ")?;
         if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
+            write!(f, "{}: ", Visible(&self.key))?;
         }
-        f.write_str(&self.what)?;
+        write!(f, "{}", Visible(&self.what))?;
         if !self.hint.is_empty() {
-            write!(f, "; {}", self.hint)?;
+            write!(f, "; {}", Visible(&self.hint))?;
         }
         Ok(())
     }
 }
 
 impl std::error::Error for Problem {}
+
+/// Text that quotes what somebody wrote, in one line and without what a terminal would obey.
+struct Visible<'a>(&'a str);
+
+impl fmt::Display for Visible<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.0.contains(char::is_control) {
+            return f.write_str(self.0);
+        }
+        self.0.chars().try_for_each(|c| {
+            if c.is_control() {
+                write!(f, "{}", c.escape_default())
+            } else {
+                write!(f, "{c}")
+            }
+        })
+    }
+}
 
 /// Of the known words, the one somebody most likely meant.
 pub(super) fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
@@ -104,6 +122,15 @@ mod tests {
         assert_eq!(
             problem.to_string(),
             "serin.yaml:12:7: services[0].x: has no end; add count: 5"
+        );
+    }
+
+    #[test]
+    fn a_problem_is_one_line_that_no_terminal_obeys() {
+        let problem = Problem::of_file("serin.yaml", "`a\n\u{1b}[2Jb` is not é", "write\tit");
+        assert_eq!(
+            problem.to_string(),
+            r"serin.yaml: `a\n\u{1b}[2Jb` is not é; write\tit"
         );
     }
 

@@ -36,15 +36,15 @@ const END_HEADERS: u8 = 4;
 
 /// A frame's header, and its error code where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Frame {
-    kind: u8,
-    flags: u8,
-    error: u32,
+pub(super) struct Frame {
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) error: u32,
 }
 
 /// Follows one direction.
 #[derive(Debug, Default)]
-struct Follower {
+pub(super) struct Follower {
     /// The header, and of `RST_STREAM` and `GOAWAY` the bytes up to the error code.
     head: [u8; 17],
     have: usize,
@@ -54,7 +54,7 @@ struct Follower {
 
 impl Follower {
     /// Takes the next bytes and tells of each frame whose header is complete.
-    fn follow(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(Frame)) {
+    pub(super) fn follow(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(Frame)) {
         while !bytes.is_empty() {
             if self.skip > 0 {
                 let n = self.skip.min(bytes.len());
@@ -93,7 +93,7 @@ impl Follower {
     }
 
     /// Whether a frame has begun and not ended.
-    const fn is_within(&self) -> bool {
+    pub(super) const fn is_within(&self) -> bool {
         self.have > 0 || self.skip > 0
     }
 }

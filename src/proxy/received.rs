@@ -1,4 +1,8 @@
 //! A message's body as it is received: it ends when it has ended, and with an error when it was cut short.
+//!
+//! A request over HTTP/2 may send all that it announced and then break the rules: more data, a reset, malformed trailers. Over
+//! HTTP/1.1 its last announced byte ends it, so that byte waits here until the stream has ended (RFC 9113 8.1.1: no
+//! malformed request is forwarded).
 
 use super::body::BodyError;
 use bytes::Bytes;
@@ -16,18 +20,70 @@ use std::{
 pub(super) struct Received {
     incoming: Incoming,
     http2: bool,
+    /// A request's: see the module.
+    holds: bool,
+    held: Option<Frame<Bytes>>,
+    /// The trailers behind what was held.
+    trailers: Option<Frame<Bytes>>,
 }
 
 impl Received {
     /// `http2`: what its sender speaks.
     pub(super) const fn new(incoming: Incoming, http2: bool) -> Received {
-        Received { incoming, http2 }
+        Received {
+            incoming,
+            http2,
+            holds: false,
+            held: None,
+            trailers: None,
+        }
+    }
+
+    /// The same of a request.
+    pub(super) fn request(incoming: Incoming, http2: bool) -> Received {
+        Received {
+            holds: http2,
+            ..Received::new(incoming, http2)
+        }
     }
 
     pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.holds {
+            return self.poll_next(cx);
+        }
+        if let Some(trailers) = self.trailers.take() {
+            return Poll::Ready(Some(Ok(trailers)));
+        }
+        loop {
+            match ready!(self.poll_next(cx)) {
+                Some(Ok(frame)) if frame.is_data() && self.is_fulfilled() => {
+                    // Nothing but empty pieces can follow the first one that is held.
+                    self.held.get_or_insert(frame);
+                }
+                Some(Err(error)) => {
+                    self.held = None;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                last => {
+                    let Some(held) = self.held.take() else {
+                        return Poll::Ready(last);
+                    };
+                    self.trailers = last.and_then(Result::ok);
+                    return Poll::Ready(Some(Ok(held)));
+                }
+            }
+        }
+    }
+
+    /// Whether all that was announced has come, and the stream goes on.
+    fn is_fulfilled(&self) -> bool {
+        self.incoming.size_hint().exact() == Some(0) && !self.incoming.is_end_stream()
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         Poll::Ready(match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
             Some(Ok(frame)) => Some(Ok(frame)),
             // A stream that is reset with `NO_ERROR` looks to hyper like one that has ended: nobody may take a part for the
@@ -41,7 +97,7 @@ impl Received {
 
     /// Whether nothing more comes, as far as can be known beforehand.
     pub(super) fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.held.is_none() && self.trailers.is_none() && self.incoming.is_end_stream()
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {

@@ -316,7 +316,7 @@ fn outbound_body(parts: &Parts, body: Incoming, chunked: bool, limits: &Limits) 
         return None;
     }
     let keep = is_idempotent(&parts.method) && body.size_hint().lower() <= MOST_KEPT;
-    let body = Received::new(body, parts.version == Version::HTTP_2);
+    let body = Received::request(body, parts.version == Version::HTTP_2);
     Some(BodyHandle::new(body, keep, limits.body, limits.body_idle))
 }
 

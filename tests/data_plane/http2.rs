@@ -707,6 +707,56 @@ fn flood(client: &mut H2, times: u32, unit: impl Fn(u32) -> Vec<u8>) -> bool {
 }
 
 #[test]
+fn a_request_that_turns_out_malformed_at_its_end_never_arrives_whole() {
+    let upstream = RawUpstream::start(ok);
+    let serin = start(&upstream);
+    let announced = || {
+        let mut fields = request("POST", "/");
+        fields.push(("content-length", "5"));
+        fields
+    };
+    for (name, ending) in [
+        ("more data", frame(DATA, END_STREAM, 1, b"more")),
+        ("a reset", frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])),
+        (
+            "malformed trailers",
+            frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&[("X-T", "1")])),
+        ),
+    ] {
+        let from = upstream.count();
+        let mut client = H2::connect(serin.web);
+        client.head(1, &announced(), false);
+        client.send(DATA, 0, 1, b"hello");
+        // It is on its way when the rest comes.
+        wait_for("the head to arrive", LONG, || {
+            (upstream.count() > from).then_some(())
+        });
+        client.write(&ending);
+        assert_ne!(client.end(), End::Status(200), "{name}");
+        get(&mut client, 3);
+        let answered = client.response(3).map(|response| response.status);
+        assert!(answered.is_none_or(|status| status == 200), "{name}");
+        let seen = upstream.since(from);
+        assert!(!seen[0].whole, "{name}: {seen:?}");
+    }
+    // Announced, sent, and ended by a frame of its own, or by trailers.
+    for ending in [
+        frame(DATA, END_STREAM, 1, b""),
+        frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&[("x-t", "1")])),
+    ] {
+        let mut client = H2::connect(serin.web);
+        client.head(1, &announced(), false);
+        client.send(DATA, 0, 1, b"hel");
+        client.send(DATA, 0, 1, b"lo");
+        client.send(DATA, 0, 1, b"");
+        client.write(&ending);
+        assert_eq!(client.response(1).unwrap().status, 200);
+        let seen = upstream.since(0);
+        assert_eq!(seen.last().unwrap().body, b"hello");
+    }
+}
+
+#[test]
 fn floods_end_the_connection_and_cost_no_memory() {
     let upstream = RawUpstream::start(ok);
     let serin = start(&upstream);

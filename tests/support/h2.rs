@@ -63,12 +63,17 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// A header block of literal fields that no table remembers.
 pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    literals(fields)
+}
+
+/// The same of any bytes.
+pub fn literals<T: AsRef<[u8]>>(fields: &[(T, T)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, value) in fields {
         bytes.push(0);
-        for text in [name, value] {
+        for text in [name.as_ref(), value.as_ref()] {
             integer(&mut bytes, text.len());
-            bytes.extend(text.as_bytes());
+            bytes.extend(text);
         }
     }
     bytes
@@ -158,7 +163,12 @@ impl H2 {
 
     /// Connects, sends preface and empty settings.
     pub fn connect(to: SocketAddr) -> H2 {
-        let mut client = H2::silent(to);
+        H2::begin(TcpStream::connect(to).unwrap())
+    }
+
+    /// Sends preface and empty settings on a connection that is there.
+    pub fn begin(stream: TcpStream) -> H2 {
+        let mut client = H2::over(stream);
         client.write(PREFACE);
         client.send(SETTINGS, 0, 0, &[]);
         client

@@ -5,12 +5,14 @@
 
 mod cookies;
 mod forwarded;
+mod frames;
 mod head;
 mod host;
 mod proxy_protocol;
 
 pub use cookies::cookies;
 pub use forwarded::forwarded;
+pub use frames::frames;
 pub use host::host;
 pub use proxy_protocol::proxy_protocol;
 
@@ -31,6 +33,11 @@ mod tests {
     #[test]
     fn forwarded_fields_never_say_more_than_a_trusted_peer_has_said() {
         replay("forwarded", 20_000, super::forwarded);
+    }
+
+    #[test]
+    fn frames_are_the_same_however_the_bytes_are_cut() {
+        replay("frames", 20_000, super::frames);
     }
 
     #[test]

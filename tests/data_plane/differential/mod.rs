@@ -7,19 +7,17 @@
 //! `SERIN_SEED` chooses other cases, `SERIN_FULL` runs many more (`benches/fuzz`).
 
 mod backends;
-mod generate;
+mod http1;
+mod http2;
+mod request;
+mod said;
 
-use crate::support::{
-    Serin, count, full_form, now,
-    raw::{RawClient, fields},
-    say,
-};
+use crate::support::{Serin, count, full_form, now, say};
 use backends::{Backends, Seen};
-use generate::{Case, Request};
+use said::{Answer, Client, Said};
 use std::{
     collections::BTreeMap,
-    io::Read,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr},
     panic::AssertUnwindSafe,
     path::Path,
     sync::{
@@ -35,93 +33,6 @@ const LONG: Duration = Duration::from_secs(20);
 /// Back ends and Serin are started anew after so many cases: what they remember is bounded.
 const ROUND: usize = 3000;
 const CLIENTS: usize = 8;
-
-/// What Serin said to a client, from its first answer to the end of the connection.
-#[derive(Debug)]
-struct Said {
-    /// Answers that came from the back end.
-    forwarded: Vec<Answer>,
-    /// The answer of Serin itself that ended the connection.
-    refused: Option<u16>,
-    /// Some time limit may have ended it.
-    late: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Answer {
-    /// To a request that the back end has taken: its method, and what it made of it.
-    Taken { method: String, digest: String },
-    /// nginx would not have it.
-    Declined(u16),
-}
-
-/// Sends a case's bytes and a last request, and reads everything that comes back. `methods`: of the requests that will be
-/// answered, where that is known.
-fn drive(case: &Case, to: SocketAddr, from: Ipv4Addr, methods: &[String]) -> Said {
-    let begun = now();
-    let mut client = RawClient::over(connect(to, from));
-    for piece in case.pieces() {
-        if !client.send(piece) {
-            break;
-        }
-    }
-    let mut said = Said {
-        forwarded: Vec::new(),
-        refused: None,
-        late: false,
-    };
-    loop {
-        let place = said.forwarded.len();
-        let method = |head: &str| {
-            let told = fields(head, "x-method")
-                .first()
-                .map(|method| (*method).to_owned());
-            told.or(methods.get(place).cloned()).unwrap_or_default()
-        };
-        let Some(answer) = client.answer_of(method) else {
-            let half = client.reader.buffer.escape_ascii().to_string();
-            assert!(
-                client.is_closed(),
-                "the connection stays open, or half an answer: {half}"
-            );
-            said.late = begun.elapsed() > LIMIT;
-            return said;
-        };
-        match (answer.status, fields(&answer.head, "x-digest").first()) {
-            (100, _) => {}
-            (200, Some(digest)) => {
-                assert!(answer.whole, "half an answer: {answer:?}");
-                said.forwarded.push(Answer::Taken {
-                    method: fields(&answer.head, "x-method").concat(),
-                    digest: (*digest).to_owned(),
-                });
-            }
-            (status, _)
-                if fields(&answer.head, "server")
-                    .iter()
-                    .any(|name| name.starts_with("nginx")) =>
-            {
-                said.forwarded.push(Answer::Declined(status));
-            }
-            (status, _) => {
-                // Nothing comes after a refusal; to HEAD it has no body, whatever it says of its length.
-                let mut rest = client.reader.buffer.split_off(0);
-                let _ = client.reader.stream.read_to_end(&mut rest);
-                assert!(rest.is_empty(), "after a refusal: {}", rest.escape_ascii());
-                said.refused = Some(status);
-                said.late = begun.elapsed() > LIMIT;
-                return said;
-            }
-        }
-    }
-}
-
-fn connect(to: SocketAddr, from: Ipv4Addr) -> TcpStream {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
-    socket.connect(&to.into()).unwrap();
-    socket.into()
-}
 
 /// Serin with a listener for each back end.
 struct Rig {
@@ -165,7 +76,7 @@ impl Rig {
 
     /// One case, whose number is its client's address. A client that was held up for longer than the time limits gets another
     /// chance: what is asked is whether the back ends agree.
-    fn holds(&self, number: usize, case: &Case) {
+    fn holds(&self, number: usize, case: &dyn Client) {
         for chance in 1.. {
             let from = address(number, chance);
             let said = self.ask(case, from);
@@ -179,76 +90,69 @@ impl Rig {
         }
     }
 
-    fn ask(&self, case: &Case, from: Ipv4Addr) -> [Said; 3] {
-        let strict = drive(case, self.to[0], from, &[]);
-        let methods: Vec<String> = strict
-            .forwarded
-            .iter()
-            .map(|answer| answer.method().to_owned())
-            .collect();
-        let hyper = drive(case, self.to[1], from, &[]);
-        let nginx = drive(case, self.to[2], from, &methods);
+    fn ask(&self, case: &dyn Client, from: Ipv4Addr) -> [Said; 3] {
+        let strict = case.drive(self.to[0], from, &[]);
+        let hyper = case.drive(self.to[1], from, &[]);
+        let nginx = case.drive(self.to[2], from, &strict.methods());
         [strict, hyper, nginx]
     }
 
-    fn check(&self, case: &Case, from: Ipv4Addr, [strict, hyper, nginx]: &[Said; 3]) {
+    fn check(&self, case: &dyn Client, from: Ipv4Addr, said: &[Said; 3]) {
+        let [strict, hyper, nginx] = said;
         let seen = self
             .backends
-            .seen(from, [strict, hyper, nginx].map(|said| said.taken().len()));
+            .seen(from, said.each_ref().map(|said| said.taken().len()));
         for one in seen.iter().flatten() {
             assert_eq!(
                 one.malformed, None,
-                "forwarded what cannot be read in one way: {one:?}"
+                "forwarded what can be read in two ways: {one:?}"
             );
         }
-        let whole = |said: &Said| (said.forwarded.clone(), said.refused);
+        let seen = [0, 1, 2].map(|which| answered(case, &said[which], &seen[which]));
         assert_eq!(
-            whole(strict),
-            whole(hyper),
+            strict.answers, hyper.answers,
             "hyper sees something else: {:?} and {:?}",
-            seen[0],
-            seen[1]
+            seen[0], seen[1]
         );
-        assert_eq!(strict.refused, nginx.refused, "another end with nginx");
         assert_eq!(
-            strict.forwarded.len(),
-            nginx.forwarded.len(),
-            "more or fewer with nginx: {seen:?}"
+            strict.answers.len(),
+            nginx.answers.len(),
+            "nginx sees more or less: {:?} and {:?}",
+            seen[0],
+            seen[2]
         );
-        for (place, (answer, of_nginx)) in strict.forwarded.iter().zip(&nginx.forwarded).enumerate() {
-            let policy = || seen[0].get(place).is_some_and(Seen::nginx_declines);
+        let mut taken = seen[0].iter();
+        for (answer, of_nginx) in strict.answers.iter().zip(&nginx.answers) {
+            let declines = match answer {
+                Answer::Taken { .. } => taken.next().is_some_and(Seen::nginx_declines),
+                Answer::Declined(_) | Answer::Refused(_) => false,
+            };
             assert!(
-                answer == of_nginx || (matches!(of_nginx, Answer::Declined(_)) && policy()),
-                "nginx sees something else: {answer:?} and {of_nginx:?}: {:?}",
-                seen[0].get(place)
+                answer == of_nginx || (declines && matches!(of_nginx, Answer::Declined(_))),
+                "nginx sees something else: {answer:?} and {of_nginx:?}: {:?} and {:?}",
+                seen[0],
+                seen[2]
             );
         }
-        for (said, seen) in [strict, hyper, nginx].into_iter().zip(&seen) {
-            let digests: Vec<String> = seen.iter().map(Seen::digest).collect();
-            assert_eq!(
-                said.taken(),
-                digests,
-                "one request more or less than was answered: {seen:?}"
-            );
-        }
-        is_as_meant(case, strict, &seen[0]);
-        self.tally(strict, nginx);
+        case.is_as_meant(strict, &seen[0]);
+        self.tally(said);
     }
 
-    fn tally(&self, strict: &Said, nginx: &Said) {
-        let declined = |answer: &&Answer| matches!(answer, Answer::Declined(_));
-        let declined = nginx.forwarded.iter().filter(declined).count();
-        let end = strict.refused.map_or("served to the end".to_owned(), |status| {
-            format!("refused with {status}")
-        });
+    fn tally(&self, [strict, _, nginx]: &[Said; 3]) {
         let mut tally = self.tally.lock().unwrap();
-        for (what, n) in [
-            (end.as_str(), 1),
-            ("requests", strict.forwarded.len()),
-            ("declined by nginx", declined),
-        ] {
-            *tally.entry(what.to_owned()).or_default() += u64::try_from(n).unwrap();
+        let mut one = |what: &str| *tally.entry(what.to_owned()).or_default() += 1;
+        for answer in &strict.answers {
+            match answer {
+                Answer::Taken { .. } => one("taken"),
+                Answer::Refused(why) => one(&format!("refused with {why}")),
+                Answer::Declined(_) => {}
+            }
         }
+        nginx
+            .answers
+            .iter()
+            .filter(|answer| matches!(answer, Answer::Declined(_)))
+            .for_each(|_| one("declined by nginx"));
     }
 
     /// That nothing came late, and everything was counted.
@@ -274,41 +178,33 @@ impl Rig {
     }
 }
 
-impl Answer {
-    fn method(&self) -> &str {
-        match self {
-            Answer::Taken { method, .. } => method,
-            Answer::Declined(_) => "",
+/// Of what was seen that which was answered; nothing else may have been.
+fn answered(case: &dyn Client, said: &Said, seen: &[Seen]) -> Vec<Seen> {
+    let mut rest = seen.iter().peekable();
+    let mut answered = Vec::new();
+    for (place, answer) in said.answers.iter().enumerate() {
+        match answer {
+            Answer::Taken { digest, .. } => {
+                let next = rest.next().filter(|next| next.digest() == *digest);
+                assert!(
+                    next.is_some(),
+                    "another request than was answered: {seen:?}, {said:?}"
+                );
+                answered.extend(next.cloned());
+            }
+            Answer::Refused(_) if case.may_arrive(place) => {
+                let later = said.answers[place..].iter().find_map(Answer::digest);
+                rest.next_if(|next| next.body.is_empty() && Some(next.digest().as_str()) != later);
+            }
+            Answer::Refused(_) | Answer::Declined(_) => {}
         }
     }
-}
-
-impl Said {
-    fn taken(&self) -> Vec<String> {
-        let digest = |answer: &Answer| match answer {
-            Answer::Taken { digest, .. } => Some(digest.clone()),
-            Answer::Declined(_) => None,
-        };
-        self.forwarded.iter().filter_map(digest).collect()
-    }
-}
-
-/// What was sent before anything was damaged arrives as it was meant, and a case without damage is served to its end.
-fn is_as_meant(case: &Case, said: &Said, seen: &[Seen]) {
-    let meant: Vec<&Request> = case.undamaged().collect();
-    assert!(
-        seen.len() >= meant.len(),
-        "{} of {} well-formed requests: {said:?}",
-        seen.len(),
-        meant.len()
+    assert_eq!(
+        rest.next(),
+        None,
+        "one request more than was answered: {seen:?}, {said:?}"
     );
-    for (request, seen) in meant.iter().zip(seen) {
-        assert_eq!(request.seen(), *seen, "not as it was meant");
-    }
-    if case.damage.is_none() {
-        assert_eq!(said.refused, None, "a well-formed case is refused");
-        assert_eq!(seen.len(), meant.len(), "more than was meant: {seen:?}");
-    }
+    answered
 }
 
 /// 127.0.0.1 is everybody else's.
@@ -318,31 +214,51 @@ fn address(number: usize, chance: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 64 * chance + high, middle, low)
 }
 
-/// Runs the cases on a few clients at once; the first that does not hold is told with its bytes.
-fn run(rig: &Rig, cases: impl Fn(usize) -> Option<Case> + Sync) {
+/// Runs the cases on a few clients at once; the first that does not hold is told with what it sends.
+fn run<C: Client>(rig: &Rig, cases: impl Fn(usize) -> Option<C> + Sync) {
     let next = AtomicUsize::new(0);
+    let one = || {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        let Some(case) = cases(number) else { return false };
+        let holds = || rig.holds(number, &case);
+        if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(holds)) {
+            next.store(usize::MAX / 2, Ordering::Relaxed);
+            let why = panic.downcast_ref::<String>().map_or("no words", String::as_str);
+            panic!(
+                "{} does not hold: {why}\nwhat was sent: {}",
+                case.name(),
+                case.shown()
+            );
+        }
+        true
+    };
     std::thread::scope(|scope| {
         for _ in 0..CLIENTS {
-            scope.spawn(|| {
-                while let Some((number, case)) = {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    cases(number).map(|case| (number, case))
-                } {
-                    let whole = || rig.holds(number, &case);
-                    if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(whole)) {
-                        next.store(usize::MAX / 2, Ordering::Relaxed);
-                        let why = panic.downcast_ref::<String>().map_or("no words", String::as_str);
-                        panic!(
-                            "{} does not hold: {why}\nthe bytes: b\"{}\"",
-                            case.name,
-                            case.bytes.escape_ascii()
-                        );
-                    }
-                }
-            });
+            scope.spawn(|| while one() {});
         }
     });
     rig.ends();
+}
+
+fn seed() -> u64 {
+    std::env::var("SERIN_SEED").map_or(1, |seed| seed.parse().unwrap())
+}
+
+/// That many cases in rounds, each of them with a Serin of its own; `make` is given a case's number.
+fn rounds<C: Client>(name: &str, total: u64, make: impl Fn(usize) -> C + Sync) {
+    let total = usize::try_from(total).unwrap();
+    let begun = now();
+    for from in (0..total).step_by(ROUND) {
+        run(&Rig::start(), |number| {
+            let number = from + number;
+            (number < total.min(from + ROUND)).then(|| make(number))
+        });
+    }
+    say(&format!(
+        "differential, {name}, SERIN_SEED={}: {total} cases in {:?}",
+        seed(),
+        begun.elapsed()
+    ));
 }
 
 /// The corpus beside the fuzz targets: what was found once, and what is known to divide readers.
@@ -360,30 +276,24 @@ fn corpus() -> BTreeMap<String, Vec<u8>> {
 
 #[test]
 fn every_back_end_sees_the_same_requests_and_none_that_was_not_answered() {
-    let seed: u64 = std::env::var("SERIN_SEED").map_or(1, |seed| seed.parse().unwrap());
-    let corpus = corpus();
+    let (seed, corpus) = (seed(), corpus());
     assert!(corpus.len() > 20);
-    let mut cases: Vec<Case> = corpus
+    let known: Vec<http1::Case> = corpus
         .iter()
-        .map(|(name, bytes)| Case::raw(name, bytes))
+        .map(|(name, bytes)| http1::Case::raw(name, bytes))
         .collect();
-    let total = usize::try_from(full_form(600, 60_000)).unwrap();
-    let (begun, mut from) = (now(), 0);
-    while from < total {
-        let rig = Rig::start();
-        let known = std::mem::take(&mut cases);
-        run(&rig, |number| match known.get(number) {
-            Some(case) => Some(case.clone()),
-            None => {
-                let number = from + number - known.len();
-                (number < total.min(from + ROUND)).then(|| generate::case(seed, number, &corpus))
-            }
-        });
-        from += ROUND;
-    }
-    say(&format!(
-        "differential, SERIN_SEED={seed}: {total} cases and {} of the corpus in {:?}",
-        corpus.len(),
-        begun.elapsed()
-    ));
+    rounds("HTTP/1.1", full_form(600, 60_000), |number| {
+        match known.get(number) {
+            Some(case) => case.clone(),
+            None => http1::case(seed, number, &corpus),
+        }
+    });
+}
+
+#[test]
+fn what_comes_by_http2_is_the_same_for_every_back_end_too() {
+    let seed = seed();
+    rounds("HTTP/2", full_form(400, 40_000), |number| {
+        http2::case(seed, number)
+    });
 }

@@ -1,54 +1,36 @@
-//! Connections of HTTP/1.1 as bytes: written in every way that the grammar allows, then, mostly, damaged.
+//! Clients of HTTP/1.1: pipelines written in every way that the grammar allows, then, mostly, damaged.
 
-use super::backends::Seen;
+use super::{
+    LIMIT,
+    backends::Seen,
+    request::Request,
+    said::{Answer, Client, Said, connect},
+};
+use crate::support::{
+    h2::PREFACE,
+    now,
+    raw::{RawClient, fields},
+};
 use rand::{RngExt, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 /// One client's connection.
 #[derive(Debug, Clone)]
 pub(super) struct Case {
-    pub(super) name: String,
-    pub(super) bytes: Vec<u8>,
+    name: String,
+    bytes: Vec<u8>,
     /// Whether a request follows that nobody damages: read as one, it ends the connection.
     last: bool,
     /// Where the first byte differs from what was meant; none: nowhere.
-    pub(super) damage: Option<usize>,
+    damage: Option<usize>,
     /// What was meant, and where each request ends.
     meant: Vec<(usize, Request)>,
     /// Where the bytes are cut into writes.
     cuts: Vec<usize>,
-}
-
-/// A request as somebody means it.
-#[derive(Debug, Clone)]
-pub(super) struct Request {
-    method: &'static str,
-    target: String,
-    host: String,
-    body: Vec<u8>,
-}
-
-impl Request {
-    /// What [`LAST`] means.
-    fn last() -> Request {
-        Request {
-            method: "GET",
-            target: "/last".to_owned(),
-            host: "shop.test".to_owned(),
-            body: Vec::new(),
-        }
-    }
-
-    /// What a back end makes of it.
-    pub(super) fn seen(&self) -> Seen {
-        Seen {
-            method: self.method.to_owned(),
-            target: self.target.clone(),
-            host: self.host.clone(),
-            body: self.body.clone(),
-            malformed: None,
-        }
-    }
 }
 
 /// Asks for an answer and the end of the connection, if it is read as a request at all.
@@ -86,7 +68,7 @@ impl Case {
     }
 
     /// The requests that end before the damage.
-    pub(super) fn undamaged(&self) -> impl Iterator<Item = &Request> {
+    fn undamaged(&self) -> impl Iterator<Item = &Request> {
         let until = self.damage.unwrap_or(usize::MAX);
         self.meant
             .iter()
@@ -95,10 +77,110 @@ impl Case {
     }
 
     /// The bytes, as they are written.
-    pub(super) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.cuts.iter().copied());
         let ends = self.cuts.iter().copied().chain(std::iter::once(self.bytes.len()));
         starts.zip(ends).map(|(from, to)| &self.bytes[from..to])
+    }
+}
+
+impl Client for Case {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn shown(&self) -> String {
+        format!("b\"{}\"", self.bytes.escape_ascii())
+    }
+
+    fn drive(&self, to: SocketAddr, from: Ipv4Addr, methods: &[String]) -> Said {
+        let begun = now();
+        let mut client = RawClient::over(connect(to, from));
+        for piece in self.pieces() {
+            if !client.send(piece) {
+                break;
+            }
+        }
+        let mut answers = Vec::new();
+        if self.bytes.starts_with(PREFACE) {
+            // That is another protocol's client, and answered in that.
+            answers.push(Answer::Refused("frames".to_owned()));
+            let ends = client.reader.stream.read_to_end(&mut Vec::new());
+            assert!(ends.is_ok(), "{ends:?}");
+        }
+        while let Some(answer) = read(&mut client, methods.get(answers.len())) {
+            let last = matches!(answer, Answer::Refused(_));
+            answers.push(answer);
+            if last {
+                // Nothing comes after a refusal; to HEAD it has no body, whatever it says of its length.
+                let mut rest = std::mem::take(&mut client.reader.buffer);
+                let _ = client.reader.stream.read_to_end(&mut rest);
+                assert!(rest.is_empty(), "after a refusal: {}", rest.escape_ascii());
+                break;
+            }
+        }
+        Said {
+            answers,
+            late: begun.elapsed() > LIMIT,
+        }
+    }
+
+    fn may_arrive(&self, _place: usize) -> bool {
+        false
+    }
+
+    /// What was sent before anything was damaged arrives as it was meant, and what is not damaged is served to its end.
+    fn is_as_meant(&self, said: &Said, seen: &[Seen]) {
+        let meant: Vec<Seen> = self.undamaged().map(Request::seen).collect();
+        assert!(
+            seen.len() >= meant.len(),
+            "{} of {} well-formed requests: {said:?}",
+            seen.len(),
+            meant.len()
+        );
+        assert_eq!(seen[..meant.len()], meant, "not as it was meant");
+        if self.damage.is_none() {
+            assert_eq!(seen.len(), meant.len(), "more than was meant: {seen:?}");
+            assert_eq!(
+                said.answers.len(),
+                meant.len(),
+                "a well-formed case is refused: {said:?}"
+            );
+        }
+    }
+}
+
+/// The next final answer; none: the connection has ended. `method`: what it answers, where that is known.
+fn read(client: &mut RawClient, method: Option<&String>) -> Option<Answer> {
+    loop {
+        let method = |head: &str| {
+            let told = fields(head, "x-method")
+                .first()
+                .map(|method| (*method).to_owned());
+            told.or(method.cloned()).unwrap_or_default()
+        };
+        let Some(answer) = client.answer_of(method) else {
+            let half = client.reader.buffer.escape_ascii().to_string();
+            assert!(
+                client.is_closed(),
+                "the connection stays open, or half an answer: {half}"
+            );
+            return None;
+        };
+        if answer.status == 100 {
+            continue;
+        }
+        let field = |name: &str| {
+            fields(&answer.head, name)
+                .first()
+                .map(|value| (*value).to_owned())
+        };
+        let read = Answer::of(answer.status.to_string(), field);
+        assert!(
+            answer.whole || matches!(read, Answer::Refused(_)),
+            "half an answer: {answer:?}"
+        );
+        return Some(read);
     }
 }
 
@@ -124,7 +206,7 @@ fn written(dice: &mut SmallRng) -> Case {
     let (mut bytes, mut meant) = (Vec::new(), Vec::new());
     let mut goes_on = true;
     for _ in 0..dice.random_range(1..5) {
-        let request = request(dice);
+        let request = Request::any(dice);
         goes_on = write(&request, &mut bytes, dice);
         meant.push((bytes.len(), request));
         if !goes_on {
@@ -138,54 +220,6 @@ fn written(dice: &mut SmallRng) -> Case {
         damage: None,
         meant,
         cuts: Vec::new(),
-    }
-}
-
-fn request(dice: &mut SmallRng) -> Request {
-    let methods = [
-        "GET", "GET", "HEAD", "POST", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE", "M-SEARCH",
-    ];
-    let paths = [
-        "/",
-        "/a",
-        "/a/b?c=d&e",
-        "//a//b/",
-        "/a%20b%2Fc",
-        "/a;x=1/b",
-        "/?q=../..",
-        "/.well-known/x",
-        "/a...b",
-        "/%C3%A9",
-        "/a?b?c=/d//",
-        "/a:b@c",
-        "/*",
-    ];
-    let hosts = [
-        "shop.test",
-        "SHOP.test:8080",
-        "[::1]:80",
-        "a_b.shop.test.",
-        "10.0.0.1",
-    ];
-    let bodies: [&[u8]; 8] = [
-        b"",
-        b"",
-        b"hello",
-        b"\r\n",
-        b"0\r\n\r\n",
-        b"GET /smuggled HTTP/1.1\r\nHost: evil.test\r\n\r\n",
-        b"5\r\nhello\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: evil.test\r\n\r\n",
-        b"\0\xff\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
-    ];
-    let mut body = bodies.choose(dice).unwrap().to_vec();
-    if dice.random_ratio(1, 16) {
-        body = body.repeat(dice.random_range(100..900));
-    }
-    Request {
-        method: methods.choose(dice).unwrap(),
-        target: (*paths.choose(dice).unwrap()).to_owned(),
-        host: (*hosts.choose(dice).unwrap()).to_owned(),
-        body,
     }
 }
 
