@@ -298,6 +298,23 @@ impl H2 {
         End::Closed
     }
 
+    /// Whether the connection outlives all that was sent on it: sends a PING and reads until its answer or the end.
+    pub fn answers(&mut self) -> bool {
+        self.send(PING, 0, 0, b"anybody?");
+        while let Some(frame) = self.read() {
+            match frame.kind {
+                GOAWAY if frame.error() != Some(0) => return false,
+                HEADERS => drop(self.decode(frame.payload, frame.flags)),
+                PING if frame.flags & ACK != 0 && frame.payload == b"anybody?" => return true,
+                SETTINGS if frame.flags & ACK == 0 => {
+                    self.send(SETTINGS, ACK, 0, &[]);
+                }
+                _ => {}
+            }
+        }
+        false
+    }
+
     /// What became of what was sent: sends a PING and reads until its answer or an end. An error on any stream counts.
     pub fn end(&mut self) -> End {
         self.send(PING, 0, 0, b"are you?");
