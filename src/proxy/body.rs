@@ -35,9 +35,6 @@ pub(super) const MOST_KEPT: u64 = 64 * 1024;
 /// How much of a request body is still read after its answer is over, and for how long.
 const MOST_REST: u64 = 64 * 1024;
 const LONGEST_REST: Duration = Duration::from_secs(1);
-/// How long a version is waited for to say that it wants the body.
-const MOST_PATIENCE: Duration = Duration::from_secs(1);
-
 /// Why a body broke off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BodyError {
@@ -97,6 +94,10 @@ pub(super) struct Source {
     fault: Option<BodyError>,
     /// Closed until the version has asked for the body (`Expect: 100-continue`).
     gate: Option<Arc<Gate>>,
+    /// For how long at most.
+    patience: Duration,
+    /// It was opened because that time was over.
+    unasked: bool,
     /// The version has answered without it.
     answered: bool,
     /// The answer is over: how much and how long may still come.
@@ -104,7 +105,7 @@ pub(super) struct Source {
     waker: Option<Waker>,
 }
 
-/// What holds a body back until the version says 100, and no longer than [`MOST_PATIENCE`]: a version that never says it
+/// What holds a body back until the version says 100, and no longer than its patience: a version that never says it
 /// still gets the body.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
@@ -143,25 +144,29 @@ impl BodyHandle {
             waiting_since: None,
             fault: None,
             gate: None,
+            patience: Duration::ZERO,
+            unasked: false,
             answered: false,
             rest: None,
             waker: None,
         })))
     }
 
-    /// Holds the body back; what is returned lets it go.
-    pub(super) fn hold(&self) -> Arc<Gate> {
+    /// Holds the body back for at most `patience`; what is returned lets it go earlier.
+    pub(super) fn hold(&self, patience: Duration) -> Arc<Gate> {
         let mut source = self.0.borrow_mut();
+        source.patience = patience;
         Arc::clone(source.gate.get_or_insert_default())
     }
 
-    /// The version's answer begins; a body that it has not asked for stays with the client.
-    pub(super) fn answered(&self) {
+    /// The version's answer begins; a body that it has not asked for stays with the client. Whether it was sent one unasked.
+    pub(super) fn answered(&self) -> bool {
         let mut source = self.0.borrow_mut();
         source.answered = source
             .gate
             .as_ref()
             .is_some_and(|gate| !gate.open.load(Ordering::Acquire));
+        source.unasked
     }
 
     /// The answer is over. What the client is still sending is read for a moment, then cut off.
@@ -321,7 +326,8 @@ impl Source {
         if !gate.open.load(Ordering::Acquire) {
             let now = Instant::now();
             let since = *self.waiting_since.get_or_insert(now);
-            ready!(self.timer.poll(cx, now, since + MOST_PATIENCE));
+            ready!(self.timer.poll(cx, now, since + self.patience));
+            self.unasked = true;
         }
         gate.open.store(true, Ordering::Release);
         (self.gate, self.waiting_since, self.timer) = (None, None, LazyTimer::default());

@@ -38,6 +38,9 @@ use tokio::time::Instant;
 const MOST_ATTEMPTS: usize = 6;
 /// How many of those on the canary: the others are kept for stable to save the request.
 const MOST_ON_CANARY: usize = 3;
+/// How long a version is waited for to say 100, and one that said nothing the last time.
+const PATIENCE: Duration = Duration::from_secs(1);
+const LITTLE_PATIENCE: Duration = Duration::from_millis(20);
 
 /// What does not change between attempts.
 #[derive(Clone, Copy)]
@@ -219,7 +222,7 @@ impl Outbound<'_> {
             };
             let reused = lease.reused;
             let own = spare_of_one(&head, spare, body, &lease);
-            let outgoing = self.outgoing(head, body, &lease);
+            let outgoing = self.outgoing(head, body, &lease, endpoint);
             // The time that connecting took is not the version's to answer in.
             let begun = if reused { now } else { Instant::now() };
             exchange.connected(begun.saturating_duration_since(now));
@@ -237,7 +240,7 @@ impl Outbound<'_> {
                     if let Some(body) = body {
                         body.forget();
                         if self.expects {
-                            body.answered();
+                            endpoint.note_expect(body.answered());
                         }
                     }
                     exchange.attempted(Attempt::Answered);
@@ -436,6 +439,7 @@ impl Outbound<'_> {
         mut head: Parts,
         body: Option<&BodyHandle>,
         lease: &Lease<RequestBody>,
+        endpoint: &Endpoint,
     ) -> Request<RequestBody> {
         let http2 = lease.is_http2();
         let mut framing = self.framing;
@@ -451,7 +455,11 @@ impl Outbound<'_> {
             } else {
                 head.headers
                     .insert(header::EXPECT, HeaderValue::from_static("100-continue"));
-                let gate = body.hold();
+                let gate = body.hold(if endpoint.ignores_expect() {
+                    LITTLE_PATIENCE
+                } else {
+                    PATIENCE
+                });
                 let mut request = outgoing(head, Some(body), framing, lease);
                 hyper::ext::on_informational(&mut request, move |interim| {
                     if interim.status() == StatusCode::CONTINUE {

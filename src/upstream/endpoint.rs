@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -121,6 +121,8 @@ pub struct Endpoint {
     /// Requests and failures that the health machine has not read yet.
     served: AtomicU64,
     faults: AtomicU64,
+    /// It answered a request that asked for 100 without ever saying 100, and took the body when that came unasked.
+    ignores_expect: AtomicBool,
     rotation: Weak<Rotation>,
     /// What its version may use.
     pub(super) capacity: Arc<Capacity>,
@@ -151,6 +153,7 @@ impl Endpoint {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             streak: AtomicU64::new(0),
             flags: AtomicU32::new(0),
+            ignores_expect: AtomicBool::new(false),
             skip_until: AtomicU64::new(0),
             start: AtomicU64::new(0),
             start_for: AtomicU64::new(0),
@@ -281,6 +284,16 @@ impl Endpoint {
         self.start.store(now.map_or(u64::MAX, millis), Ordering::Relaxed);
         self.start_for.store(millis(over).max(1), Ordering::Relaxed);
         self.set(STARTING, true);
+    }
+
+    /// Whether it let the last request that expected a 100 wait for nothing.
+    pub fn ignores_expect(&self) -> bool {
+        self.ignores_expect.load(Ordering::Relaxed)
+    }
+
+    /// Remembers whether a request that expected a 100 waited for nothing.
+    pub fn note_expect(&self, ignored: bool) {
+        self.ignores_expect.store(ignored, Ordering::Relaxed);
     }
 
     /// Takes down flags whose time is over, so that the draw has less to look at.

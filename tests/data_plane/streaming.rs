@@ -5,6 +5,7 @@ use crate::support::{
     client::{ask, get},
     h2::{DATA, H2, HEADERS, RST_STREAM, request},
     http::{Server, Speaks},
+    now,
     raw::{Next, RawClient, RawUpstream, Seen, fields, ok},
     wait_for,
 };
@@ -92,6 +93,27 @@ fn a_version_that_never_says_100_still_gets_the_body() {
     client.send("hello");
     assert_eq!(client.answer("POST").unwrap().status, 200);
     assert_eq!(upstream.since(0)[0].body, b"hello");
+}
+
+#[test]
+fn a_version_that_never_says_100_is_waited_for_once() {
+    let upstream = RawUpstream::start(ok);
+    let serin = start(&upstream, "");
+    let mut client = RawClient::connect(serin.web);
+    let begun = now();
+    for _ in 0..11 {
+        client.send(WAITS);
+        assert_eq!(client.answer("POST").unwrap().status, 100);
+        client.send("hello");
+        assert_eq!(client.answer("POST").unwrap().status, 200);
+    }
+    // The first one waits a second.
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    let seen = upstream.since(0);
+    assert!(
+        seen.iter()
+            .all(|one| one.body == b"hello" && one.all("expect") == ["100-continue"])
+    );
 }
 
 #[test]
