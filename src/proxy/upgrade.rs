@@ -13,7 +13,7 @@ use super::{
     withdrawn::Withdrawal,
 };
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use std::{cell::Cell, io, rc::Rc, time::Duration};
@@ -40,7 +40,10 @@ pub(super) fn asked(parts: &Parts, has_body: bool, allowed: &[Box<str>]) -> Opti
     let mut tokens = String::new();
     for line in parts.headers.get_all(header::UPGRADE) {
         for token in line.to_str().ok()?.split(',').map(str::trim) {
-            if allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(token)) {
+            // A WebSocket's handshake is a GET (RFC 6455 4.2.1); a version that switches for anything else would be answering
+            // what it took for a plain request.
+            let fits = parts.method == Method::GET || !token.eq_ignore_ascii_case("websocket");
+            if fits && allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(token)) {
                 if !tokens.is_empty() {
                     tokens.push_str(", ");
                 }

@@ -157,6 +157,33 @@ fn what_the_client_sends_with_its_request_is_not_lost() {
 }
 
 #[test]
+fn a_websocket_is_asked_for_with_get_and_nothing_else() {
+    let upstream = RawUpstream::start(echo);
+    let serin = start(&upstream, "    upgrades: [websocket, tcp]");
+    for (method, protocols, status) in [
+        ("POST", "websocket", 200),
+        ("OPTIONS", "WebSocket", 200),
+        ("POST", "websocket, tcp", 101),
+        ("GET", "websocket", 101),
+    ] {
+        let mut client = RawClient::connect(serin.web);
+        client.send(
+            ASK.replacen("GET", method, 1)
+                .replace("h2c, websocket", protocols)
+                + "\r\n",
+        );
+        assert_eq!(
+            client.answer(method).unwrap().status,
+            status,
+            "{method} {protocols}"
+        );
+    }
+    let seen = upstream.since(0);
+    let asked: Vec<_> = seen.iter().map(|one| one.all("upgrade")).collect();
+    assert_eq!(asked, [vec![], vec![], vec!["tcp"], vec!["websocket"]]);
+}
+
+#[test]
 fn what_is_not_allowed_goes_on_as_plain_http() {
     let upstream = RawUpstream::start(echo);
     let serin = start(&upstream, "    upgrades: [tcp, spdy/3.1]");
