@@ -107,6 +107,14 @@ mod tests {
             assert!(leads(ip, 9900, "127.0.0.1:9900"), "{ip}");
             assert!(leads(ip, 9900, "0.0.0.0:9900"), "{ip}");
         }
+        // All of that network is this machine.
+        for ip in ["127.0.0.2", "127.255.0.1", "::ffff:127.0.0.2"] {
+            assert!(
+                leads(ip, 9900, "0.0.0.0:9900") && leads(ip, 9900, "[::]:9900"),
+                "{ip}"
+            );
+            assert!(!leads(ip, 9900, "127.0.0.1:9900"), "{ip}");
+        }
         assert!(!leads("127.0.0.1", 9901, "127.0.0.1:9900"));
         assert!(!leads("10.9.8.7", 9900, "127.0.0.1:9900"));
         assert!(

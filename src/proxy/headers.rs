@@ -136,6 +136,32 @@ fn remove_nominated(headers: &mut HeaderMap) {
     headers.remove(header::CONNECTION);
 }
 
+/// What we say ourselves, or vouch for, in fields whose names have a dash.
+const VOUCHED_FOR: &[&str] = &[
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-real-ip",
+    "x-request-id",
+    "content-length",
+    "transfer-encoding",
+];
+
+/// Removes `X_Forwarded_For` and the like: CGI, WSGI and their kin hand fields on with underscores for dashes, and could not
+/// tell it from ours (RFC 3875 4.1.18). Whoever sent it: a trusted proxy has no use for that spelling.
+#[cold]
+fn remove_lookalikes(headers: &mut HeaderMap) {
+    let looks_alike = |name: &&HeaderName| {
+        let name = name.as_str();
+        name.contains('_') && VOUCHED_FOR.contains(&name.replace('_', "-").as_str())
+    };
+    let found: Vec<HeaderName> = headers.keys().filter(looks_alike).cloned().collect();
+    for name in found {
+        headers.remove(name);
+    }
+}
+
 /// Turns the client's fields into those the version gets. `request_id` is used unless a trusted peer has sent one.
 pub(super) fn to_version(
     headers: &mut HeaderMap,
@@ -153,6 +179,9 @@ pub(super) fn to_version(
         if *present {
             headers.remove(name);
         }
+    }
+    if seen.lookalike {
+        remove_lookalikes(headers);
     }
     if seen.expectations > 0 {
         headers.remove(header::EXPECT);
@@ -568,6 +597,44 @@ mod tests {
         assert_eq!(all(&headers, "content-length"), ["0"]);
         assert_eq!(all(&headers, "x-forwarded-for"), ["192.0.2.7"]);
         assert_eq!(all(&headers, "te"), ["trailers"]);
+    }
+
+    #[test]
+    fn what_a_cgi_reader_would_take_for_ours_goes_and_nothing_else() {
+        for mode in [Mode::Edge, Mode::Sidecar] {
+            let gone = [
+                "X_Forwarded_For",
+                "x-forwarded_for",
+                "x_forwarded-for",
+                "x_forwarded_proto",
+                "x-forwarded_host",
+                "x_forwarded_port",
+                "x_real-ip",
+                "x-real_ip",
+                "x_request_id",
+                "content_length",
+                "transfer_encoding",
+            ];
+            let kept = [
+                "x_forwarded",
+                "x_rate",
+                "x_user_id",
+                "content_type",
+                "tenant_of",
+                "a_b",
+            ];
+            let mut fields = vec![HOST];
+            fields.extend(gone.iter().chain(&kept).map(|name| (*name, "9.9.9.9")));
+            let headers = sent(mode, Version::HTTP_11, "/", &fields);
+            for name in gone {
+                assert!(!headers.contains_key(name), "{name}");
+            }
+            for name in kept {
+                assert!(headers.contains_key(name), "{name}");
+            }
+            assert_eq!(all(&headers, "x-forwarded-for"), ["192.0.2.7"]);
+            assert_eq!(all(&headers, "x-request-id"), ["id-1"]);
+        }
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(super) struct Seen {
     pub(super) forwarded_port: bool,
     pub(super) real_ip: bool,
     pub(super) via: bool,
+    /// Some name may be one that only a CGI-style reader takes for one of ours; `headers` looks which.
+    pub(super) lookalike: bool,
     /// Whether the client understands JSON: how it is told of a failure.
     pub(super) accepts_json: bool,
     /// Whether the request speaks gRPC: how it is told of a failure, too.
@@ -85,8 +87,18 @@ impl Seen {
             "upgrade" => self.hop[2] = true,
             "http2-settings" => self.hop[3] = true,
             "proxy-authorization" => self.hop[4] = true,
-            _ => {}
+            other => self.lookalike |= may_look_alike(other),
         }
+    }
+}
+
+/// Whether a name that is none of ours begins like one, or is a framing field's with an underscore: a few comparisons, for it is
+/// asked of nearly every field.
+fn may_look_alike(name: &str) -> bool {
+    match name.as_bytes() {
+        [b'x', b'-' | b'_', b'f' | b'r', rest @ ..] => rest.contains(&b'_') || name.as_bytes()[1] == b'_',
+        [b'c', _, _, _, _, _, _, b'_', ..] | [b't', _, _, _, _, _, _, _, b'_', ..] => true,
+        _ => false,
     }
 }
 
