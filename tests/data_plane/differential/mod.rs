@@ -4,7 +4,7 @@
 //! and of what is well-formed exactly what was meant. A client's address is its case's number, so that Serin itself says
 //! to which case a request belongs, however late it comes. `generate` makes the bytes, `backends` reads them.
 //!
-//! `SERIN_SEED` chooses other cases, `SERIN_FULL` runs many more (`benches/fuzz`).
+//! `SERIN_SEED` chooses other cases, `SERIN_FULL` runs many more; `benches/fuzz` takes seed after seed.
 
 mod backends;
 mod http1;
@@ -114,9 +114,11 @@ impl Rig {
             "hyper sees something else: {:?} and {:?}",
             seen[0], seen[1]
         );
-        assert_eq!(
-            strict.answers.len(),
-            nginx.answers.len(),
+        // What is declined before its body was asked for (`Expect`) ends the connection: the rest is never read.
+        let cut = matches!(nginx.answers.last(), Some(Answer::Declined(_)))
+            && nginx.answers.len() < strict.answers.len();
+        assert!(
+            cut || strict.answers.len() == nginx.answers.len(),
             "nginx sees more or less: {:?} and {:?}",
             seen[0],
             seen[2]
