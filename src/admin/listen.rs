@@ -3,39 +3,27 @@
 //! Binding is apart from serving so that `app` can say what went wrong before anything starts, and which port it got.
 //! Off loopback the API is not served in plain HTTP unless somebody wrote `insecure: true`.
 
-use super::{Admin, Peer};
+use super::{
+    Admin, Peer,
+    connections::{Connections, HEAD},
+};
 use crate::config;
 use axum::Router;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
     fs, io,
     net::SocketAddr,
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
-    task::JoinSet,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
-use tower::ServiceExt;
 
-/// Connections at once, at each address, however many files may be open.
-const CONNECTIONS: usize = 256;
-/// For a whole request head, and between two requests.
-const HEAD: Duration = Duration::from_secs(10);
 /// A peer that acknowledges nothing for this long is gone.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
-/// What is in flight when stopping may take this long.
-const DRAIN: Duration = Duration::from_secs(5);
-/// After an accept that failed (too many open files, say).
-const BREATHE: Duration = Duration::from_millis(100);
 
 /// Why an address cannot be served; says how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -256,92 +244,6 @@ async fn accept_socket(admin: Admin, socket: Socket) {
         }
     }
     connections.drain().await;
-}
-
-/// The connections of one listener.
-struct Connections {
-    tasks: JoinSet<()>,
-    seats: Arc<Semaphore>,
-    stopping: tokio::sync::watch::Receiver<bool>,
-}
-
-impl Connections {
-    fn new(admin: &Admin) -> Connections {
-        Connections {
-            tasks: JoinSet::new(),
-            seats: Arc::new(Semaphore::new(admin.parts.connections.min(CONNECTIONS))),
-            stopping: admin.stopping.clone(),
-        }
-    }
-
-    /// The next connection; none when stopping.
-    async fn next<T, F>(&mut self, mut accept: impl FnMut() -> F) -> Option<T>
-    where
-        F: Future<Output = io::Result<T>>,
-    {
-        loop {
-            while self.tasks.try_join_next().is_some() {}
-            tokio::select! {
-                biased;
-                () = super::stopped(&mut self.stopping) => return None,
-                accepted = accept() => match accepted {
-                    Ok(accepted) => return Some(accepted),
-                    Err(error) => {
-                        tracing::warn!(%error, "the admin server cannot accept a connection");
-                        tokio::time::sleep(BREATHE).await;
-                    }
-                },
-            }
-        }
-    }
-
-    /// Serves what `arriving` gives, if it gives anything: a handshake may fail, and nobody here could mend that.
-    fn serve<S>(
-        &mut self,
-        arriving: impl Future<Output = Option<S>> + Send + 'static,
-        peer: Peer,
-        router: Router,
-    ) where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        // More than that are closed at once: better than waiting behind somebody who does nothing.
-        let Ok(seat) = Arc::clone(&self.seats).try_acquire_owned() else {
-            return;
-        };
-        let mut stopping = self.stopping.clone();
-        self.tasks.spawn(async move {
-            let _seat = seat;
-            let arrived = tokio::select! {
-                arrived = arriving => arrived,
-                () = super::stopped(&mut stopping) => None,
-            };
-            let Some(stream) = arrived else { return };
-            let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-                request.extensions_mut().insert(peer);
-                router.clone().oneshot(request.map(axum::body::Body::new))
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD)
-                .max_headers(100)
-                .max_buf_size(64 * 1024)
-                .serve_connection(TokioIo::new(stream), service);
-            let mut connection = std::pin::pin!(connection);
-            tokio::select! {
-                // A client that broke off or was too slow: nothing that anybody could mend here.
-                _ = connection.as_mut() => {}
-                () = super::stopped(&mut stopping) => {
-                    connection.as_mut().graceful_shutdown();
-                    let _ = timeout(DRAIN, connection).await;
-                }
-            }
-        });
-    }
-
-    async fn drain(mut self) {
-        let all = async { while self.tasks.join_next().await.is_some() {} };
-        let _ = timeout(DRAIN, all).await;
-    }
 }
 
 #[cfg(test)]

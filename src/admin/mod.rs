@@ -6,6 +6,7 @@
 
 mod auth;
 mod body;
+mod connections;
 mod events;
 mod gate;
 mod goal;

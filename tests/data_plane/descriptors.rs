@@ -338,3 +338,33 @@ fn with_too_few_files_it_does_not_start_and_says_what_to_do() {
         "{said}"
     );
 }
+
+#[test]
+fn connections_to_the_operators_address_that_do_nothing_make_way_for_scrapes_and_probes() {
+    let v1 = Upstream::start("v1");
+    let serin = Serin::start_with(&format!("{HEAD}{}", shop(&v1, "")));
+    // More than there are seats: silent ones, ones in the middle of a head, and ones that were answered before.
+    let mut waiting: Vec<RawClient> = (0..300)
+        .map(|n| {
+            let mut client = RawClient::connect(serin.admin);
+            match n % 3 {
+                0 => assert!(client.send("GET /readyz HTTP/1.1\r\nhost:")),
+                1 => {
+                    client.send(format!("GET /livez HTTP/1.1\r\nhost: {}\r\n\r\n", serin.admin));
+                    assert_eq!(client.answer("GET").unwrap().status, 200);
+                }
+                _ => {}
+            }
+            client
+        })
+        .collect();
+    let begun = now();
+    for path in ["/readyz", "/metrics", "/livez"] {
+        assert_eq!(get(serin.admin, path).0, 200, "{path}");
+    }
+    say(&format!(
+        "three answers among idle connections: {:?}",
+        begun.elapsed()
+    ));
+    assert!(waiting[0].is_closed(), "the longest idle has made way");
+}
