@@ -234,7 +234,7 @@ impl Outbound<'_> {
                     return Err(self.late());
                 }
                 Some(Ok(response)) if self.is_invalid(&response, lease.is_http2()) => {
-                    return Err(self.invalid(endpoint, exchange));
+                    return Err(self.left_out(endpoint, exchange));
                 }
                 Some(Ok(response)) => {
                     if let Some(body) = body {
@@ -281,10 +281,10 @@ impl Outbound<'_> {
                             continue;
                         }
                         // Nobody was there who would do it: as good as unreachable.
-                        let _ = self.unanswered(endpoint, None, &error, exchange, role);
+                        let _ = self.unanswered(endpoint, None, &error, exchange, (role, reused));
                         break;
                     }
-                    return Err(self.unanswered(endpoint, returned, &error, exchange, role));
+                    return Err(self.unanswered(endpoint, returned, &error, exchange, (role, reused)));
                 }
             }
         }
@@ -381,10 +381,14 @@ impl Outbound<'_> {
         returned: Option<Box<Request<RequestBody>>>,
         error: &hyper::Error,
         exchange: &mut Exchange,
-        role: Role,
+        (role, reused): (Role, bool),
     ) -> Missed {
         if error.is_parse() {
-            return self.invalid(endpoint, exchange);
+            if !reused && speaks_no_http(error) {
+                self.blame(endpoint, role, &Chain(error));
+                return invalid(exchange);
+            }
+            return self.left_out(endpoint, exchange);
         }
         exchange.judge(Outcome::Failed);
         exchange.attempted(Attempt::Reset);
@@ -396,11 +400,9 @@ impl Outbound<'_> {
     }
 
     /// What came is no answer that may go on. Whoever does nothing else is left out like one that is silent.
-    fn invalid(&self, endpoint: &Endpoint, exchange: &mut Exchange) -> Missed {
-        exchange.attempted(Attempt::Protocol);
-        exchange.judge(Outcome::Failed);
+    fn left_out(&self, endpoint: &Endpoint, exchange: &mut Exchange) -> Missed {
         endpoint.failed(Fault::Unanswered, self.now());
-        Missed::Final(Failure::INVALID, Outcome::Failed)
+        invalid(exchange)
     }
 
     /// The process' monotonic time, read anew.
@@ -416,6 +418,19 @@ impl Outbound<'_> {
             self.entry.live.canary_failed(self.split, now, reason);
         }
     }
+}
+
+/// The request has been read by somebody, so nobody else may get it.
+fn invalid(exchange: &mut Exchange) -> Missed {
+    exchange.attempted(Attempt::Protocol);
+    exchange.judge(Outcome::Failed);
+    Missed::Final(Failure::INVALID, Outcome::Failed)
+}
+
+/// Whether an answer did not even begin with `HTTP/1.`: an SSH banner, a TLS alert. Asked of new connections only: on one
+/// that was kept it may be what an earlier answer left over. hyper has no question for this kind of error but its text.
+fn speaks_no_http(error: &hyper::Error) -> bool {
+    error.is_parse_version_h2() || error.to_string() == "invalid HTTP version parsed"
 }
 
 impl Outbound<'_> {

@@ -46,9 +46,9 @@ pub enum Health {
 /// How an attempt failed, as far as the endpoint's health goes. Local errors (descriptors, ports, our own cancel) are none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// Refused, reset before a response, TLS, no connection in time: counts for a hard failure.
+    /// Refused, reset before a response, TLS, no connection in time, an answer in no HTTP: counts for a hard failure.
     Hard,
-    /// A connection, and no response in time, or none that is HTTP.
+    /// A connection, and no response in time, or one that breaks the rules of HTTP.
     Unanswered,
     /// A response that counts as a failure.
     BadResponse,

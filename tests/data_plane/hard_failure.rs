@@ -4,11 +4,16 @@ use crate::support::{
     HEAD, Serin,
     answers::full,
     client::{Clients, Plan, Tally, ask, get as get_request, request},
-    full_form, now, say,
+    full_form, now,
+    raw::{Next, RawUpstream},
+    say,
     upstream::Upstream,
     wait_for,
 };
-use std::time::{Duration, Instant};
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
 
 const SOON: Duration = Duration::from_secs(20);
 const TRIPPED: &str = "every endpoint of the canary v2 failed";
@@ -18,18 +23,20 @@ fn start(stable: &[&Upstream], canary: &[&Upstream], weight: &str, more: &str) -
         let quoted: Vec<String> = of.iter().map(|one| format!("\"{}\"", one.url())).collect();
         quoted.join(", ")
     };
+    start_at(&urls(stable), &urls(canary), weight, more)
+}
+
+fn start_at(stable: &str, canary: &str, weight: &str, more: &str) -> Serin {
     let serin = Serin::start_with(&format!(
         "{HEAD}
 services:
   - name: shop
-    stable: {{version: v1, endpoints: [{}]}}
-    canary: {{version: v2, endpoints: [{}]}}
+    stable: {{version: v1, endpoints: [{stable}]}}
+    canary: {{version: v2, endpoints: [{canary}]}}
     strategy: {{canary: {{steps: [{{setWeight: {weight}}}, {{pause: {{}}}}]}}}}
     force: {{header: x-canary}}
     {more}
-",
-        urls(stable),
-        urls(canary)
+"
     ));
     serin.wait_status("shop", "the first step", |status| status["phase"] == "Paused");
     serin
@@ -256,4 +263,40 @@ fn a_service_may_pause_instead_of_abort() {
         status["phase"] == "Paused" && status["setWeight"] == 0,
         "{status}"
     );
+}
+
+/// A version behind something that answers every request with these bytes.
+fn answers_only(bytes: &'static [u8]) {
+    let stable = Upstream::start("v1");
+    let canary = RawUpstream::start(move |_, stream| {
+        let _ = stream.write_all(bytes);
+        Next::Close
+    });
+    let urls = (stable.url(), canary.url());
+    let serin = start_at(&format!("\"{}\"", urls.0), &format!("\"{}\"", urls.1), "50", "");
+    let seen = Plan::new(serin.web, 1).total(40).start().finish();
+    aborted_for_it(&serin);
+    assert_eq!(seen.errors(), 3, "as many as `attempts`: {:?}", seen.answers);
+}
+
+#[test]
+fn a_canary_that_speaks_no_http_is_dead() {
+    answers_only(b"SSH-2.0-OpenSSH_9.9\r\n");
+    // A TLS server's alert to a request in plain text.
+    answers_only(&[0x15, 3, 3, 0, 2, 2, 70]);
+}
+
+#[test]
+fn a_canary_that_speaks_http_badly_is_judged_and_not_dead() {
+    let stable = Upstream::start("v1");
+    let canary = RawUpstream::start(|_, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nno field\r\n\r\n");
+        Next::Close
+    });
+    let urls = (stable.url(), canary.url());
+    let serin = start_at(&format!("\"{}\"", urls.0), &format!("\"{}\"", urls.1), "50", "");
+    let seen = Plan::new(serin.web, 1).total(40).start().finish();
+    assert!(seen.errors() > 3, "{:?}", seen.answers);
+    assert_eq!(serin.status("shop")["phase"], "Paused");
+    assert!(!serin.log().contains(TRIPPED));
 }
