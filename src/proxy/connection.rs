@@ -195,7 +195,8 @@ pub(super) async fn run<S>(
             return;
         }
         let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, false);
-        (speak_http2(client, io).await, true)
+        // Apart, for most connections are not this: they would carry its state for as long as they live.
+        (Box::pin(speak_http2(client, io)).await, true)
     } else {
         let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, true);
         speak_http1(client, io).await
@@ -254,7 +255,8 @@ where
         builder.max_headers(usize::try_from(limits.headers).unwrap_or(100));
     }
     let switches = Rc::clone(&client);
-    let serve = service_fn(move |request| service::serve(Rc::clone(&client), request));
+    // hyper keeps room for this future while a connection is idle: a box is all that it keeps.
+    let serve = service_fn(move |request| Box::pin(service::serve(Rc::clone(&client), request)));
     loop {
         let mut connection = builder.serve_connection(io, serve.clone());
         let serving = drained(&progress, &mut connection, |mut c| {
@@ -281,7 +283,14 @@ where
             Some(Late::KeepAlive | Late::Begun | Late::Head | Late::Windows | Late::WriteStall) | None => {}
         }
         let tunnel = switches.tunnel.take();
-        let left = after(TokioIo::new(back), read_buf, &served, (&progress, idle), tunnel);
+        // Apart, as its state would be carried by every connection from its beginning.
+        let left = Box::pin(after(
+            TokioIo::new(back),
+            read_buf,
+            &served,
+            (&progress, idle),
+            tunnel,
+        ));
         let _ = guarded(&worker.shared.metrics.control, left).await;
         return (Some(served), idle);
     }

@@ -157,12 +157,6 @@ fn assigned(serin: &Serin) -> f64 {
     serin.metric("serin_split_assignments_total", &[])
 }
 
-fn resident(serin: &Serin) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", serin.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
-
 /// What a client saw of a case.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
@@ -324,7 +318,7 @@ fn check(case: &Case, serin: &Serin, upstream: &RawUpstream) {
     let before = (
         rejected(serin),
         assigned(serin),
-        resident(serin),
+        serin.resident(),
         upstream.count(),
     );
     let outcome = drive(case, serin.web);
@@ -371,7 +365,7 @@ fn check(case: &Case, serin: &Serin, upstream: &RawUpstream) {
         "{}: {count} assigned, {forwarded} forwarded",
         case.name
     );
-    let grown = resident(serin).saturating_sub(before.2);
+    let grown = serin.resident().saturating_sub(before.2);
     assert!(grown < 4 * MIB, "{}: {grown} bytes of memory more", case.name);
     assert_eq!(ask(serin), 200, "{}: the next client", case.name);
 }
@@ -424,14 +418,14 @@ fn no_bad_request_gets_through_and_each_is_answered_as_it_must_be() {
 
 /// A client that asks for a lot and reads nothing: little is held for it, and not for long.
 fn slow_reader(case: &Case, serin: &Serin) {
-    let before = resident(serin);
+    let before = serin.resident();
     let mut client = RawClient::connect(serin.web);
     client.send(&case.bytes);
     wait_for("the request to begin", LONG, || {
         (serin.metric("serin_http_requests_in_flight", &[]) > 0.0).then_some(())
     });
     wait_for("the stalled client to be given up", LONG, || {
-        assert!(resident(serin).saturating_sub(before) < 4 * MIB);
+        assert!(serin.resident().saturating_sub(before) < 4 * MIB);
         (serin.metric("serin_http_requests_in_flight", &[]) < 0.5).then_some(())
     });
 }
@@ -485,9 +479,9 @@ fn no_bad_answer_reaches_a_client_or_the_next_one() {
         *script.lock().unwrap() = (name.to_owned(), unescape(case["raw"].as_str().unwrap()));
         // So that every case meets a connection that has served before.
         assert_eq!(ask(&serin), 200, "{name}");
-        let before = (resident(&serin), upstream.count());
+        let before = (serin.resident(), upstream.count());
         answer_case(name, &serin, &upstream);
-        assert!(resident(&serin).saturating_sub(before.0) < 4 * MIB, "{name}");
+        assert!(serin.resident().saturating_sub(before.0) < 4 * MIB, "{name}");
         let used = upstream.since(before.1).last().unwrap().connection;
         let from = upstream.count();
         assert_eq!(ask(&serin), 200, "{name}: the next request");

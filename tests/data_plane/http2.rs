@@ -689,12 +689,6 @@ fn a_preface_is_needed_whole() {
     });
 }
 
-fn resident(serin: &Serin) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", serin.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
-
 /// Sends this until it has been sent `times` or the other side has had enough; whether that was so.
 fn flood(client: &mut H2, times: u32, unit: impl Fn(u32) -> Vec<u8>) -> bool {
     for batch in 0..times / 100 {
@@ -763,7 +757,7 @@ fn floods_end_the_connection_and_cost_no_memory() {
     let mut warm = H2::connect(serin.web);
     get(&mut warm, 1);
     assert_eq!(warm.response(1).unwrap().status, 200);
-    let before = resident(&serin);
+    let before = serin.resident();
     let head = block(&request("GET", "/"));
     let opened = move |n: u32| frame(HEADERS, END_HEADERS, n * 2 + 1, &head);
     let reset = opened.clone();
@@ -810,7 +804,7 @@ fn floods_end_the_connection_and_cost_no_memory() {
     );
     run("unknown frames", &[], Box::new(|_| frame(0x42, 0, 0, &[])));
     assert!(ended.is_empty(), "went on as if nothing were: {ended:?}");
-    assert!(resident(&serin).saturating_sub(before) < 8 * MIB);
+    assert!(serin.resident().saturating_sub(before) < 8 * MIB);
     assert!(serin.metric("serin_http_rejected_total", &[("reason", "flood")]) > 3.5);
     get(&mut warm, 3);
     assert_eq!(warm.response(3).unwrap().status, 200, "the others are served");

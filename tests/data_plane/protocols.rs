@@ -214,12 +214,6 @@ fn a_client_that_goes_away_frees_the_version_at_once() {
     }
 }
 
-fn resident(serin: &Serin) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{}/status", serin.pid())).unwrap();
-    let line = text.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
-
 const MIB: u64 = 1 << 20;
 
 #[test]
@@ -227,7 +221,7 @@ fn a_reader_that_does_not_read_costs_no_memory_and_gets_everything_later() {
     for upstream in [Upstream::start("v1"), Upstream::h2c("v1")] {
         let serin = in_front_of(&upstream.url(), "");
         ask(serin.web, false, get_request("/stream/1000000")).unwrap();
-        let before = resident(&serin);
+        let before = serin.resident();
         let mut clients: Vec<TcpStream> = (0..8)
             .map(|_| {
                 let mut client = TcpStream::connect(serin.web).unwrap();
@@ -242,12 +236,12 @@ fn a_reader_that_does_not_read_costs_no_memory_and_gets_everything_later() {
         // Once memory has not grown for a while, nothing moves any more.
         let (mut last, mut still) = (0, 0);
         wait_for("the standstill", SOON, || {
-            let now = resident(&serin);
+            let now = serin.resident();
             still = if now <= last { still + 1 } else { 0 };
             last = now;
             (still > 100).then_some(())
         });
-        let grown = resident(&serin).saturating_sub(before);
+        let grown = serin.resident().saturating_sub(before);
         assert!(
             grown < 8 * MIB,
             "{grown} bytes more for eight stalled clients, {}",
@@ -272,7 +266,7 @@ fn an_upload_that_the_version_does_not_take_costs_no_memory_and_arrives_later() 
             with_body("POST", "/echo", full(pattern(1_000_000))),
         )
         .unwrap();
-        let before = resident(&serin);
+        let before = serin.resident();
         let to = serin.web;
         let uploads: Vec<_> = [false, true, false, true]
             .map(|http2| {
@@ -287,12 +281,12 @@ fn an_upload_that_the_version_does_not_take_costs_no_memory_and_arrives_later() 
         });
         let (mut last, mut still) = (0, 0);
         wait_for("the standstill", SOON, || {
-            let now = resident(&serin);
+            let now = serin.resident();
             still = if now <= last { still + 1 } else { 0 };
             last = now;
             (still > 100).then_some(())
         });
-        let grown = resident(&serin).saturating_sub(before);
+        let grown = serin.resident().saturating_sub(before);
         assert!(
             grown < 8 * MIB,
             "{grown} bytes more for four stalled uploads, {}",
