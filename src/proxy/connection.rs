@@ -255,8 +255,9 @@ where
         builder.max_headers(usize::try_from(limits.headers).unwrap_or(100));
     }
     let switches = Rc::clone(&client);
-    // hyper keeps room for this future while a connection is idle: a box is all that it keeps.
-    let serve = service_fn(move |request| Box::pin(service::serve(Rc::clone(&client), request)));
+    let make = move |request| service::serve(Rc::clone(&client), request);
+    let places = worker.shelf.places(&make);
+    let serve = service_fn(move |request| places.make(|| make(request)));
     loop {
         let mut connection = builder.serve_connection(io, serve.clone());
         let serving = drained(&progress, &mut connection, |mut c| {

@@ -10,6 +10,7 @@
 mod access_log;
 mod account;
 mod admission;
+mod apart;
 mod arrival;
 mod body;
 mod choose;

@@ -5,6 +5,7 @@
 use super::{
     access_log::Lines,
     admission::Place,
+    apart::Shelf,
     arrival::{self, Arrival},
     body::RequestBody,
     connection::{self, Open},
@@ -121,6 +122,8 @@ pub(super) struct WorkerState {
     budgets: RefCell<HashMap<VersionKey, Budget>>,
     /// Its part of the access log.
     pub(super) lines: Lines,
+    /// Where the futures of its requests are.
+    pub(super) shelf: Shelf,
 }
 
 /// How long before the end of a drain tunnels are closed.
@@ -314,6 +317,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         draining: Cell::new(false),
         budgets: RefCell::default(),
         lines: Lines::default(),
+        shelf: Shelf::default(),
     });
     let mut accepting = Vec::new();
     for (position, inlet) in inlets.into_iter().enumerate() {

@@ -149,9 +149,11 @@ fn an_endpoint_that_speaks_no_http_is_left_out_and_the_others_serve() {
     wait_health(&serin, &other.url(), 0.0);
     clients.wait_more(50);
     let tally = clients.stop();
-    assert_eq!(other.count(), 3, "three in a row");
+    // The first such answer has it left out as if it had refused; when it is tried again it may give one or two more.
+    let given = other.count();
+    assert!((1..=3).contains(&given), "{given}");
     assert!(
-        tally.failed.iter().all(|failed| failed.status == 502) && tally.failed.len() == 3,
+        tally.failed.iter().all(|failed| failed.status == 502) && tally.failed.len() == given,
         "{tally:?}"
     );
 }
