@@ -15,15 +15,17 @@ mod simulated;
 #[cfg(test)]
 mod simulation;
 mod spec;
+mod threshold;
 mod validate;
 
 pub use args::{ArgSpec, ArgValue, Args, BadArgs};
 pub use condition::{BadCondition, Conditions};
 pub use json_path::JsonPath;
-pub use judge::{Advice, Batch, Eta, Judge, JudgeConfig, JudgeReport, TestReport};
+pub use judge::{Advice, Batch, Eta, Fault, Judge, JudgeConfig, JudgeReport, TestReport};
 pub use outcome::{Measurement, Outcome, RunPhase};
 pub use run::{Ignored, MetricState, Run};
 pub use spec::{
     MetricSpec, OnError, OnNoData, PrometheusQuery, Provider, SerinMetric, SerinQuery, Template, WebQuery,
 };
+pub use threshold::Threshold;
 pub use validate::{BadMetric, Context, validate, validate_all};

@@ -3,12 +3,9 @@
 use super::compiled::{Config, Service};
 use super::cx::Cx;
 use super::template::CompiledTemplate;
-use crate::analysis::{Conditions, MetricSpec, Outcome, Provider, SerinMetric};
+use crate::analysis::{Conditions, MetricSpec, Outcome, Provider, Threshold};
 use crate::model::Weight;
 use crate::rollout::{Step, Strategy};
-use crate::stats::binomial_tail;
-use regex::Regex;
-use std::sync::LazyLock;
 
 /// Warns about a service's plan; `path` is where the service stands.
 pub(super) fn advise(config: &Config, service: &Service, path: &str, cx: &mut Cx) {
@@ -194,22 +191,15 @@ fn without_arguments(condition: &str) -> String {
     text
 }
 
-/// `result < 0.01` and its kin: the operator, as failing at, and the number.
-static THRESHOLD: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new(r"^\s*result(?:\[0\])?\s*(<=|<|>=|>)\s*([0-9]*\.?[0-9]+)\s*$").ok());
-
-/// Requests behind one measurement where nobody says how many.
-const ASSUMED_REQUESTS: u64 = 300;
-/// Measurements of a background analysis that goes on for ever.
-const ASSUMED_COUNT: u32 = 10;
 /// Gates that are wrong more often than this are warned of.
 const TOLERABLE: f64 = 0.05;
 
 /// A fixed threshold on a small sample rejects healthy releases (`spec/rollout.md` section 0.2).
 fn false_alarms(metric: &MetricSpec, path: &str, cx: &mut Cx) {
-    let Some(gate) = Gate::of(metric) else { return };
-    let one = binomial_tail(gate.requests, gate.healthy, gate.fails_at);
-    let any = binomial_tail(u64::from(gate.count), one, u64::from(gate.forgiven) + 1);
+    let Some(gate) = Threshold::of(metric, None) else {
+        return;
+    };
+    let (one, any) = (gate.fails_one(gate.healthy), gate.fails(gate.healthy));
     if any <= TOLERABLE {
         return;
     }
@@ -228,89 +218,6 @@ fn false_alarms(metric: &MetricSpec, path: &str, cx: &mut Cx) {
         ),
         "raise minSamples, failureLimit or the threshold",
     );
-}
-
-/// What a fixed threshold comes down to.
-struct Gate {
-    key: &'static str,
-    /// Requests behind one measurement.
-    requests: u64,
-    /// Whether `requests` was written.
-    certain: bool,
-    /// The error rate of a release that ought to pass.
-    healthy: f64,
-    /// This many errors fail a measurement.
-    fails_at: u64,
-    count: u32,
-    forgiven: u32,
-}
-
-impl Gate {
-    fn of(metric: &MetricSpec) -> Option<Gate> {
-        let (key, condition, fails_when_true) = match (&metric.success_condition, &metric.failure_condition) {
-            (Some(condition), None) => ("successCondition", condition, false),
-            (None, Some(condition)) => ("failureCondition", condition, true),
-            (Some(_), Some(_)) | (None, None) => return None,
-        };
-        let parts = THRESHOLD.as_ref()?.captures(condition)?;
-        let number: f64 = parts.get(2)?.as_str().parse().ok()?;
-        let operator = parts.get(1)?.as_str();
-        let (requests, certain, rate_of) = match &metric.provider {
-            Provider::Serin(query) => (query.min_samples, true, query.metric),
-            // What a query returns is not known; small numbers are error rates.
-            Provider::Prometheus(query) if query.query.contains('/') && metric.failure_limit == 0 => {
-                let metric = if operator.starts_with('<') == fails_when_true {
-                    SerinMetric::SuccessRate
-                } else {
-                    SerinMetric::ErrorRate
-                };
-                (ASSUMED_REQUESTS, false, metric)
-            }
-            Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) => return None,
-        };
-        // Everything becomes "fails from this error rate on".
-        let (limit, healthy) = match rate_of {
-            SerinMetric::ErrorRate => (number, number / 2.0),
-            SerinMetric::SuccessRate => (1.0 - number, (1.0 - number) / 2.0),
-            SerinMetric::ErrorRateDifference => (number + 0.005, 0.005),
-            SerinMetric::RequestRate | SerinMetric::Latency => return None,
-        };
-        let upward = rate_of != SerinMetric::SuccessRate;
-        let passes_below = upward == (operator.starts_with('<') != fails_when_true);
-        if !passes_below || !(0.0..=0.2).contains(&limit) || limit <= 0.0 {
-            return None;
-        }
-        let strict = matches!(operator, "<" | ">") != fails_when_true;
-        #[allow(clippy::cast_precision_loss, reason = "samples are far below 2^52")]
-        let edge = limit * requests as f64;
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "positive and small"
-        )]
-        let fails_at = if strict {
-            (edge - 1e-9).ceil().max(1.0) as u64
-        } else {
-            (edge + 1e-9).floor() as u64 + 1
-        };
-        let by_duration = metric.duration.zip(metric.interval).map(|(duration, interval)| {
-            u32::try_from(duration.as_millis() / interval.as_millis().max(1))
-                .unwrap_or(u32::MAX)
-                .max(1)
-        });
-        Some(Gate {
-            key,
-            requests,
-            certain,
-            healthy,
-            fails_at,
-            count: by_duration
-                .or(metric.effective_count())
-                .unwrap_or(ASSUMED_COUNT)
-                .min(10_000),
-            forgiven: u32::try_from(metric.failure_limit).ok()?,
-        })
-    }
 }
 
 #[cfg(test)]

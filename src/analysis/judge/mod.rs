@@ -6,9 +6,11 @@
 
 mod config;
 mod report;
+mod sight;
 
 pub use config::JudgeConfig;
 pub use report::{Eta, JudgeReport, TestReport};
+pub use sight::Fault;
 
 use crate::stats::{Baseline, Counts, EProcess, Side, UnitCounts, edge, log_sum_exp};
 use serde::{Deserialize, Serialize};
