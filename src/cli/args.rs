@@ -68,13 +68,9 @@ pub enum Command {
     /// Serve: proxy, measure, decide
     #[command(after_help = SERVING)]
     Serve(ServeArgs),
-    /// Check a configuration, warn of what is likely not meant, and show the plan's timeline
+    /// Check a configuration, warn of what is likely not meant, show the plan's timeline and what its gates can see
     #[command(after_help = CHECKING)]
-    Check {
-        /// The configuration
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-    },
+    Check(CheckArgs),
     /// Watch a healthy canary being promoted and a bad one being rolled back, on this machine
     #[command(after_help = SHOWING)]
     Demo(DemoArgs),
@@ -130,6 +126,36 @@ pub enum Command {
     },
     /// Print the version
     Version,
+}
+
+/// `check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// The configuration
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Requests per second to each service: shows how long its gates take
+    #[arg(long, value_name = "N", value_parser = rate)]
+    pub rps: Option<f64>,
+    /// The share of requests that fails while all is well [default: 0.1%; for a threshold, half of what it forbids]
+    #[arg(long, value_name = "SHARE", value_parser = failing)]
+    pub error_rate: Option<f64>,
+}
+
+/// Requests per second.
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().ok();
+    rate.filter(|rate| (1e-6..=1e9).contains(rate))
+        .ok_or_else(|| "write a number of requests per second, such as 0.5 or 1000".to_owned())
+}
+
+/// A share of requests that fails, as a fraction of one.
+fn failing(text: &str) -> Result<f64, String> {
+    let share = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>().ok();
+    share
+        .filter(|share| (0.0..=50.0).contains(share))
+        .map(|share| share / 100.0)
+        .ok_or_else(|| "write a percentage from 0 to 50, such as 0.1%".to_owned())
 }
 
 /// `serve`.
@@ -533,6 +559,7 @@ mod tests {
     fn lines_of_the_manual_are_understood() {
         for line in [
             "serin serve -c serin.yaml",
+            "serin check serin.yaml --rps 1000 --error-rate 0.5%",
             "serin deploy shop --version 4f2c1a --endpoint http://10.0.0.7:8080 --endpoint h2c://10.0.0.8:8080 \
              --until paused --timeout 20m -o github",
             "serin endpoints shop --version v2 add http://127.0.0.1:9002 unix:/run/b.sock",
@@ -561,6 +588,8 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_a_usage_error() {
         for line in [
+            "serin check serin.yaml --rps 0",
+            "serin check serin.yaml --error-rate 51%",
             "serin deploy shop",
             "serin wait shop",
             "serin wait shop --until done",

@@ -63,7 +63,10 @@ fn dispatch(command: &Command, out: &mut Out) -> Result<u8, Failure> {
     match command {
         Command::Serve(args) => serve(args),
         Command::Demo(args) => demo(args, out),
-        Command::Check { file } => Ok(u8::try_from(check::run(file, out)).unwrap_or(Exit::Internal.code())),
+        Command::Check(args) => {
+            let code = check::run(&args.file, args.into(), out);
+            Ok(u8::try_from(code).unwrap_or(Exit::Internal.code()))
+        }
         Command::Rehearse(args) => rehearse_files(args, out),
         Command::Completion { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "serin", out);
@@ -114,7 +117,7 @@ async fn ask(command: &Command, out: &mut Out) -> Result<Exit, Failure> {
         Command::Explain(args) => show::explain_service(args, out).await,
         Command::Serve(_)
         | Command::Demo(_)
-        | Command::Check { .. }
+        | Command::Check(_)
         | Command::Rehearse(_)
         | Command::Completion { .. }
         | Command::Version => Ok(Exit::Reached),
@@ -138,7 +141,7 @@ fn format_of(command: &Command) -> args::Format {
         Command::Events(args) => args.output,
         Command::Serve(_)
         | Command::Demo(_)
-        | Command::Check { .. }
+        | Command::Check(_)
         | Command::Explain(_)
         | Command::Rehearse(_)
         | Command::Completion { .. }

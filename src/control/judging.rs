@@ -14,7 +14,7 @@ use super::{
 use crate::{
     analysis::{Advice, Batch, Judge, JudgeConfig, JudgeReport, Outcome},
     model::{ServiceName, Timestamp, Weight},
-    rollout::{AnalysisKind, Event, RunId, Step},
+    rollout::{AnalysisKind, Event, RunId},
     split::Split,
     stats::{Baseline, UnitCounts},
     upstream::Target,
@@ -345,18 +345,7 @@ impl Managed {
     /// The canary's share after this one, by the plan.
     fn next_weight(&self, now: Weight) -> f64 {
         let step = self.saved.state.rolling().map_or(0, |rolling| rolling.step);
-        let mut later = self.saved.plan.steps().iter().skip(step);
-        let next = later.find_map(|step| match step {
-            Step::SetWeight(weight) if *weight > now => Some(weight.as_ratio()),
-            Step::SetWeight(_)
-            | Step::Pause(_)
-            | Step::Analysis(_)
-            | Step::Experiment(_)
-            | Step::SetHeaderRoute(_)
-            | Step::SetMirrorRoute(_)
-            | Step::Skipped(_) => None,
-        });
-        next.unwrap_or(1.0)
+        self.saved.plan.next_weight(step, now).as_ratio()
     }
 }
 

@@ -47,6 +47,22 @@ impl Plan {
         }
     }
 
+    /// The canary's share after `now`, which was in force at `step`: the next larger one, or everything.
+    pub fn next_weight(&self, step: usize, now: Weight) -> Weight {
+        let mut later = self.steps().iter().skip(step);
+        let next = later.find_map(|step| match step {
+            Step::SetWeight(weight) if *weight > now => Some(*weight),
+            Step::SetWeight(_)
+            | Step::Pause(_)
+            | Step::Analysis(_)
+            | Step::Experiment(_)
+            | Step::SetHeaderRoute(_)
+            | Step::SetMirrorRoute(_)
+            | Step::Skipped(_) => None,
+        });
+        next.unwrap_or(Weight::FULL)
+    }
+
     /// The background analysis and the step it starts at.
     pub fn background(&self) -> Option<&Background> {
         match &self.strategy {

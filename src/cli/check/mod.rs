@@ -1,16 +1,18 @@
-//! `serin check FILE`: is this configuration right, what is doubtful in it, and how long would a rollout take?
+//! `serin check FILE`: is this configuration right, what is doubtful in it, how long would a rollout take, and what can its
+//! gates see?
+
+mod gates;
+mod timeline;
 
 use super::Out;
-use crate::analysis::{MetricSpec, Provider, Template};
 use crate::app::Descriptors;
 use crate::config::{self, Config, Loaded, Problem, Service};
-use crate::model::{Span, Weight};
-use crate::rollout::{AnalysisRef, Plan, Step, Strategy, UntilEvidence};
+use gates::{Sight, Traffic};
 use std::{
     io::{self, Write},
     path::Path,
-    time::Duration,
 };
+use timeline::timeline;
 
 /// Right, perhaps with warnings.
 const RIGHT: i32 = 0;
@@ -19,7 +21,7 @@ const WRONG: i32 = 2;
 
 /// Checks a file and says everything about it; the exit code. What is wrong or doubtful goes where errors go, as pipelines
 /// expect of a checker; standard output has what the file comes to.
-pub fn run(path: &Path, out: &mut Out) -> i32 {
+pub fn run(path: &Path, traffic: Traffic, out: &mut Out) -> i32 {
     let loaded = config::load(path).and_then(|loaded| {
         let unreadable = loaded.config.unreadable_certificates();
         if unreadable.is_empty() {
@@ -28,13 +30,18 @@ pub fn run(path: &Path, out: &mut Out) -> i32 {
             Err(unreadable)
         }
     });
-    match report(path, &loaded, out) {
+    match report(path, &loaded, traffic, out) {
         Ok(code) => code,
         Err(_) => WRONG,
     }
 }
 
-fn report(path: &Path, loaded: &Result<Loaded, Vec<Problem>>, out: &mut Out) -> io::Result<i32> {
+fn report(
+    path: &Path,
+    loaded: &Result<Loaded, Vec<Problem>>,
+    traffic: Traffic,
+    out: &mut Out,
+) -> io::Result<i32> {
     let loaded = match loaded {
         Ok(loaded) => loaded,
         Err(problems) => {
@@ -50,12 +57,18 @@ fn report(path: &Path, loaded: &Result<Loaded, Vec<Problem>>, out: &mut Out) -> 
     for problem in loaded.warnings.iter().chain(config.not_yet()) {
         out.note(format!("warning: {problem}"));
     }
+    let mut blind = 0;
     for service in &config.services {
-        describe(service, out)?;
+        let sight = Sight::of(service, traffic);
+        for warning in &sight.warnings {
+            out.note(format!("warning: {}: {warning}", service.name));
+        }
+        blind += sight.warnings.len();
+        describe(service, &sight, out)?;
     }
     clients(config, out)?;
     let s = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
-    let warnings = loaded.warnings.len() + config.not_yet().len();
+    let warnings = loaded.warnings.len() + config.not_yet().len() + blind;
     writeln!(
         out,
         "{}: ok ({}, {}, {})",
@@ -98,7 +111,7 @@ fn clients(config: &Config, out: &mut Out) -> io::Result<()> {
     writeln!(out)
 }
 
-fn describe(service: &Service, out: &mut dyn Write) -> io::Result<()> {
+fn describe(service: &Service, sight: &Sight, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{}", service.name)?;
     for (role, block) in [("stable", &service.stable), ("canary", &service.canary)] {
         if let Some(block) = block {
@@ -109,170 +122,8 @@ fn describe(service: &Service, out: &mut dyn Write) -> io::Result<()> {
     for line in timeline(&service.plan, &service.templates) {
         writeln!(out, "  {line}")?;
     }
+    write!(out, "{}", sight.text)?;
     writeln!(out)
-}
-
-/// When each step of a plan begins, if every analysis passes; one line each.
-pub fn timeline(plan: &Plan, templates: &[std::sync::Arc<Template>]) -> Vec<String> {
-    let steps = match &plan.strategy {
-        Strategy::Canary(canary) => &canary.steps,
-        Strategy::Immediate => {
-            return vec!["immediate: all traffic as soon as the endpoints are ready".to_owned()];
-        }
-        Strategy::BlueGreen(_) => return vec!["blue-green: all traffic at once, after its gates".to_owned()],
-    };
-    let mut lines = Vec::new();
-    let mut clock = Clock::default();
-    let mut weight = Weight::ZERO;
-    let background = plan.background();
-    for (index, step) in steps.iter().enumerate() {
-        if let Some(background) = background.filter(|background| background.starting_step == index) {
-            lines.push(format!(
-                "{clock}  background analysis {}",
-                names(&background.analysis)
-            ));
-        }
-        let what = match step {
-            Step::SetWeight(next) => {
-                weight = *next;
-                format!("weight {next}")
-            }
-            Step::Pause(pause) => match (pause.duration, pause.until_evidence) {
-                (Some(duration), _) => format!("pause {duration}"),
-                (None, Some(UntilEvidence { max: Some(max) })) => {
-                    format!("pause until the evidence suffices; after {max} somebody must decide")
-                }
-                (None, Some(UntilEvidence { max: None })) => "pause until the evidence suffices".to_owned(),
-                (None, None) => "pause until somebody promotes".to_owned(),
-            },
-            Step::Analysis(analysis) => {
-                format!(
-                    "analysis {}{}",
-                    names(analysis),
-                    needs(analysis, templates, weight)
-                )
-            }
-            Step::Experiment(experiment) => format!("experiment {}", names(&experiment.analysis)),
-            Step::SetHeaderRoute(route) => format!("header route {}", route.name),
-            Step::SetMirrorRoute(route) => format!("mirror route {}", route.name),
-            Step::Skipped(name) => format!("{name} (passed at once)"),
-        };
-        lines.push(format!("{clock}  step {index}: {what}"));
-        match step {
-            Step::Pause(pause) if pause.until_evidence.is_some() => clock.evidence(),
-            Step::Pause(pause) => clock.pass(pause.duration),
-            Step::Analysis(analysis) => clock.pass(Some(length(analysis, templates))),
-            Step::Experiment(experiment) => {
-                clock.pass(Some(
-                    experiment
-                        .duration
-                        .unwrap_or_else(|| length(&experiment.analysis, templates)),
-                ));
-            }
-            Step::SetWeight(_) | Step::SetHeaderRoute(_) | Step::SetMirrorRoute(_) | Step::Skipped(_) => {}
-        }
-    }
-    lines.push(format!("{clock}  promoted"));
-    lines
-}
-
-fn names(analysis: &AnalysisRef) -> String {
-    let names: Vec<&str> = analysis
-        .templates
-        .iter()
-        .map(|template| template.template_name.as_str())
-        .collect();
-    names.join(" + ")
-}
-
-fn metrics<'a>(
-    analysis: &'a AnalysisRef,
-    templates: &'a [std::sync::Arc<Template>],
-) -> impl Iterator<Item = &'a MetricSpec> {
-    let named = analysis.templates.iter().filter_map(|reference| {
-        templates
-            .iter()
-            .find(|template| template.name == reference.template_name)
-    });
-    named.flat_map(|template| &template.metrics)
-}
-
-/// How long an analysis takes when everything passes: the longest of its metrics.
-fn length(analysis: &AnalysisRef, templates: &[std::sync::Arc<Template>]) -> Span {
-    let one = |metric: &MetricSpec| {
-        let delay = metric.initial_delay.map_or(Duration::ZERO, Span::as_duration);
-        let interval = metric.interval.map_or(Duration::ZERO, Span::as_duration);
-        // The provider serin looks back over the interval: its first measurement waits for one.
-        let first = u32::from(!matches!(
-            metric.provider,
-            Provider::Serin(_) | Provider::Judge(_)
-        ));
-        let measured = match metric.duration {
-            Some(duration) => duration.as_duration(),
-            None => interval.saturating_mul(metric.effective_count().unwrap_or(1).saturating_sub(first)),
-        };
-        delay.saturating_add(measured)
-    };
-    metrics(analysis, templates)
-        .map(one)
-        .max()
-        .unwrap_or_default()
-        .into()
-}
-
-/// How many requests the provider serin waits for at a weight.
-fn needs(analysis: &AnalysisRef, templates: &[std::sync::Arc<Template>], weight: Weight) -> String {
-    let samples = |metric: &MetricSpec| match &metric.provider {
-        Provider::Serin(query) => Some(query.min_samples),
-        Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) => None,
-    };
-    match metrics(analysis, templates).filter_map(samples).max() {
-        Some(samples) if samples > 0 && !weight.is_zero() => {
-            let all = u128::from(samples) * u128::from(weight.q()) / u128::from(weight.p());
-            format!(" (each measurement needs {samples} canary requests: about {all} in all at {weight})")
-        }
-        Some(_) | None => String::new(),
-    }
-}
-
-/// Time since the deploy, or since somebody promoted.
-#[derive(Default)]
-struct Clock {
-    passed: Duration,
-    promotions: u32,
-    /// Waits for evidence: how long they take depends on the traffic.
-    evidence: u32,
-}
-
-impl Clock {
-    fn pass(&mut self, span: Option<Span>) {
-        if let Some(span) = span {
-            self.passed = self.passed.saturating_add(span.as_duration());
-        } else {
-            self.promotions += 1;
-            (self.passed, self.evidence) = (Duration::ZERO, 0);
-        }
-    }
-
-    fn evidence(&mut self) {
-        self.evidence += 1;
-    }
-}
-
-impl std::fmt::Display for Clock {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let passed = Span::from(self.passed).to_string();
-        let after = match self.evidence {
-            0 => format!("+{passed}"),
-            _ => format!("evidence +{passed}"),
-        };
-        let since = match self.promotions {
-            0 => after,
-            1 => format!("promote {after}"),
-            n => format!("promote {n} {after}"),
-        };
-        write!(f, "{since:>14}")
-    }
 }
 
 #[cfg(test)]
@@ -294,10 +145,11 @@ mod tests {
     }
 
     /// The exit code, what the file comes to, and what is wrong with it.
-    fn check_at(path: &Path) -> (i32, String, String) {
+    fn check_at(path: &Path, traffic: Traffic) -> (i32, String, String) {
         let (shown, said) = (Page::default(), Page::default());
         let code = run(
             path,
+            traffic,
             &mut Out::to(Box::new(shown.clone()), Box::new(said.clone())),
         );
         let text = |page: Page| String::from_utf8(page.0.take()).unwrap();
@@ -305,10 +157,14 @@ mod tests {
     }
 
     fn check(text: &str) -> (i32, String, String) {
+        check_with(text, Traffic::default())
+    }
+
+    fn check_with(text: &str, traffic: Traffic) -> (i32, String, String) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("serin.yaml");
         std::fs::write(&path, text).unwrap();
-        let (code, shown, said) = check_at(&path);
+        let (code, shown, said) = check_at(&path, traffic);
         let plain = |text: String| text.replace(&folder.path().display().to_string(), "");
         (code, plain(shown), plain(said))
     }
@@ -347,6 +203,7 @@ analysisTemplates:
      promote +0s  step 4: weight 50%
      promote +0s  step 5: pause 1m30s
   promote +1m30s  promoted
+  gate p99 decides by the canary's latency alone: slowness that stable shares fails it too, and how often chance does depends on how latencies scatter
 
 /serin.yaml: ok (1 service, 1 template, 0 warnings)
 ";
@@ -394,7 +251,7 @@ analysisTemplates:
 
     #[test]
     fn a_missing_file_says_what_to_do() {
-        let (code, shown, said) = check_at(Path::new("/nonexistent/serin.yaml"));
+        let (code, shown, said) = check_at(Path::new("/nonexistent/serin.yaml"), Traffic::default());
         assert_eq!((code, shown.as_str()), (2, ""));
         assert!(said.contains("name an existing file"), "{said}");
     }

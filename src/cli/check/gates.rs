@@ -1,0 +1,543 @@
+//! What each gate of a plan can see, and what it cannot: requests and time until a stated fault is noticed, and the chance that a
+//! healthy release is rolled back.
+
+use super::{
+    super::{
+        args::CheckArgs,
+        render::{self, short, thousands},
+    },
+    timeline::metrics,
+};
+use crate::analysis::{Fault, JudgeConfig, MetricSpec, Provider, SerinMetric, SerinQuery, Threshold};
+use crate::config::Service;
+use crate::model::{Span, Weight};
+use crate::rollout::{Pause, Plan, Step, UntilEvidence};
+use std::{fmt::Write, time::Duration};
+
+/// The share of stable's requests that fails where nobody says it.
+const USUAL: f64 = 0.001;
+/// A release in which this much fails must be noticed, unless a threshold allows more.
+const BAD: f64 = 0.05;
+
+/// What is known of the traffic to a service.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Traffic {
+    /// Requests per second, to both versions together.
+    rps: Option<f64>,
+    /// The share that fails while all is well.
+    error_rate: Option<f64>,
+}
+
+impl From<&CheckArgs> for Traffic {
+    fn from(args: &CheckArgs) -> Traffic {
+        Traffic {
+            rps: args.rps,
+            error_rate: args.error_rate,
+        }
+    }
+}
+
+impl Traffic {
+    /// How long so many of the canary's requests take.
+    fn takes(self, requests: f64, weight: Weight) -> Option<Duration> {
+        let seconds = requests / (self.rps? * weight.as_ratio());
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    }
+
+    /// How many of the canary's requests come in this time.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "not negative, and too many are as good as all"
+    )]
+    fn within(self, time: Duration, weight: Weight) -> Option<u64> {
+        Some((self.rps? * weight.as_ratio() * time.as_secs_f64()) as u64)
+    }
+}
+
+/// What a plan's gates can see.
+#[derive(Debug, Default)]
+pub(super) struct Sight {
+    /// For people; lines.
+    pub(super) text: String,
+    /// Gates that cannot work.
+    pub(super) warnings: Vec<String>,
+}
+
+/// A gate, and the weights at which it decides.
+struct Gate<'a> {
+    metric: &'a MetricSpec,
+    /// Each with the one after it.
+    weights: Vec<(Weight, Weight)>,
+}
+
+impl Sight {
+    pub(super) fn of(service: &Service, traffic: Traffic) -> Sight {
+        let mut sight = Sight::default();
+        let gates = gates(service);
+        for gate in &gates {
+            match &gate.metric.provider {
+                Provider::Judge(judge) => sight.judge(gate, judge, traffic),
+                Provider::Serin(query) => {
+                    sight.threshold(gate, traffic);
+                    sight.starved(gate, query, traffic);
+                }
+                Provider::Prometheus(_) | Provider::Web(_) => sight.threshold(gate, traffic),
+            }
+        }
+        let judges = gates.iter().filter_map(|gate| match &gate.metric.provider {
+            Provider::Judge(judge) if !gate.metric.dry_run => Some(judge),
+            Provider::Judge(_) | Provider::Serin(_) | Provider::Prometheus(_) | Provider::Web(_) => None,
+        });
+        let judges: Vec<&JudgeConfig> = judges.collect();
+        sight.overdue(&service.plan, &judges, traffic);
+        sight
+    }
+
+    fn judge(&mut self, gate: &Gate<'_>, judge: &JudgeConfig, traffic: Traffic) {
+        let stable = traffic.error_rate.unwrap_or(USUAL);
+        self.title(
+            gate,
+            &format!(
+                "rolls back at most {} of healthy releases; of its own requests one with a fault needs about this many, where \
+                 {} of stable's fail:",
+                percent(judge.alpha),
+                percent(stable)
+            ),
+        );
+        let mut faults = vec![
+            ("all fail".to_owned(), Fault::Failing(1.0)),
+            (format!("{} fail", percent(BAD)), Fault::Failing(BAD)),
+            (
+                format!("{} fail", percent(stable + 0.01)),
+                Fault::Failing(stable + 0.01),
+            ),
+        ];
+        faults.extend(slow(judge));
+        let mut rows = vec![row("weight", faults.iter().map(|(name, _)| name.clone()))];
+        rows[0].push("a healthy one goes on".to_owned());
+        // Slowness is weighed once the versions are warm, and only then can it be ruled out.
+        let mut warm = judge.warmup_s;
+        for (weight, next) in &gate.weights {
+            let cell = |requests: Option<f64>, least: f64| match requests {
+                None => "never".to_owned(),
+                Some(requests) => {
+                    let takes = traffic.takes(requests, *weight);
+                    let least = Duration::try_from_secs_f64(least).unwrap_or_default();
+                    let takes = takes.map(|takes| format!(", {}", brief(takes + least)));
+                    format!("{}{}", thousands(whole(requests)), takes.unwrap_or_default())
+                }
+            };
+            let found = faults.iter().map(|(_, fault)| {
+                let requests = judge.finds(weight.as_ratio(), stable, *fault);
+                let of_latency = matches!(fault, Fault::Slow { .. });
+                cell(requests, if of_latency { warm } else { 0.0 })
+            });
+            let mut line = row(&weight.to_string(), found);
+            let goes_on = judge.lets_go_on(weight.as_ratio(), next.as_ratio(), stable);
+            line.push(cell(goes_on, if judge.lat_q.is_empty() { 0.0 } else { warm }));
+            rows.push(line);
+            warm = judge.step_warmup_s;
+        }
+        self.rows(&rows);
+    }
+
+    fn threshold(&mut self, gate: &Gate<'_>, traffic: Traffic) {
+        let metric = gate.metric;
+        let interval = metric.interval.map_or(Duration::ZERO, Span::as_duration);
+        let Some(known) = Threshold::of(metric, None) else {
+            self.title(gate, unforeseen(metric));
+            return;
+        };
+        self.title(
+            gate,
+            &format!(
+                "fails when more than {} of {} measurements {} `{}`; the chance of that:",
+                known.forgiven,
+                known.count,
+                if known.key == "successCondition" {
+                    "miss"
+                } else {
+                    "meet"
+                },
+                metric
+                    .success_condition
+                    .as_ref()
+                    .or(metric.failure_condition.as_ref())
+                    .map_or("", |condition| condition.as_str()),
+            ),
+        );
+        let healthy = traffic.error_rate.unwrap_or(known.healthy);
+        let bad = BAD.max(4.0 * known.healthy);
+        let rates = [healthy, healthy + 0.01, bad];
+        let names = ["healthy", "worse", "bad"];
+        let names = names
+            .iter()
+            .zip(rates)
+            .map(|(name, rate)| format!("{name}: {} fail", percent(rate)));
+        let mut head = row("weight", ["requests each".to_owned()].into_iter().chain(names));
+        head.extend(traffic.rps.map(|_| "time".to_owned()));
+        let mut rows = vec![head];
+        let mut missed: Option<(Weight, f64)> = None;
+        for (weight, _) in &gate.weights {
+            let Some(here) = Threshold::of(metric, traffic.within(interval, *weight)) else {
+                continue;
+            };
+            let assumed = if here.certain { "" } else { " (assumed)" };
+            let requests = format!("{}{assumed}", thousands(here.requests));
+            let chances = rates.map(|rate| percent(here.fails(rate)));
+            let mut line = row(&weight.to_string(), [requests].into_iter().chain(chances));
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let each = traffic.takes(here.requests as f64, *weight);
+            line.extend(each.map(|each| brief(each.max(interval).saturating_mul(here.count))));
+            rows.push(line);
+            let seen = here.fails(bad);
+            if seen < 0.5 && missed.is_none_or(|(_, least)| seen < least) {
+                missed = Some((*weight, seen));
+            }
+        }
+        self.rows(&rows);
+        if let Some((weight, seen)) = missed.filter(|_| !metric.dry_run) {
+            self.warnings.push(format!(
+                "`{}` cannot see enough: at {weight} it lets a release of which {} fail pass in {} of all cases; raise \
+                 minSamples or count, or lower failureLimit",
+                metric.name,
+                percent(bad),
+                percent(1.0 - seen)
+            ));
+        }
+    }
+
+    /// A measurement that waits for more requests than come.
+    fn starved(&mut self, gate: &Gate<'_>, query: &SerinQuery, traffic: Traffic) {
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let samples = query.min_samples as f64;
+        let (patience, rps) = (query.no_data_timeout, traffic.rps.unwrap_or_default());
+        let late = gate.weights.iter().find_map(|(weight, _)| {
+            let takes = traffic.takes(samples, *weight)?;
+            (takes > patience.as_duration()).then_some((weight, takes))
+        });
+        if let Some((weight, takes)) = late {
+            self.warnings.push(format!(
+                "`{}` cannot work: at {rps} requests/s and {weight} its {} canary requests take {}, and after \
+                 noDataTimeout {patience} it is inconclusive; lower minSamples, or raise noDataTimeout or the weight",
+                gate.metric.name,
+                thousands(query.min_samples),
+                brief(takes)
+            ));
+        }
+    }
+
+    /// Pauses that end before the evidence suffices.
+    fn overdue(&mut self, plan: &Plan, judges: &[&JudgeConfig], traffic: Traffic) {
+        let stable = traffic.error_rate.unwrap_or(USUAL);
+        let mut weight = Weight::ZERO;
+        for (index, step) in plan.steps().iter().enumerate() {
+            let max = match step {
+                Step::SetWeight(next) => {
+                    weight = *next;
+                    continue;
+                }
+                Step::Pause(Pause {
+                    until_evidence: Some(UntilEvidence { max: Some(max) }),
+                    ..
+                }) => max,
+                Step::Pause(_)
+                | Step::Analysis(_)
+                | Step::Experiment(_)
+                | Step::SetHeaderRoute(_)
+                | Step::SetMirrorRoute(_)
+                | Step::Skipped(_) => continue,
+            };
+            let next = plan.next_weight(index, weight);
+            let slowest = judges.iter().filter_map(|judge| {
+                let requests = judge.lets_go_on(weight.as_ratio(), next.as_ratio(), stable)?;
+                traffic.takes(requests, weight)
+            });
+            let (slowest, rps) = (slowest.max(), traffic.rps.unwrap_or_default());
+            if let Some(takes) = slowest.filter(|takes| *takes > max.as_duration()) {
+                self.warnings.push(format!(
+                    "steps[{index}] waits too briefly: at {rps} requests/s a healthy release has shown enough for more than \
+                     {weight} after {}, and after {max} somebody must decide; raise max, the weight before it or harmBudget",
+                    brief(takes)
+                ));
+            }
+        }
+    }
+
+    fn title(&mut self, gate: &Gate<'_>, what: &str) {
+        let dry = if gate.metric.dry_run {
+            " (dryRun: without a say)"
+        } else {
+            ""
+        };
+        // Writing to a string does not fail.
+        let _ = writeln!(self.text, "  gate {}{dry} {what}", gate.metric.name);
+    }
+
+    fn rows(&mut self, rows: &[Vec<String>]) {
+        for line in render::table(rows).lines() {
+            let _ = writeln!(self.text, "  {line}");
+        }
+    }
+}
+
+/// What can be said of a gate whose condition is no bound on a share of failures.
+fn unforeseen(metric: &MetricSpec) -> &'static str {
+    match &metric.provider {
+        Provider::Serin(query) => match query.metric {
+            SerinMetric::Latency => {
+                "decides by the canary's latency alone: slowness that stable shares fails it too, and how often chance does \
+                 depends on how latencies scatter"
+            }
+            SerinMetric::RequestRate => "decides by the canary's traffic: it sees no fault in the answers",
+            SerinMetric::ErrorRate | SerinMetric::SuccessRate | SerinMetric::ErrorRateDifference => {
+                "has no single bound below 20% on failures: what it sees cannot be told beforehand"
+            }
+        },
+        Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) => {
+            "decides by what it is answered: what that sees, and how often it is wrong, cannot be told beforehand"
+        }
+    }
+}
+
+/// A time for people; too short ones are only called that.
+fn brief(time: Duration) -> String {
+    if time < Duration::from_secs(1) {
+        "< 1s".to_owned()
+    } else {
+        short(time)
+    }
+}
+
+/// Faults in latency: of the body of the distribution, and of its tail.
+fn slow(judge: &JudgeConfig) -> Vec<(String, Fault)> {
+    let name = |share: f64, q: f64| format!("{} beyond p{}", percent(share), 100.0 * q);
+    let places = judge.lat_q.iter().enumerate();
+    let body = places.clone().find(|(_, q)| **q <= 0.5).map(|(quantile, q)| {
+        let share = (1.0 - q + 0.2).min(1.0);
+        (name(share, *q), Fault::Slow { quantile, share })
+    });
+    let tail = places.rev().find(|(_, q)| **q > 0.5).map(|(quantile, q)| {
+        let share = (5.0 * (1.0 - q)).min(1.0);
+        (name(share, *q), Fault::Slow { quantile, share })
+    });
+    body.into_iter().chain(tail).collect()
+}
+
+/// Every metric of a plan that decides at some weight where both versions serve.
+fn gates(service: &Service) -> Vec<Gate<'_>> {
+    let plan = &service.plan;
+    let mut gates = Vec::new();
+    let mut weight = Weight::ZERO;
+    for (index, step) in plan.steps().iter().enumerate() {
+        let analysis = match step {
+            Step::Analysis(analysis) => Some(analysis),
+            Step::Experiment(experiment) => Some(&experiment.analysis),
+            Step::SetWeight(next) => {
+                weight = *next;
+                None
+            }
+            Step::Pause(_) | Step::SetHeaderRoute(_) | Step::SetMirrorRoute(_) | Step::Skipped(_) => None,
+        };
+        let beside = plan
+            .background()
+            .filter(|background| background.starting_step <= index);
+        let here = beside
+            .map(|background| &background.analysis)
+            .into_iter()
+            .chain(analysis);
+        if !weight.is_zero() && !weight.is_full() {
+            let at = (weight, plan.next_weight(index, weight));
+            for metric in here.flat_map(|analysis| metrics(analysis, &service.templates)) {
+                decides(&mut gates, metric, at);
+            }
+        }
+    }
+    gates
+}
+
+fn decides<'a>(gates: &mut Vec<Gate<'a>>, metric: &'a MetricSpec, at: (Weight, Weight)) {
+    match gates.iter_mut().find(|gate| std::ptr::eq(gate.metric, metric)) {
+        Some(gate) if gate.weights.contains(&at) => {}
+        Some(gate) => gate.weights.push(at),
+        None => gates.push(Gate {
+            metric,
+            weights: vec![at],
+        }),
+    }
+}
+
+fn row(first: &str, rest: impl Iterator<Item = String>) -> Vec<String> {
+    std::iter::once(first.to_owned()).chain(rest).collect()
+}
+
+/// With at most three digits: 1%, 0.1%, 99.9%.
+fn percent(share: f64) -> String {
+    let percent = 100.0 * share;
+    let decimals = match percent {
+        p if !(0.005..99.95).contains(&p) => 0,
+        p if p >= 10.0 => 1,
+        _ => 2,
+    };
+    let text = format!("{percent:.decimals$}");
+    let text = if decimals > 0 {
+        text.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        &text
+    };
+    format!("{text}%")
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "not negative, and a forecast beyond 2^63 means never"
+)]
+fn whole(number: f64) -> u64 {
+    number as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use std::path::Path;
+
+    const SERVICE: &str = "listeners: [{address: '127.0.0.1:8080'}]
+services:
+- name: app
+  stable: {version: v1, endpoints: ['http://127.0.0.1:9001']}
+";
+
+    fn sight(rest: &str, traffic: Traffic) -> Sight {
+        let text = format!("{SERVICE}{rest}");
+        let loaded = config::load_text(&text, "f", Path::new("."), &|_| None);
+        let loaded = loaded.unwrap_or_else(|problems| panic!("{problems:#?}"));
+        Sight::of(&loaded.config.services[0], traffic)
+    }
+
+    fn at(rps: f64) -> Traffic {
+        Traffic {
+            rps: Some(rps),
+            error_rate: None,
+        }
+    }
+
+    fn with_metric(metric: &str) -> String {
+        format!(
+            "  strategy: {{canary: {{steps: [{{setWeight: 5}}, {{analysis: {{templates: [{{templateName: t}}]}}}}]}}}}
+analysisTemplates:
+- name: t
+  metrics:
+  - {metric}
+"
+        )
+    }
+
+    #[test]
+    fn the_judges_table_has_every_weight_and_stated_fault() {
+        let told = sight("", at(1000.0));
+        assert!(told.warnings.is_empty(), "{:?}", told.warnings);
+        let lines: Vec<&str> = told.text.lines().collect();
+        assert!(
+            lines[0].contains("gate serin-judge rolls back at most 1% of healthy releases"),
+            "{}",
+            told.text
+        );
+        assert!(
+            lines[1].contains("5% fail") && lines[1].contains("5% beyond p99"),
+            "{}",
+            told.text
+        );
+        let firsts: Vec<&str> = lines[2..]
+            .iter()
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        assert_eq!(firsts, ["1%", "5%", "25%", "50%"], "{}", told.text);
+        assert!(lines[3].contains("3, < 1s"), "{}", told.text);
+    }
+
+    #[test]
+    fn a_pause_that_ends_before_the_evidence_suffices_is_warned_of() {
+        let plan = "  strategy: {canary: {auto: {max: 30m}}}\n";
+        assert!(sight(plan, at(1000.0)).warnings.is_empty());
+        let warnings = sight(plan, at(1.0)).warnings;
+        assert!(
+            warnings[0].starts_with("steps[1] waits too briefly: at 1 requests/s a healthy release")
+                && warnings[0].contains("after 30m somebody must decide"),
+            "{warnings:?}"
+        );
+        // Without traffic nothing is known of time.
+        assert!(sight(plan, Traffic::default()).warnings.is_empty());
+    }
+
+    #[test]
+    fn a_threshold_shows_its_chances_and_says_when_it_cannot_see() {
+        let metric = |rest: &str| {
+            with_metric(&format!(
+                "{{name: m, interval: 1m, {rest}, successCondition: result < 0.01, provider: {{serin: {{metric: errorRate}}}}}}"
+            ))
+        };
+        let good = sight(&metric("count: 5"), at(1000.0));
+        assert!(good.warnings.is_empty(), "{:?}", good.warnings);
+        assert!(good.text.contains("5%       3,000"), "{}", good.text);
+        assert!(
+            good.text.contains("bad: 5% fail") && good.text.contains("100%"),
+            "{}",
+            good.text
+        );
+        let lax = sight(&metric("count: 5, failureLimit: 4"), Traffic::default());
+        assert!(
+            lax.warnings[0]
+                .starts_with("`m` cannot see enough: at 5% it lets a release of which 5% fail pass in")
+        );
+        let only_shown = sight(
+            &metric("count: 5, failureLimit: 4, dryRun: true"),
+            Traffic::default(),
+        );
+        assert!(only_shown.warnings.is_empty() && only_shown.text.contains("without a say"));
+    }
+
+    #[test]
+    fn a_measurement_that_waits_for_more_than_comes_is_warned_of() {
+        let metric = with_metric(
+            "{name: m, successCondition: result < 0.05, provider: {serin: {metric: errorRate, minSamples: 200, \
+             noDataTimeout: 1m}}}",
+        );
+        assert!(sight(&metric, at(1000.0)).warnings.is_empty());
+        let warnings = sight(&metric, at(10.0)).warnings;
+        assert!(
+            warnings
+                .iter()
+                .any(|said| said.contains("its 200 canary requests take 6m40s, and after noDataTimeout 1m")),
+            "{warnings:?}"
+        );
+    }
+
+    #[test]
+    fn a_gate_that_cannot_be_foreseen_says_so() {
+        let latency = "{name: m, successCondition: result < 0.5, provider: {serin: {metric: latency}}}";
+        let told = sight(&with_metric(latency), at(10.0));
+        assert!(
+            told.text.contains("slowness that stable shares fails it too"),
+            "{}",
+            told.text
+        );
+        let query = "{name: m, successCondition: 'result[0] < 3', provider: {prometheus: {address: 'http://p', query: \
+                     'x{role=\"canary\"}'}}}";
+        assert!(
+            sight(&with_metric(query), at(10.0))
+                .text
+                .contains("cannot be told beforehand")
+        );
+    }
+
+    #[test]
+    fn shares_are_short() {
+        assert_eq!(
+            [0.01, 0.001, 0.999_9, 0.999, 0.0, 0.604, 0.000_01].map(percent),
+            ["1%", "0.1%", "100%", "99.9%", "0%", "60.4%", "0%"]
+        );
+    }
+}
