@@ -78,15 +78,17 @@ impl Engine {
         // Newest first; a run that cannot be read back is only not shown.
         for row in self
             .store
-            .runs(name.as_str(), 10)
+            .runs(name.as_str(), 20)
             .unwrap_or_default()
             .into_iter()
             .rev()
         {
-            if let Ok(kept) = serde_json::from_str::<KeptRun>(&row.json)
-                && kept.run.phase.is_completed()
-            {
-                managed.remember_run(kept.shown);
+            match serde_json::from_str::<KeptRun>(&row.json) {
+                Ok(kept) if kept.run.phase.is_completed() => managed.remember_run(kept.shown),
+                Ok(kept) => {
+                    managed.kept_runs.insert(row.run, kept);
+                }
+                Err(_) => {}
             }
         }
         // Without it the judge begins anew.

@@ -332,6 +332,11 @@ impl Engine {
     /// Everything that is due.
     pub(super) fn turn(&mut self) {
         let now = self.now();
+        if self.store_fails.is_none()
+            && let Some(error) = self.store.trouble()
+        {
+            self.store_failed(&error);
+        }
         self.flush(now);
         let names: Vec<ServiceName> = self.managed.keys().cloned().collect();
         // All together, so that many services do not wake the engine one after the other.
@@ -589,7 +594,7 @@ impl Engine {
         if tried {
             self.store_works();
             self.keep_attempts();
-        } else if let Err(error) = self.store.alive(now) {
+        } else if let Err(error) = self.store.settled(now) {
             self.store_failed(&error);
         } else {
             self.store_works();
@@ -724,7 +729,7 @@ impl Engine {
         let now = self.now();
         self.flush(now);
         self.save_judges();
-        if let Err(error) = self.store.alive(now) {
+        if let Err(error) = self.store.settled(now) {
             self.store_failed(&error);
         }
         for managed in self.managed.values_mut() {

@@ -4,7 +4,7 @@ use super::{
     AnalysisStatus,
     judging::Judging,
     ledger::Saved,
-    observe::ActiveRun,
+    observe::{ActiveRun, KeptRun},
     samples::{self, Samples},
     store::{KeyRow, Row},
 };
@@ -39,6 +39,8 @@ pub(crate) struct Managed {
     pub(super) runs: BTreeMap<u64, ActiveRun>,
     /// Newest first.
     pub(super) ended: VecDeque<AnalysisStatus>,
+    /// Runs that a restart has interrupted, by their number, until they go on.
+    pub(super) kept_runs: BTreeMap<u64, KeptRun>,
     /// Acted upon, and not stored yet.
     pub(super) unsaved: Vec<Row>,
     pub(super) unsaved_key: Option<KeyRow>,
@@ -91,6 +93,7 @@ impl Managed {
             past: Vec::new(),
             runs: BTreeMap::new(),
             ended: VecDeque::new(),
+            kept_runs: BTreeMap::new(),
             unsaved: Vec::new(),
             unsaved_key: None,
             quiet_until: Timestamp::default(),

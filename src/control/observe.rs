@@ -265,10 +265,12 @@ impl Engine {
     }
 
     fn start_run(&mut self, name: &ServiceName, id: RunId, record: &RunRecord, now: Timestamp) {
-        let (kept, downtime) = (self.kept_run(name, id), self.downtime);
+        let downtime = self.downtime;
         let Some(managed) = self.managed.get_mut(name) else {
             return;
         };
+        // Without it the run begins anew, which is safe.
+        let kept = managed.kept_runs.remove(&id.0);
         let stable = managed.saved.state.stable.clone();
         let rollout = managed
             .saved
@@ -307,13 +309,6 @@ impl Engine {
         if let Some(managed) = self.managed.get_mut(name) {
             managed.runs.insert(id.0, active);
         }
-    }
-
-    fn kept_run(&self, name: &ServiceName, id: RunId) -> Option<KeptRun> {
-        // Without it the run begins anew, which is safe.
-        let rows = self.store.runs(name.as_str(), 20).ok()?;
-        let row = rows.into_iter().find(|row| row.run == id.0)?;
-        serde_json::from_str(&row.json).ok()
     }
 
     fn keep_run(&mut self, name: &ServiceName, active: &ActiveRun) {

@@ -3,6 +3,7 @@
 //! Facts are appended together with the state they lead to, in one transaction that is on the disk when it returns.
 //! Another store shared by several proxies can be a second implementation: nothing outside this folder knows SQL.
 
+mod later;
 mod lock;
 mod patient;
 mod schema;
@@ -171,7 +172,8 @@ pub(crate) struct Retention {
     pub(crate) events: Span,
 }
 
-/// Remembers. Every call returns when it is safe on the disk, or has failed and changed nothing.
+/// Remembers. A call returns when it is safe on the disk, or has failed and changed nothing; those that say so may come about
+/// a moment later.
 pub(crate) trait Store: Send + Sync + fmt::Debug {
     /// Everything that is known, for a start.
     fn load(&self) -> Result<Vec<StoredService>, StoreError>;
@@ -194,8 +196,16 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
         before: Option<&Saved>,
         key: Option<&str>,
     ) -> Result<(), StoreError>;
-    /// A sign of life: time from here to the next start counts as downtime.
+    /// A sign of life: time from here to the next start counts as downtime. May come about later.
     fn alive(&self, at: Timestamp) -> Result<(), StoreError>;
+    /// The same, once it and everything before it is on the disk.
+    fn settled(&self, at: Timestamp) -> Result<(), StoreError> {
+        self.alive(at)
+    }
+    /// What has become of that which came about later: why it fails, once for each failure.
+    fn trouble(&self) -> Option<StoreError> {
+        None
+    }
     /// Facts after a number, oldest first.
     fn events(&self, service: Option<&str>, after: u64, limit: usize)
     -> Result<Vec<StoredEvent>, StoreError>;
@@ -203,13 +213,13 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn last_events(&self, service: &str, limit: usize) -> Result<Vec<StoredEvent>, StoreError>;
     /// The last rollouts of a service, newest first.
     fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError>;
-    /// Keeps an attempt.
+    /// Keeps an attempt. May come about later.
     fn audit(&self, attempt: &Attempt) -> Result<(), StoreError>;
     /// The last attempts on a service, newest first.
     fn attempts(&self, service: &str, limit: usize) -> Result<Vec<Attempt>, StoreError>;
     /// What was answered to a key since `since`.
     fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError>;
-    /// Keeps how an analysis run stands.
+    /// Keeps how an analysis run stands. May come about later.
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError>;
     /// The last analysis runs of a service, newest first.
     fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError>;

@@ -2,10 +2,14 @@
 //! not hang with it, because an abort would wait for the disk.
 //!
 //! The engine's calls run on a thread of their own and are given up after a while. What was given up and came about all the
-//! same is taken back before anything else is stored, so that the caller's "it failed and changed nothing" is true.
+//! same is taken back before anything else is stored, so that the caller's "it failed and changed nothing" is true. What no
+//! decision depends on is not waited for at all (`later`): a judge must not look away while a slow disk keeps a record.
 //! Reads for people go past this: they wait on threads that may.
 
-use super::{JudgeRow, KeyRow, Retention, Row, RunRow, Store, StoreError, StoredService};
+use super::{
+    JudgeRow, KeyRow, Retention, Row, RunRow, Store, StoreError, StoredService,
+    later::{Later, Write},
+};
 use crate::{
     control::{Attempt, RolloutStatus, StoredEvent, ledger::Saved},
     model::{ServiceName, Timestamp},
@@ -39,6 +43,7 @@ pub(crate) struct Patient {
     patience: Duration,
     /// A call was given up and has not come back.
     stuck: Arc<AtomicBool>,
+    later: Later,
     /// The last keeping of judges is still going on, and how the one before it failed.
     keeps_judges: Arc<AtomicBool>,
     judges_failed: Arc<Mutex<Option<StoreError>>>,
@@ -79,6 +84,7 @@ impl Patient {
             jobs,
             patience,
             stuck: Arc::default(),
+            later: Later::default(),
             keeps_judges: Arc::default(),
             judges_failed: Arc::default(),
             stored: Arc::default(),
@@ -149,6 +155,21 @@ impl Patient {
         self.ask(job, |_, _| Ok(()))
     }
 
+    /// For what nobody waits for.
+    fn later(&self, write: Write) -> Result<(), StoreError> {
+        if !self.later.comes() {
+            return Err(self.hangs());
+        }
+        let (inner, later) = (Arc::clone(&self.inner), self.later.clone());
+        let job = Box::new(move || later.write(inner.as_ref(), write));
+        self.jobs.send(job).map_err(|_| self.hangs())
+    }
+
+    /// Waits until what was asked for before is stored, or the disk hangs: whoever has written something reads it.
+    fn settle(&self) {
+        let _ = self.ask_idempotent(|_| Ok(()));
+    }
+
     fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<ServiceName, Saved>> {
         self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -198,7 +219,20 @@ impl Store for Patient {
     }
 
     fn alive(&self, at: Timestamp) -> Result<(), StoreError> {
-        self.ask_idempotent(move |store| store.alive(at))
+        self.later(Box::new(move |store| store.alive(at)))
+    }
+
+    fn settled(&self, at: Timestamp) -> Result<(), StoreError> {
+        let later = self.later.clone();
+        self.ask_idempotent(move |store| {
+            later.retry(store);
+            later.trouble().map_or_else(|| store.settled(at), Err)
+        })
+    }
+
+    fn trouble(&self) -> Option<StoreError> {
+        let hangs = || self.later.hangs(self.patience).then(|| self.hangs());
+        self.later.trouble().or_else(hangs)
     }
 
     fn events(
@@ -219,12 +253,12 @@ impl Store for Patient {
     }
 
     fn audit(&self, attempt: &Attempt) -> Result<(), StoreError> {
-        // Once more in the list is better than not at all.
         let attempt = attempt.clone();
-        self.ask_idempotent(move |store| store.audit(&attempt))
+        self.later(Box::new(move |store| store.audit(&attempt)))
     }
 
     fn attempts(&self, service: &str, limit: usize) -> Result<Vec<Attempt>, StoreError> {
+        self.settle();
         self.inner.attempts(service, limit)
     }
 
@@ -235,7 +269,7 @@ impl Store for Patient {
 
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError> {
         let (service, row) = (service.to_owned(), row.clone());
-        self.ask_idempotent(move |store| store.save_run(&service, &row))
+        self.later(Box::new(move |store| store.save_run(&service, &row)))
     }
 
     fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError> {

@@ -4,11 +4,20 @@ use super::*;
 use crate::{control::store::Patient, rollout::Phase};
 use std::sync::Condvar;
 
-/// A store whose appends hang while it is told so, and then come about all the same.
+/// What a disk does not answer to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hangs {
+    Nothing,
+    Everything,
+    /// All but events.
+    Records,
+}
+
+/// A store that hangs while it is told so; what was asked of it comes about all the same.
 #[derive(Debug)]
 struct Hanging {
     inner: SqliteStore,
-    hangs: Mutex<bool>,
+    hangs: Mutex<Hangs>,
     woken: Condvar,
 }
 
@@ -16,12 +25,12 @@ impl Hanging {
     fn new() -> Arc<Hanging> {
         Arc::new(Hanging {
             inner: SqliteStore::in_memory().unwrap(),
-            hangs: Mutex::new(false),
+            hangs: Mutex::new(Hangs::Nothing),
             woken: Condvar::new(),
         })
     }
 
-    fn hang(&self, hangs: bool) {
+    fn hang(&self, hangs: Hangs) {
         *self.hangs.lock().unwrap() = hangs;
         self.woken.notify_all();
     }
@@ -29,7 +38,14 @@ impl Hanging {
     /// The disk answers when it likes.
     fn wait(&self) {
         let hangs = self.hangs.lock().unwrap();
-        drop(self.woken.wait_while(hangs, |hangs| *hangs).unwrap());
+        let held = |hangs: &mut Hangs| *hangs != Hangs::Nothing;
+        drop(self.woken.wait_while(hangs, held).unwrap());
+    }
+
+    fn wait_for_event(&self) {
+        let hangs = self.hangs.lock().unwrap();
+        let held = |hangs: &mut Hangs| *hangs == Hangs::Everything;
+        drop(self.woken.wait_while(hangs, held).unwrap());
     }
 }
 
@@ -48,7 +64,7 @@ impl Store for Hanging {
         key: Option<&KeyRow>,
     ) -> Result<Vec<u64>, StoreError> {
         let done = self.inner.append(service, rows, saved, key);
-        self.wait();
+        self.wait_for_event();
         done
     }
     fn take_back(
@@ -109,8 +125,12 @@ impl Store for Hanging {
 
 /// Serin on a disk that is given up after a tenth of a second.
 async fn paused_at_5() -> (Lab, Arc<Hanging>) {
+    paused_at_5_with(Duration::from_millis(100)).await
+}
+
+async fn paused_at_5_with(patience: Duration) -> (Lab, Arc<Hanging>) {
     let disk = Hanging::new();
-    let patient = Patient::with(disk.clone(), "serin.db".into(), Duration::from_millis(100)).unwrap();
+    let patient = Patient::with(disk.clone(), "serin.db".into(), patience).unwrap();
     let lab = Lab::begin(
         config(
             "    strategy: {canary: {steps: [{setWeight: 5}, {pause: {}}, {setWeight: 50}, {pause: {}}]}}",
@@ -134,13 +154,13 @@ const PROMOTE: Command = Command::Promote {
 #[tokio::test(start_paused = true)]
 async fn an_abort_does_not_wait_for_a_disk_that_hangs_and_is_stored_when_it_answers() {
     let (lab, disk) = paused_at_5().await;
-    disk.hang(true);
+    disk.hang(Hangs::Everything);
     lab.command(Command::Abort).await.unwrap();
     assert_eq!(lab.weight(), Weight::ZERO);
     assert!(!lab.control.is_store_healthy());
     let refusal = lab.command(Command::Retry).await.unwrap_err();
     assert!(refusal.message.contains("the disk does not answer"), "{refusal}");
-    disk.hang(false);
+    disk.hang(Hangs::Nothing);
     lab.until("healthy store", |_| lab.control.is_store_healthy())
         .await;
     let aborts = disk.inner.events(Some("shop"), 0, 100).unwrap();
@@ -157,13 +177,13 @@ async fn an_abort_does_not_wait_for_a_disk_that_hangs_and_is_stored_when_it_answ
 async fn a_raise_that_was_given_up_does_not_come_about_later() {
     let (lab, disk) = paused_at_5().await;
     let before = disk.inner.load().unwrap();
-    disk.hang(true);
+    disk.hang(Hangs::Everything);
     let refusal = lab.command(PROMOTE).await.unwrap_err();
     assert_eq!(
         (refusal.code.as_str(), lab.weight()),
         ("storeUnhealthy", Weight::percent(5))
     );
-    disk.hang(false);
+    disk.hang(Hangs::Nothing);
     lab.until("healthy store", |_| lab.control.is_store_healthy())
         .await;
     let after = disk.inner.load().unwrap();
@@ -173,4 +193,35 @@ async fn a_raise_that_was_given_up_does_not_come_about_later() {
     );
     lab.command(PROMOTE).await.unwrap();
     assert_eq!(lab.weight(), Weight::percent(50));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_record_that_no_decision_depends_on_and_it_is_kept_all_the_same() {
+    // Whoever waited for the disk would wait so long, and this would fail.
+    let (lab, disk) = paused_at_5_with(Duration::from_secs(60)).await;
+    disk.hang(Hangs::Records);
+    lab.command(PROMOTE).await.unwrap();
+    assert_eq!(lab.weight(), Weight::percent(50));
+    // The engine goes on, and still believes in the disk.
+    lab.command(Command::Resume).await.unwrap_err();
+    assert!(lab.control.is_store_healthy());
+    let verbs =
+        |attempts: Vec<Attempt>| -> Vec<String> { attempts.into_iter().map(|one| one.verb).collect() };
+    assert_eq!(verbs(disk.inner.attempts("shop", 10).unwrap()), ["deploy"]);
+    disk.hang(Hangs::Nothing);
+    let kept = lab.control.history("shop", 10).await.unwrap().attempts;
+    assert_eq!(verbs(kept), ["resume", "promote", "deploy"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_that_hang_are_told_of_and_kept_when_the_disk_answers() {
+    let (lab, disk) = paused_at_5().await;
+    disk.hang(Hangs::Records);
+    lab.command(PROMOTE).await.unwrap();
+    lab.until("told of", |_| !lab.control.is_store_healthy()).await;
+    disk.hang(Hangs::Nothing);
+    lab.until("healthy store", |_| lab.control.is_store_healthy())
+        .await;
+    let kept = disk.inner.attempts("shop", 10).unwrap();
+    assert_eq!(kept[0].verb, "promote", "{kept:?}");
 }

@@ -157,6 +157,13 @@ impl Store for Faulty {
         self.check()?;
         self.inner.alive(at)
     }
+    fn settled(&self, at: Timestamp) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.settled(at)
+    }
+    fn trouble(&self) -> Option<StoreError> {
+        self.inner.trouble()
+    }
     fn events(
         &self,
         service: Option<&str>,
