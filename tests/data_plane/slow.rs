@@ -4,8 +4,10 @@ use crate::support::{
     HEAD, Serin,
     client::{Plan, get as get_request},
     full_form, get, now,
+    pair::Pair,
     raw::RawClient,
     say,
+    turns::{Fault, assert_p99},
     upstream::Upstream,
     wait_for,
 };
@@ -22,17 +24,28 @@ use std::{
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// How long requests take, one after the other over a connection each for `clients`: sorted.
-fn latencies(to: SocketAddr, clients: usize, each: usize, fields: &'static str) -> Vec<Duration> {
+/// How long requests take, one after the other over a connection each for `clients`, with a pause before each: sorted.
+fn latencies(
+    to: SocketAddr,
+    clients: usize,
+    each: usize,
+    pause: Duration,
+    fields: &'static str,
+) -> Vec<Duration> {
     let one = move || {
         let mut client = RawClient::connect(to);
-        let ask = move |_| {
+        let mut ask = move || {
+            if !pause.is_zero() {
+                std::thread::park_timeout(pause);
+            }
             let begun = now();
             client.send(format!("GET / HTTP/1.1\r\nhost: shop\r\n{fields}\r\n"));
             assert_eq!(client.answer("GET").unwrap().status, 200);
             begun.elapsed()
         };
-        (0..each).map(ask).collect::<Vec<_>>()
+        // The first waits for its connection to be accepted; that is another question.
+        ask();
+        (0..each).map(|_| ask()).collect::<Vec<_>>()
     };
     let all: Vec<_> = (0..clients).map(|_| std::thread::spawn(one)).collect();
     let mut taken: Vec<Duration> = all.into_iter().flat_map(|one| one.join().unwrap()).collect();
@@ -59,25 +72,12 @@ fn assert_unaffected(what: &str, before: &[Duration], during: &[Duration]) {
     );
 }
 
-fn split(stable: &Upstream, canary: &Upstream, more: &str) -> Serin {
-    let serin = Serin::start_with(&format!(
-        "
-listeners: [{{name: web, address: \"127.0.0.1:0\", timeouts: {{streamIdle: 500ms}}}}]
-admin: {{address: \"127.0.0.1:0\"}}
-services:
-  - name: shop
-    stable: {{version: v1, endpoints: [\"{}\"]}}
-    canary: {{version: v2, endpoints: [\"{}\"]}}
-    force: {{header: x-canary}}
-    strategy: {{canary: {{steps: [{{setWeight: 5}}, {{pause: {{}}}}]}}}}
-    {more}
-",
-        stable.url(),
-        canary.url()
-    ));
-    serin.wait_status("shop", "the first step", |status| status["phase"] == "Paused");
-    serin
-}
+/// A listener that closes streams on which nothing moves.
+const IMPATIENT: &str = "
+listeners: [{name: web, address: \"127.0.0.1:0\", timeouts: {streamIdle: 500ms}}]
+admin: {address: \"127.0.0.1:0\"}
+";
+const FORCED: &str = "force: {header: x-canary}";
 
 /// A request of the canary's that is answered byte by byte, each of them sooner than the idle time and all of them later.
 fn drip(serin: &Serin, bytes: usize) -> RawClient {
@@ -90,14 +90,13 @@ fn drip(serin: &Serin, bytes: usize) -> RawClient {
 
 #[test]
 fn a_version_that_drips_goes_on_while_bytes_flow_shows_in_its_own_latency_and_slows_no_other_down() {
-    let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
-    let serin = split(&stable, &canary, "");
-    let each = usize::try_from(full_form(100, 2_000)).unwrap();
-    let stables = || latencies(serin.web, 4, each, "x-canary: never\r\n");
+    let pair = Pair::start_with(IMPATIENT, FORCED);
+    let (serin, canary) = (&pair.serin, &pair.canary);
+    let stables = || latencies(serin.web, 4, 100, Duration::ZERO, "x-canary: never\r\n");
     stables();
     let before = stables();
     // Each takes three times the idle time.
-    let slow: Vec<_> = (0..64).map(|_| drip(&serin, 15)).collect();
+    let slow: Vec<_> = (0..64).map(|_| drip(serin, 15)).collect();
     wait_for("all of them to drip", SOON, || {
         (canary.requests() == 64).then_some(())
     });
@@ -128,14 +127,46 @@ fn a_version_that_drips_goes_on_while_bytes_flow_shows_in_its_own_latency_and_sl
     );
     let failed = [("outcome", "failed")];
     assert_eq!(serin.count("serin_version_outcomes_total", &failed), 0);
+    if full_form(0, 1) == 1 {
+        a_drip_leaves_the_p99_of_stable_where_it_is(&pair);
+    }
+}
+
+/// What the table promises for fault 7: within 10 %.
+fn a_drip_leaves_the_p99_of_stable_where_it_is(pair: &Pair) {
+    let elsewhere = Pair::in_front(&pair.stable, &pair.canary, IMPATIENT, FORCED);
+    let begin = |fault| {
+        let serin = match fault {
+            Fault::Nowhere => None,
+            Fault::Elsewhere => Some(&elsewhere),
+            Fault::Here => Some(&pair.serin),
+        };
+        wait_for("the last drips to be given up", SOON, || {
+            (pair.canary.in_flight() == 0).then_some(())
+        });
+        let slow: Vec<_> = serin.map_or_else(Vec::new, |serin| (0..64).map(|_| drip(serin, 6_000)).collect());
+        wait_for("all of them to drip", SOON, || {
+            (pair.canary.in_flight() == slow.len() as u64).then_some(())
+        });
+        slow
+    };
+    let window = || {
+        latencies(
+            pair.serin.web,
+            4,
+            250,
+            Duration::from_millis(2),
+            "x-canary: never\r\n",
+        )
+    };
+    assert_p99("stable beside a canary that drips", 60, 1.10, begin, window);
 }
 
 #[test]
 fn a_drip_is_cut_when_the_whole_request_has_a_limit_and_never_looks_whole() {
-    let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
-    let serin = split(&stable, &canary, "timeouts: {request: 900ms}");
+    let pair = Pair::start_with(IMPATIENT, &format!("{FORCED}\n    timeouts: {{request: 900ms}}"));
     let begun = now();
-    let slow: Vec<_> = (0..16).map(|_| drip(&serin, 600)).collect();
+    let slow: Vec<_> = (0..16).map(|_| drip(&pair.serin, 600)).collect();
     for mut client in slow {
         let answer = client.answer("GET").unwrap();
         assert!(
@@ -210,73 +241,106 @@ services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}}}]",
     assert_eq!(serin.count("serin_http_rejected_total", &[]), 1_000 * rounds);
 }
 
-/// Operators who ask for something without a break, until told to stop; how often they got it.
-fn hammer(
-    to: SocketAddr,
-    path: &'static str,
-    stop: &Arc<AtomicBool>,
-    got: &Arc<AtomicU64>,
-) -> JoinHandle<()> {
-    let (stop, got) = (Arc::clone(stop), Arc::clone(got));
-    std::thread::spawn(move || {
-        while !stop.load(Ordering::SeqCst) {
-            let (status, body) = get(to, path);
-            assert!(status == 200 && !body.is_empty(), "{path}: {status}");
-            got.fetch_add(1, Ordering::SeqCst);
+/// Operators at one address: some ask for more than the kernel holds for them and read none of it, the others ask without a
+/// break. Until it is dropped.
+struct Operators {
+    slow: Vec<TcpStream>,
+    stop: Arc<AtomicBool>,
+    got: Arc<AtomicU64>,
+    hammering: Vec<JoinHandle<()>>,
+}
+
+impl Operators {
+    fn start(to: SocketAddr) -> Operators {
+        let scrape = format!("GET /metrics HTTP/1.1\r\nhost: {to}\r\n\r\n");
+        let slow = (0..32).map(|_| {
+            let mut stream = TcpStream::connect(to).unwrap();
+            stream
+                .set_write_timeout(Some(Duration::from_millis(200)))
+                .unwrap();
+            let _ = stream.write_all(scrape.repeat(500).as_bytes());
+            stream
+        });
+        let slow = slow.collect();
+        let (stop, got) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let paths = ["/v1/services", "/v1/services/shop", "/metrics", "/v1/config"];
+        let hammering = paths.map(|path| {
+            let (stop, got) = (Arc::clone(&stop), Arc::clone(&got));
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::SeqCst) {
+                    let (status, body) = get(to, path);
+                    assert!(status == 200 && !body.is_empty(), "{path}: {status}");
+                    got.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        });
+        let operators = Operators {
+            slow,
+            stop,
+            got,
+            hammering: hammering.into_iter().collect(),
+        };
+        wait_for("the operators to be at it", SOON, || {
+            (operators.answered() > 20).then_some(())
+        });
+        operators
+    }
+
+    /// How often one of those who ask was answered.
+    fn answered(&self) -> u64 {
+        self.got.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Operators {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        for one in self.hammering.drain(..) {
+            let ended = one.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "an operator failed");
         }
-    })
+        self.slow.clear();
+    }
 }
 
 #[test]
 fn readers_of_metrics_who_do_not_read_and_an_api_without_a_pause_cost_no_client_an_error() {
     let v1 = Upstream::start("v1");
-    let serin = Serin::start_with(&format!(
-        "{HEAD}services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}}}]",
-        v1.url()
-    ));
-    let each = usize::try_from(full_form(150, 5_000)).unwrap();
-    let quick = || latencies(serin.web, 4, each, "");
+    let start = || {
+        Serin::start_with(&format!(
+            "{HEAD}services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}}}]",
+            v1.url()
+        ))
+    };
+    let serin = start();
+    let quick = || latencies(serin.web, 4, 150, Duration::ZERO, "");
     quick();
     let before = quick();
     let clients = Plan::new(serin.web, 4)
         .pause(Duration::from_millis(1))
         .requests(|_| get_request("/orders"))
         .start();
-    // Each asks for more than the kernel holds for it, and reads none of it.
-    let scrape = format!("GET /metrics HTTP/1.1\r\nhost: {}\r\n\r\n", serin.admin);
-    let slow: Vec<TcpStream> = (0..32)
-        .map(|_| {
-            let mut stream = TcpStream::connect(serin.admin).unwrap();
-            stream
-                .set_write_timeout(Some(Duration::from_millis(200)))
-                .unwrap();
-            let _ = stream.write_all(scrape.repeat(500).as_bytes());
-            stream
-        })
-        .collect();
-    let (stop, got) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-    let paths = ["/v1/services", "/v1/services/shop", "/metrics", "/v1/config"];
-    let hammering: Vec<_> = paths
-        .iter()
-        .map(|path| hammer(serin.admin, path, &stop, &got))
-        .collect();
-    wait_for("the operators to be at it", SOON, || {
-        (got.load(Ordering::SeqCst) > 20).then_some(())
-    });
+    let operators = Operators::start(serin.admin);
     let during = quick();
     clients.wait_more(100);
-    stop.store(true, Ordering::SeqCst);
-    for one in hammering {
-        one.join().unwrap();
-    }
-    let seen = clients.stop();
-    seen.assert_clean();
     say(&format!(
         "32 scrapes that nobody reads and {} calls of the API: {} requests, 0 errors",
-        got.load(Ordering::SeqCst),
-        seen.total() + during.len() as u64
+        operators.answered(),
+        clients.total() + during.len() as u64
     ));
+    drop(operators);
+    clients.stop().assert_clean();
     assert_unaffected("requests beside busy operators", &before, &during);
-    drop(slow);
     assert_eq!(get(serin.admin, "/livez").0, 200);
+    if full_form(0, 1) == 1 {
+        let elsewhere = start();
+        let begin = |fault| match fault {
+            Fault::Nowhere => None,
+            Fault::Elsewhere => Some(Operators::start(elsewhere.admin)),
+            Fault::Here => Some(Operators::start(serin.admin)),
+        };
+        let window = || latencies(serin.web, 4, 250, Duration::from_millis(2), "");
+        // What the table promises for fault 26: 5 % more at most.
+        assert_p99("requests beside busy operators", 60, 1.05, begin, window);
+    }
 }

@@ -1,9 +1,10 @@
 //! The split as clients see it: exact at every prefix, sticky, forced, and in which order.
 
 use crate::support::{
-    HEAD, Serin,
+    Serin,
     client::{Plan, get as get_request},
     get,
+    pair::Pair,
     upstream::Upstream,
     wait_for,
 };
@@ -25,40 +26,7 @@ const WEIGHTS: [(&str, i64, i64); 7] = [
     ("99.9", 999, 1_000),
 ];
 
-/// Two versions behind one Serin, the canary waiting at 1 % for whatever weight a test sets.
-struct Pair {
-    stable: Upstream,
-    canary: Upstream,
-    serin: Serin,
-}
-
 impl Pair {
-    fn start(service: &str) -> Pair {
-        Pair::start_with(HEAD, service)
-    }
-
-    fn start_with(head: &str, service: &str) -> Pair {
-        let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
-        let serin = Serin::start_with(&format!(
-            "{head}
-services:
-  - name: shop
-    stable: {{version: v1, endpoints: [\"{}\"]}}
-    canary: {{version: v2, endpoints: [\"{}\"]}}
-    strategy: {{canary: {{steps: [{{setWeight: 1}}, {{pause: {{}}}}]}}}}
-    {service}
-",
-            stable.url(),
-            canary.url()
-        ));
-        serin.wait_status("shop", "the first step", |status| status["phase"] == "Paused");
-        Pair {
-            stable,
-            canary,
-            serin,
-        }
-    }
-
     /// Sets the weight through the API; when it has answered, every worker splits by it.
     fn weigh(&self, weight: &str) {
         let body = format!("{{\"weight\": \"{weight}\"}}");

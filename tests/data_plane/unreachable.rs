@@ -3,11 +3,12 @@
 
 use super::health::{Blackhole, SOON, healthy, service};
 use crate::support::{
-    HEAD, Serin,
+    Serin,
     answers::full,
     client::{Plan, ask, get, request},
     network::{configure, in_a_network_of_its_own},
     now,
+    pair::Pair,
     raw::{self, Next, RawUpstream},
     say,
     upstream::Upstream,
@@ -166,20 +167,8 @@ fn a_machine_without_a_free_port_is_not_the_versions_fault() {
     in_a_network_of_its_own(
         "unreachable::a_machine_without_a_free_port_is_not_the_versions_fault",
         || {
-            let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
-            let serin = Serin::start_with(&format!(
-                "{HEAD}
-services:
-  - name: shop
-    stable: {{version: v1, endpoints: [\"{}\"]}}
-    canary: {{version: v2, endpoints: [\"{}\"]}}
-    force: {{header: x-canary}}
-    strategy: {{canary: {{steps: [{{setWeight: 5}}, {{pause: {{}}}}]}}}}
-",
-                stable.url(),
-                canary.url()
-            ));
-            serin.wait_status("shop", "the first step", |status| status["phase"] == "Paused");
+            let pair = Pair::start("force: {header: x-canary}");
+            let (canary, serin) = (&pair.canary, &pair.serin);
             // Ports are counted for each destination apart, so clients of one connection have what they need.
             configure(&["sysctl", "-qw", "net.ipv4.ip_local_port_range=20000 20003"]);
             let clients = Plan::new(serin.web, 1)
@@ -194,9 +183,9 @@ services:
             wait_for("all ports in use, and the others told", SOON, || {
                 (canary.in_flight() == 4 && clients.total() == 8).then_some(())
             });
-            assert_eq!(attempts(&serin, "local_error"), 8);
-            assert_eq!(attempts(&serin, "connect_failed"), 0);
-            assert!(healthy(&serin, &canary.url()) > 0.5);
+            assert_eq!(attempts(serin, "local_error"), 8);
+            assert_eq!(attempts(serin, "connect_failed"), 0);
+            assert!(healthy(serin, &canary.url()) > 0.5);
             let failed = [("outcome", "failed")];
             assert_eq!(serin.count("serin_version_outcomes_total", &failed), 0);
             let status = serin.status("shop");

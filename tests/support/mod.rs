@@ -20,8 +20,10 @@ pub mod http;
 mod huffman;
 pub mod load;
 pub mod network;
+pub mod pair;
 pub mod prometheus;
 pub mod raw;
+pub mod turns;
 pub mod upstream;
 
 use std::{
