@@ -1,7 +1,7 @@
 //! Between a route and its handler: `Host`, token, role, service. What is refused here is audited here; what comes
 //! through is audited by `control`, which knows before and after.
 
-use super::{Admin, Identity, Peer, Problem, auth, host, routes::Access};
+use super::{Admin, Identity, Peer, Problem, auth, routes::Access};
 use crate::{
     config::TokenRole,
     control::{Attempt, Caller},
@@ -81,7 +81,8 @@ fn admit(
         )));
     };
     if gate.checks_host && matches!(peer, Peer::Tcp(_)) {
-        host::check(request.uri(), request.headers()).map_err(nobody)?;
+        let hosts = &gate.admin.parts.hosts;
+        hosts.check(request.uri(), request.headers()).map_err(nobody)?;
     }
     if gate.access == Access::Open {
         return Ok(Identity {

@@ -255,6 +255,7 @@ mod tests {
             address: address.parse().unwrap(),
             socket,
             tokens: Vec::new(),
+            hosts: Vec::new(),
             insecure: false,
             tls: None,
         }

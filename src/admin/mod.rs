@@ -29,6 +29,7 @@ pub use auth::{Identity, Peer, Tokens, hash_of};
 #[cfg(test)]
 pub(crate) use goal::tests as fixtures;
 pub use goal::{BadGoal, Goal, Standing, Wait};
+pub use host::Hosts;
 pub use listen::{BindError, Listeners, Socket};
 pub use openapi::document;
 pub use operate::{Answer, Operator};
@@ -58,6 +59,8 @@ pub struct Parts {
     pub probes: Probes,
     /// Who may do what.
     pub tokens: Tokens,
+    /// What it may be called besides IP addresses and `localhost`.
+    pub hosts: Hosts,
     /// Configuration: shown, checked, reloaded.
     pub operator: Arc<dyn Operator>,
     /// The time, for attempts refused at the door.

@@ -84,6 +84,7 @@ async fn bench() -> Bench {
         metrics,
         probes: Probes::default(),
         tokens: Tokens::new(tokens()),
+        hosts: super::Hosts::default(),
         operator: Arc::new(NoFile),
         clock,
         connections: 16,

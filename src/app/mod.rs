@@ -146,10 +146,9 @@ impl Serin {
         let metrics = Registry::new(count)?;
         let certificates =
             Certificates::start(&config, &metrics, Arc::new(clock)).map_err(AppError::Config)?;
-        let choice = options.store;
-        let choice = choice.unwrap_or_else(|| StoreChoice::File(config.state.path.clone()));
+        let stored = || StoreChoice::File(config.state.path.clone());
         // Before the addresses: of two instances of one file, the second should hear of the first, not of its ports.
-        let store = choice.open()?;
+        let store = options.store.unwrap_or_else(stored).open()?;
         let bound = Bound::bind(&config, &certificates, count, options.passed)?;
         let listeners =
             admin::Listeners::bind(&config.admin, certificates.of_admin(), config.telemetry).await?;
@@ -192,13 +191,13 @@ impl Serin {
         let workers = Workers::start(bound, &shared, grace, rand::rng().next_u64())?;
 
         let probes = admin::Probes::default();
-        let tokens = admin::Tokens::new(config.admin.tokens.clone());
         let parts = reload::Parts {
             control: control.clone(),
             services,
             shared,
             metrics: metrics.clone(),
-            tokens: tokens.clone(),
+            tokens: admin::Tokens::new(config.admin.tokens.clone()),
+            hosts: admin::Hosts::new(config.admin.hosts.clone()),
             observers: Arc::clone(&observers),
             certificates,
             upstreams,
@@ -216,7 +215,8 @@ impl Serin {
             control: control.clone(),
             metrics: metrics.clone(),
             probes: probes.clone(),
-            tokens,
+            tokens: reload.tokens().clone(),
+            hosts: reload.hosts().clone(),
             operator: Arc::new(reload.clone()),
             clock: Arc::new(clock),
             connections: descriptors.admin(),

@@ -3,7 +3,7 @@
 use super::observers::Observers;
 use super::{Descriptors, certificates::Certificates, upstream_tls::Upstreams};
 use crate::{
-    admin::{Answer, ConfigCheck, Operator, Tokens},
+    admin::{Answer, ConfigCheck, Hosts, Operator, Tokens},
     config::{self, Config, Loaded, Problem},
     control::{Change, Control},
     metrics::Registry,
@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 /// Certificates are read again this often even when nobody tells of a change: a watch can be blind (network file systems),
 /// and one that was not valid yet becomes so by itself.
@@ -30,6 +30,7 @@ pub(super) struct Parts {
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: Registry,
     pub(super) tokens: Tokens,
+    pub(super) hosts: Hosts,
     pub(super) observers: Arc<Observers>,
     pub(super) certificates: Certificates,
     pub(super) upstreams: Upstreams,
@@ -44,17 +45,35 @@ pub struct Reload {
     parts: Parts,
     /// One reload at a time; the last one wins.
     turn: Arc<Mutex<()>>,
+    /// What to watch.
+    files: Arc<watch::Sender<Vec<PathBuf>>>,
 }
 
 /// What a reload did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reloaded {
-    /// What changed.
+    /// What changed in which service.
     pub changes: Vec<Change>,
+    /// What changed besides.
+    pub others: Vec<String>,
     /// What is legal and probably not meant.
     pub warnings: Vec<Problem>,
-    /// What to watch from now on.
-    pub watched: Vec<PathBuf>,
+}
+
+impl Reloaded {
+    /// What changed, and where, in one line.
+    pub fn words(&self) -> String {
+        let services = self
+            .changes
+            .iter()
+            .map(|change| format!("`{}`: {}", change.service, change.text));
+        let words: Vec<String> = services.chain(self.others.iter().cloned()).collect();
+        if words.is_empty() {
+            "nothing is different".to_owned()
+        } else {
+            words.join("; ")
+        }
+    }
 }
 
 impl Reload {
@@ -64,7 +83,24 @@ impl Reload {
             current: Arc::new(ArcSwap::new(config)),
             parts,
             turn: Arc::default(),
+            files: Arc::new(watch::Sender::default()),
         }
+    }
+
+    /// Tells which files it is made from ([`Loaded::files`]), now and whenever a reload has read others, whoever asked for it.
+    pub fn files(&self, now: Vec<PathBuf>) -> watch::Receiver<Vec<PathBuf>> {
+        self.files.send_replace(now);
+        self.files.subscribe()
+    }
+
+    /// What `admin.tokens` says; follows every reload.
+    pub(super) fn tokens(&self) -> &Tokens {
+        &self.parts.tokens
+    }
+
+    /// What `admin.hosts` says; follows every reload.
+    pub(super) fn hosts(&self) -> &Hosts {
+        &self.parts.hosts
     }
 
     /// Reads the file again and takes it, all or nothing. Certificates are looked at in any case: a mistake elsewhere in the
@@ -105,21 +141,33 @@ impl Reload {
             return Err(vec![problem]);
         };
         let path = file.clone();
-        let read = tokio::task::spawn_blocking(move || config::load(&path)).await;
-        let loaded = match read {
-            Ok(Ok(loaded)) => loaded,
-            Ok(Err(problems)) => return Err(self.refused(problems)),
-            Err(_) => {
-                return Err(self.refused(vec![Problem::of_file("", "reading was interrupted", "try again")]));
-            }
+        let read = move || {
+            let mut files = Vec::new();
+            (config::load_noting(&path, &mut files), files)
         };
-        self.take(loaded).await
+        let Ok((read, mut files)) = tokio::task::spawn_blocking(read).await else {
+            return Err(self.refused(vec![Problem::of_file("", "reading was interrupted", "try again")]));
+        };
+        let result = match read {
+            Ok(loaded) => self.take(loaded).await,
+            Err(problems) => Err(self.refused(problems)),
+        };
+        // Told also when they are the same: a link among them may lead elsewhere.
+        self.files.send_modify(|known| {
+            if result.is_err() {
+                // What is in force counts as well as what might be mended.
+                files.append(known);
+                files.sort();
+                files.dedup();
+            }
+            *known = files;
+        });
+        result
     }
 
     /// Takes a configuration that was loaded, all or nothing.
     pub async fn take(&self, loaded: Loaded) -> Result<Reloaded, Vec<Problem>> {
         let _turn = self.turn.lock().await;
-        let watched = loaded.to_watch();
         let Loaded { config, warnings, .. } = loaded;
         let problems = self.problems(&config).await;
         if !problems.is_empty() {
@@ -135,8 +183,17 @@ impl Reload {
             parts.shared.table.store(Arc::new(table));
         };
         match self.parts.control.apply_config(Arc::clone(&config), route).await {
-            Ok(changes) => {
+            Ok(mut changes) => {
+                let diff = config::diff(&self.current.load(), &config);
+                for service in &diff.services_changed {
+                    if let Some(text) = service.words() {
+                        let name = service.name.clone();
+                        tracing::info!(service = %name, "`{name}`: {text}");
+                        changes.push(Change { service: name, text });
+                    }
+                }
                 self.parts.tokens.replace(config.admin.tokens.clone());
+                self.parts.hosts.replace(config.admin.hosts.clone());
                 self.parts.services.names().set(config.dns.clone());
                 self.parts.observers.replace(observers);
                 let clients = self.parts.descriptors.clients(&config);
@@ -153,8 +210,8 @@ impl Reload {
                     .set(1);
                 Ok(Reloaded {
                     changes,
+                    others: diff.words(),
                     warnings,
-                    watched,
                 })
             }
             Err(refused) => {

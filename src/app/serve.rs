@@ -66,6 +66,7 @@ async fn run(args: &ServeArgs, passed: systemd::Passed) -> Result<(), AppError> 
     announce(&serin, &loaded.config);
     systemd::ready();
     let watchdog = serin.watchdog();
+    let mut files = serin.reloader().files(loaded.files.clone());
 
     loop {
         tokio::select! {
@@ -74,9 +75,10 @@ async fn run(args: &ServeArgs, passed: systemd::Passed) -> Result<(), AppError> 
             _ = hup.recv() => {
                 // Also when the file is bad: rotating logs must not depend on it.
                 serin.reopen_logs();
-                reload(serin.reloader(), watch.as_mut(), "SIGHUP").await;
+                reload(serin.reloader(), "SIGHUP").await;
             }
-            () = changed(&mut watch) => reload(serin.reloader(), watch.as_mut(), "the file changed").await,
+            () = changed(&mut watch) => reload(serin.reloader(), "its files changed").await,
+            Ok(()) = files.changed() => follow(watch.as_mut(), &files.borrow_and_update()),
         }
     }
     tracing::info!(
@@ -92,7 +94,7 @@ async fn run(args: &ServeArgs, passed: systemd::Passed) -> Result<(), AppError> 
 fn read_and_watch(file: &Path) -> Result<(Loaded, Option<config::Watch>), AppError> {
     let read = || config::load(file).map_err(AppError::Config);
     // Which files there are is known only when they are read.
-    let files = read()?.to_watch();
+    let files = read()?.files;
     let unwatched = |error: &(dyn std::error::Error + 'static)| {
         tracing::warn!(error, "changes of the file are not noticed; reload with SIGHUP");
     };
@@ -101,7 +103,7 @@ fn read_and_watch(file: &Path) -> Result<(Loaded, Option<config::Watch>), AppErr
         .ok();
     let loaded = read()?;
     if let Some(watch) = &mut watch
-        && let Err(error) = watch.also(&loaded.to_watch())
+        && let Err(error) = watch.follow(&loaded.files)
     {
         unwatched(&error);
     }
@@ -169,37 +171,30 @@ async fn changed(watch: &mut Option<config::Watch>) {
     }
 }
 
-async fn reload(reload: &Reload, watch: Option<&mut config::Watch>, why: &str) {
+fn follow(watch: Option<&mut config::Watch>, files: &[PathBuf]) {
+    if let Some(watch) = watch
+        && let Err(error) = watch.follow(files)
+    {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "not every file is watched; reload with SIGHUP"
+        );
+    }
+}
+
+async fn reload(reload: &Reload, why: &str) {
     systemd::reloading();
-    take(reload, watch, why).await;
+    take(reload, why).await;
     systemd::ready();
 }
 
-async fn take(reload: &Reload, watch: Option<&mut config::Watch>, why: &str) {
+async fn take(reload: &Reload, why: &str) {
     match reload.from_file().await {
         Ok(reloaded) => {
             for warning in &reloaded.warnings {
                 tracing::warn!("{warning}");
             }
-            if let Some(watch) = watch
-                && let Err(error) = watch.also(&reloaded.watched)
-            {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "not every file is watched; reload with SIGHUP"
-                );
-            }
-            let changes: Vec<&str> = reloaded
-                .changes
-                .iter()
-                .map(|change| change.text.as_str())
-                .collect();
-            let what = if changes.is_empty() {
-                "nothing that acts changed".to_owned()
-            } else {
-                changes.join("; ")
-            };
-            tracing::info!("configuration reloaded ({why}): {what}");
+            tracing::info!("configuration reloaded ({why}): {}", reloaded.words());
         }
         Err(problems) => report(&problems, why),
     }

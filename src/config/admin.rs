@@ -7,6 +7,7 @@ use super::listener::socket_address;
 use super::secret::Redacted;
 use super::tls::TlsConfig;
 use crate::model::{ServiceName, Span};
+use rustls_pki_types::ServerName;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
@@ -21,6 +22,9 @@ pub(super) struct AdminConfig {
     /// Absent: nobody may change anything over TCP.
     #[serde(default)]
     tokens: Vec<Located<TokenConfig>>,
+    /// Names that requests over plain HTTP may call it by. Absent: only IP addresses and `localhost`.
+    #[serde(default)]
+    hosts: Vec<Located<String>>,
     /// Absent: off loopback TLS is required.
     #[serde(default)]
     insecure: bool,
@@ -173,8 +177,36 @@ pub(super) fn compile(config: Option<&AdminConfig>, services: &[ServiceName], cx
         address,
         socket: cx.resolve(config.socket.as_deref().unwrap_or("serin.sock")),
         tokens,
+        hosts: config
+            .hosts
+            .iter()
+            .filter_map(|host| host_name(host, cx))
+            .collect(),
         insecure: config.insecure,
         tls: config.tls.as_ref().map(|tls| tls.compile("admin.tls", cx)),
+    }
+}
+
+/// A name that others cannot make their own: a whole one, without a port.
+fn host_name(Located { path, value }: &Located<String>, cx: &mut Cx) -> Option<String> {
+    match ServerName::try_from(value.as_str()) {
+        Ok(ServerName::DnsName(name)) => Some(name.as_ref().to_ascii_lowercase()),
+        Ok(_) => {
+            cx.error(
+                path,
+                format!("`{value}` is an address, and any address is taken as it is"),
+                "remove it; only names stand here",
+            );
+            None
+        }
+        Err(_) => {
+            cx.error(
+                path,
+                format!("`{value}` is not a host name"),
+                "write the whole name without a port, for example serin.internal",
+            );
+            None
+        }
     }
 }
 

@@ -290,6 +290,8 @@ pub struct Admin {
     pub socket: PathBuf,
     /// Who may do what over TCP.
     pub tokens: Vec<Token>,
+    /// Names besides IP addresses and `localhost` that requests over plain HTTP may call it by, in lower case.
+    pub hosts: Vec<String>,
     /// Plain HTTP off loopback was asked for.
     pub insecure: bool,
     /// What TLS is served with; none: plain HTTP.

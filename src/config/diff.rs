@@ -4,6 +4,8 @@
 
 use super::compiled::{Config, Service};
 use crate::model::ServiceName;
+use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// What is different in a new configuration.
 #[expect(
@@ -30,6 +32,8 @@ pub struct Diff {
     pub telemetry: bool,
     /// The store's path or retention.
     pub state: bool,
+    /// Keys outside services and templates that are not written as they were.
+    pub keys: Vec<String>,
 }
 
 /// What is different in one service.
@@ -49,12 +53,52 @@ pub struct ServiceDiff {
     pub plan: bool,
     /// Anything else: takes effect at once.
     pub rest: bool,
+    /// Keys of the service that are not written as they were.
+    pub keys: Vec<String>,
+}
+
+impl ServiceDiff {
+    /// What is different, for a log line. The blocks `stable` and `canary` act, and who acts says what was done.
+    pub fn words(&self) -> Option<String> {
+        let mut words: Vec<&str> = self.keys.iter().map(String::as_str).collect();
+        words.retain(|key| !["stable", "canary", "strategy"].contains(key));
+        match (self.plan, self.keys.iter().any(|key| key == "strategy")) {
+            (true, true) => words.push("strategy (for the next rollout)"),
+            (true, false) => words.push("analysis templates of the strategy (for the next rollout)"),
+            (false, true) => words.push("strategy, which means the same"),
+            (false, false) => {}
+        }
+        if words.is_empty() && self.rest {
+            words.push("a secret");
+        }
+        (!words.is_empty()).then(|| format!("changed: {}", words.join(", ")))
+    }
 }
 
 impl Diff {
     /// Whether nothing is different.
     pub fn is_empty(&self) -> bool {
         *self == Diff::default()
+    }
+
+    /// What is different outside services, for a log line.
+    pub fn words(&self) -> Vec<String> {
+        let template = |name: &String, what: &str| format!("analysis template `{name}` {what}");
+        let mut words: Vec<String> = self.keys.iter().map(|key| format!("`{key}` changed")).collect();
+        if self.admin && !self.keys.iter().any(|key| key == "admin") {
+            words.push("a token of `admin` changed".to_owned());
+        }
+        words.extend(
+            self.templates_changed
+                .iter()
+                .map(|name| template(name, "changed")),
+        );
+        words.extend(
+            self.templates_removed
+                .iter()
+                .map(|name| template(name, "removed")),
+        );
+        words
     }
 
     /// What only a restart can bring about: addresses and files that are open.
@@ -85,12 +129,14 @@ impl Diff {
 
 /// What `new` would change.
 pub fn diff(old: &Config, new: &Config) -> Diff {
+    let config = new;
     let names =
         |config: &Config| -> Vec<ServiceName> { config.services.iter().map(|s| s.name.clone()).collect() };
     let (old_names, new_names) = (names(old), names(new));
     let both = new.services.iter().filter_map(|new| {
-        let old = old.service(new.name.as_str())?;
-        service(old, new)
+        let was = old.service(new.name.as_str())?;
+        let keys = differing(written(old, &new.name), written(config, &new.name));
+        service(was, new, keys)
     });
     Diff {
         services_added: new_names
@@ -120,7 +166,35 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         admin: format!("{:?}", old.admin) != format!("{:?}", new.admin) || hashes(old) != hashes(new),
         telemetry: old.telemetry != new.telemetry,
         state: old.state != new.state,
+        keys: differing(old.redacted_json(), new.redacted_json())
+            .into_iter()
+            .filter(|key| !["services", "analysisTemplates"].contains(&key.as_str()))
+            .collect(),
     }
+}
+
+/// The keys of two maps under which not the same is written.
+fn differing(old: &Value, new: &Value) -> Vec<String> {
+    let keys = |map: &Value| -> BTreeSet<String> {
+        map.as_object()
+            .into_iter()
+            .flat_map(|map| map.keys().cloned())
+            .collect()
+    };
+    keys(old)
+        .union(&keys(new))
+        .filter(|key| old.get(key) != new.get(key))
+        .cloned()
+        .collect()
+}
+
+/// How a service is written.
+fn written<'a>(config: &'a Config, name: &ServiceName) -> &'a Value {
+    let services = config.redacted_json().get("services").and_then(Value::as_array);
+    let named = |service: &&Value| service.get("name").and_then(Value::as_str) == Some(name.as_str());
+    services
+        .and_then(|services| services.iter().find(named))
+        .unwrap_or(&Value::Null)
 }
 
 /// Tokens show no hash, so a changed secret would look the same.
@@ -128,7 +202,7 @@ fn hashes(config: &Config) -> Vec<[u8; 32]> {
     config.admin.tokens.iter().map(|token| token.hash.0).collect()
 }
 
-fn service(old: &Service, new: &Service) -> Option<ServiceDiff> {
+fn service(old: &Service, new: &Service, keys: Vec<String>) -> Option<ServiceDiff> {
     // Patterns do not compare, their text does; secrets have no text.
     let rest = |service: &Service| {
         let Service {
@@ -151,6 +225,7 @@ fn service(old: &Service, new: &Service) -> Option<ServiceDiff> {
         canary: old.canary != new.canary,
         plan: old.plan != new.plan || old.templates != new.templates,
         rest: rest(old) != rest(new),
+        keys,
     };
     (diff.stable || diff.canary || diff.plan || diff.rest).then_some(diff)
 }
@@ -178,11 +253,16 @@ mod tests {
         let changed = |from: &str, to: &str| diff(&read(A), &read(&A.replace(from, to)));
         let one = |diff: Diff| diff.services_changed.into_iter().next().unwrap();
         let d = one(changed("9001", "9002"));
+        assert_eq!(d.words(), None, "who acts on it says so");
         assert_eq!((d.stable, d.canary, d.plan), (true, false, false));
         let d = one(changed("one-one-one", "two-two-two"));
         assert_eq!((d.stable, d.canary, d.plan, d.rest), (false, false, false, true));
+        assert_eq!(d.words().unwrap(), "changed: a secret");
+        let d = one(changed("header: x", "header: y"));
+        assert_eq!(d.words().unwrap(), "changed: sticky");
         let d = one(changed("  sticky", "  strategy: {immediate: {}}\n  sticky"));
         assert_eq!((d.stable, d.plan, d.rest), (false, true, false));
+        assert_eq!(d.words().unwrap(), "changed: strategy (for the next rollout)");
         let d = changed("name: a", "name: b");
         assert_eq!(
             (
@@ -202,6 +282,10 @@ mod tests {
             "analysisTemplates: [{name: t, metrics: [{name: m, provider: {serin: {metric: errorRate}}}]}]\n";
         let with = read(&format!("{A}{template}"));
         assert_eq!(diff(&with, &read(A)).templates_removed, ["t"]);
-        assert_eq!(diff(&read(A), &with).templates_changed, ["t"]);
+        let d = diff(&read(A), &with);
+        assert_eq!(d.templates_changed, ["t"]);
+        assert_eq!(d.words(), ["analysis template `t` changed"]);
+        let d = diff(&read(A), &read(&format!("{A}dns: {{timeout: 1s}}\n")));
+        assert_eq!(d.words(), ["`dns` changed"]);
     }
 }

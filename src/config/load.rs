@@ -30,18 +30,9 @@ pub struct Loaded {
     pub config: Arc<Config>,
     /// What is legal and probably not meant.
     pub warnings: Vec<Problem>,
-    /// Every file that was read: the configuration, what it includes, secrets.
+    /// What [`super::Watch`] has to watch: the configuration, what it includes, the patterns that may name more, secrets,
+    /// certificates.
     pub files: Vec<PathBuf>,
-    /// Directories in which `include` looks for files.
-    pub directories: Vec<PathBuf>,
-}
-
-impl Loaded {
-    /// What [`super::Watch`] has to watch: the files, and the directories where more may appear.
-    pub fn to_watch(&self) -> Vec<PathBuf> {
-        let more = self.directories.iter().map(|directory| directory.join("*"));
-        self.files.iter().cloned().chain(more).collect()
-    }
 }
 
 /// The main file.
@@ -102,12 +93,20 @@ pub fn load(path: &Path) -> Result<Loaded, Vec<Problem>> {
 
 /// [`load`] with another environment.
 pub fn load_with(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Vec<Problem>> {
+    load_files(path, env, &mut Vec::new())
+}
+
+/// [`load`] that tells which files there are ([`Loaded::files`]) also when they cannot be used: who mends one of them wants
+/// them read again.
+pub fn load_noting(path: &Path, files: &mut Vec<PathBuf>) -> Result<Loaded, Vec<Problem>> {
+    load_files(path, &|name| std::env::var(name).ok(), files)
+}
+
+fn load_files(path: &Path, env: Env<'_>, files: &mut Vec<PathBuf>) -> Result<Loaded, Vec<Problem>> {
     let name = path.display().to_string();
+    files.push(path.to_owned());
     let text = read(path, &name).map_err(|problem| vec![problem])?;
-    let base = directory(path);
-    let mut loaded = load_text(&text, &name, &base, env)?;
-    loaded.files.insert(0, path.to_owned());
-    Ok(loaded)
+    load_all(&text, &name, &directory(path), env, files)
 }
 
 fn directory(path: &Path) -> PathBuf {
@@ -134,6 +133,16 @@ pub fn load_text(
     name: &str,
     base: &Path,
     env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Loaded, Vec<Problem>> {
+    load_all(text, name, base, env, &mut Vec::new())
+}
+
+fn load_all(
+    text: &str,
+    name: &str,
+    base: &Path,
+    env: Env<'_>,
+    watched: &mut Vec<PathBuf>,
 ) -> Result<Loaded, Vec<Problem>> {
     if text.len() > MAX_BYTES {
         return Err(vec![Problem::of_file(
@@ -222,12 +231,9 @@ pub fn load_text(
             }
         }
     }
-    let directories = main
-        .include
-        .iter()
-        .map(|pattern| directory(&base.join(&pattern.value)))
-        .collect();
-    finish(config, files, read_files, directories)
+    watched.append(&mut read_files);
+    watched.extend(main.include.iter().map(|pattern| base.join(&pattern.value)));
+    finish(config, files, watched)
 }
 
 /// The one document of a file. A whole Argo manifest is taken apart instead.
@@ -446,13 +452,17 @@ fn matching_files(base: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
         .filter_map(Result::ok)
         .filter(|entry| {
             let name = entry.file_name();
-            let name = name.to_string_lossy();
-            !name.starts_with('.') && wildcard(last.as_bytes(), name.as_bytes())
+            is_named(last.as_bytes(), name.as_encoded_bytes())
         })
         .map(|entry| folder.join(entry.file_name()))
         .collect();
     found.sort();
     Ok(found)
+}
+
+/// Whether a pattern names a file. Hidden ones only by name.
+pub(super) fn is_named(pattern: &[u8], name: &[u8]) -> bool {
+    pattern == name || !name.starts_with(b".") && wildcard(pattern, name)
 }
 
 /// `*` is any text, `?` any byte. Linear but for one step back to the last `*`.
@@ -635,27 +645,21 @@ fn check_addresses(
     }
 }
 
-fn finish(
-    config: Config,
-    files: Vec<File>,
-    mut read_files: Vec<PathBuf>,
-    directories: Vec<PathBuf>,
-) -> Result<Loaded, Vec<Problem>> {
+fn finish(config: Config, files: Vec<File>, watched: &mut Vec<PathBuf>) -> Result<Loaded, Vec<Problem>> {
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     for mut file in files {
         hide_environment(&file.root, &mut file.cx.problems);
         hide_environment(&file.root, &mut file.cx.warnings);
         problems.append(&mut file.cx.problems);
         warnings.append(&mut file.cx.warnings);
-        read_files.append(&mut file.cx.read);
+        watched.append(&mut file.cx.read);
     }
     if problems.is_empty() {
         warnings.sort_by(Problem::reading_order);
         return Ok(Loaded {
             config: Arc::new(config),
             warnings,
-            files: read_files,
-            directories,
+            files: watched.clone(),
         });
     }
     problems.sort_by(Problem::reading_order);

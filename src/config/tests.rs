@@ -659,6 +659,7 @@ fn files_that_are_included_count_as_one_configuration() {
             main.clone(),
             team.join("b.yaml"),
             team.join("t.yaml"),
+            team.join("*.yaml"),
             team.join("secret")
         ]
     );
@@ -766,6 +767,23 @@ fn the_admin_address_off_loopback_needs_a_word() {
         faults(&format!("{MINIMAL}admin: {{address: '127.0.0.1:8080'}}\n"))
             .contains("is taken by the listener")
     );
+}
+
+#[test]
+fn further_names_of_the_admin_address_are_whole_names() {
+    let at = |hosts: &str| format!("{MINIMAL}admin: {{hosts: [{hosts}]}}\n");
+    assert_eq!(
+        good(&at("Serin.Internal, serin")).admin.hosts,
+        ["serin.internal", "serin"]
+    );
+    for (bad, what) in [
+        ("'serin.internal:9900'", "is not a host name"),
+        ("'*.internal'", "is not a host name"),
+        ("10.0.0.7", "is an address"),
+    ] {
+        let said = faults(&at(&format!("serin, {bad}")));
+        assert!(said.contains("admin.hosts[1]") && said.contains(what), "{said}");
+    }
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! Notices that a configuration's files have changed.
 //!
 //! Directories are watched, not files: editors and Kubernetes replace files by renaming, and a watch on a file would
-//! follow the old one. What changed is not asked: whoever listens loads again and compares.
+//! follow the old one. Of what happens there only that counts which a configuration is made of: its files, whatever
+//! `include` would name, and every link on the way to one of them (`..data` is what Kubernetes swaps). What changed is not
+//! asked: whoever listens loads again and compares.
 
+use super::load::is_named;
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use std::{
-    collections::BTreeSet,
-    ffi::OsString,
+    collections::{BTreeSet, VecDeque},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -31,8 +33,8 @@ pub struct WatchError {
 pub struct Watch {
     watcher: RecommendedWatcher,
     watched: BTreeSet<PathBuf>,
-    /// Names of the files themselves: what else lies in their directories (the store!) is nobody's business.
-    names: Arc<Mutex<BTreeSet<OsString>>>,
+    /// What counts: what else lies in the directories (the store!) is nobody's business.
+    files: Arc<Mutex<BTreeSet<PathBuf>>>,
     events: mpsc::Receiver<()>,
 }
 
@@ -41,8 +43,8 @@ impl Watch {
     pub fn new(files: &[PathBuf]) -> Result<Watch, WatchError> {
         // One place: a change that is already waiting to be told needs no second one.
         let (sender, events) = mpsc::channel(1);
-        let names: Arc<Mutex<BTreeSet<OsString>>> = Arc::default();
-        let known = Arc::clone(&names);
+        let ours: Arc<Mutex<BTreeSet<PathBuf>>> = Arc::default();
+        let known = Arc::clone(&ours);
         let handler = move |event: notify::Result<Event>| {
             let known = known.lock().unwrap_or_else(PoisonError::into_inner);
             if event.map_or(true, |event| is_change(&event, &known)) {
@@ -57,35 +59,38 @@ impl Watch {
         let mut watch = Watch {
             watcher,
             watched: BTreeSet::new(),
-            names,
+            files: ours,
             events,
         };
-        watch.also(files)?;
+        watch.follow(files)?;
         Ok(watch)
     }
 
-    /// Watches more directories, after a reload that included other files. Old ones stay watched.
-    pub fn also(&mut self, files: &[PathBuf]) -> Result<(), WatchError> {
-        let names = files
+    /// Watches these files from now on, and no others: after a reload that has read others. Directories stay watched. One
+    /// that cannot be watched is told when all others are.
+    pub fn follow(&mut self, files: &[PathBuf]) -> Result<(), WatchError> {
+        let files: BTreeSet<PathBuf> = files.iter().flat_map(|file| way(file)).collect();
+        let directories: BTreeSet<PathBuf> = files
             .iter()
-            .filter_map(|file| file.file_name())
-            .map(OsString::from);
-        self.names
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(names);
-        for directory in directories(files) {
+            .filter_map(|file| file.parent().map(Path::to_owned))
+            .collect();
+        *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
+        let mut result = Ok(());
+        for directory in directories {
             if self.watched.contains(&directory) {
                 continue;
             }
-            let watched = self.watcher.watch(&directory, RecursiveMode::NonRecursive);
-            watched.map_err(|source| WatchError {
-                directory: directory.display().to_string(),
-                source,
-            })?;
-            self.watched.insert(directory);
+            match self.watcher.watch(&directory, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.watched.insert(directory);
+                }
+                Err(source) => {
+                    let directory = directory.display().to_string();
+                    result = Err(WatchError { directory, source });
+                }
+            }
         }
-        Ok(())
+        result
     }
 
     /// Waits until something has changed and [`DEBOUNCE`] has passed without another change. `None`: the watch is dead.
@@ -105,38 +110,55 @@ impl Watch {
 
 /// Whether a configuration may have changed. Reading is no change (loading reads), and neither is what happens to
 /// files that are no part of it, such as the store's.
-fn is_change(event: &Event, names: &BTreeSet<OsString>) -> bool {
+fn is_change(event: &Event, files: &BTreeSet<PathBuf>) -> bool {
     // Closing a file after writing is the one kind of access that changes it.
     let closed = EventKind::Access(notify::event::AccessKind::Close(notify::event::AccessMode::Write));
     let written = event.kind == closed || !event.kind.is_access();
-    let ours = |path: &PathBuf| {
-        let Some(name) = path.file_name() else { return true };
-        let yaml = path
-            .extension()
-            .is_some_and(|extension| extension == "yaml" || extension == "yml");
-        // `..data` is what Kubernetes swaps.
-        yaml || names.contains(name) || name.to_string_lossy().starts_with("..")
-    };
-    written && (event.paths.is_empty() || event.paths.iter().any(ours))
+    written && (event.paths.is_empty() || event.paths.iter().any(|path| counts(path, files)))
 }
 
-/// The directories of files and, where a file or its directory is a symlink, of what it leads to: Kubernetes swaps
-/// `..data` in the directory itself, others swap the target.
-fn directories(files: &[PathBuf]) -> BTreeSet<PathBuf> {
-    let parent = |path: &Path| match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        Some(_) | None => PathBuf::from("."),
+/// Whether a path is one of these, matches a pattern among them, or is a directory on the way to one.
+fn counts(path: &Path, files: &BTreeSet<PathBuf>) -> bool {
+    let matches = |file: &PathBuf| {
+        let (Some(pattern), Some(name)) = (file.file_name(), path.file_name()) else {
+            return false;
+        };
+        let (pattern, name) = (pattern.as_encoded_bytes(), name.as_encoded_bytes());
+        file.parent() == path.parent() && is_named(pattern, name) || file.starts_with(path)
     };
-    let mut found = BTreeSet::new();
-    for file in files {
-        found.insert(parent(file));
-        if let Ok(real) = file.canonicalize() {
-            let directory = parent(&real);
-            if parent(file).canonicalize().ok().as_ref() != Some(&directory) {
-                found.insert(directory);
+    files.contains(path) || files.iter().any(matches)
+}
+
+/// A file's place, and that of every link on the way to what is read in the end: who swaps one of them changes the file.
+/// The directory of each is spelled in one way only, as the kernel knows one watch for it.
+fn way(file: &Path) -> Vec<PathBuf> {
+    // As many as the kernel follows.
+    let mut links = 40;
+    let whole = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let parts = |path: &Path| -> VecDeque<PathBuf> {
+        path.components()
+            .map(|part| PathBuf::from(part.as_os_str()))
+            .collect()
+    };
+    let (mut found, mut at, mut left) = (Vec::new(), PathBuf::new(), parts(&whole));
+    while let Some(part) = left.pop_front() {
+        if part == Path::new("..") {
+            at.pop();
+            continue;
+        }
+        let place = at.join(part);
+        match std::fs::read_link(&place) {
+            Ok(target) if links > 0 => {
+                links -= 1;
+                found.push(place);
+                let mut target = parts(&target);
+                target.append(&mut left);
+                left = target;
             }
+            Ok(_) | Err(_) => at = place,
         }
     }
+    found.push(at);
     found
 }
 
@@ -182,11 +204,13 @@ mod tests {
             "reading is none"
         );
 
-        fs::write(folder.path().join("serin.db-wal"), "x").unwrap();
-        assert!(
-            tokio::time::timeout(DEBOUNCE * 3, watch.changed()).await.is_err(),
-            "the store is no configuration"
-        );
+        for other in ["serin.db-wal", "other.yaml", "..else", ".serin.yaml.swp"] {
+            fs::write(folder.path().join(other), "x").unwrap();
+            assert!(
+                tokio::time::timeout(DEBOUNCE * 3, watch.changed()).await.is_err(),
+                "{other} is no part of it"
+            );
+        }
 
         let other = folder.path().join(".tmp");
         fs::write(&other, "b").unwrap();
@@ -196,7 +220,52 @@ mod tests {
         assert!(told(&mut watch).await, "a removal");
     }
 
-    #[cfg(unix)]
+    #[tokio::test]
+    async fn what_a_pattern_would_name_is_told_and_what_is_followed_no_more_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, teams) = (folder.path().join("serin.yaml"), folder.path().join("conf.d"));
+        fs::create_dir(&teams).unwrap();
+        fs::write(&file, "a").unwrap();
+        let mut watch = Watch::new(&[file.clone(), teams.join("*.yaml")]).unwrap();
+        settle(&mut watch).await;
+        for other in ["a.yml", ".a.yaml"] {
+            fs::write(teams.join(other), "x").unwrap();
+        }
+        let quiet = tokio::time::timeout(DEBOUNCE * 3, watch.changed()).await;
+        assert!(quiet.is_err(), "neither is included");
+        fs::write(teams.join("a.yaml"), "x").unwrap();
+        assert!(told(&mut watch).await, "a new file");
+        watch
+            .follow(&[file, folder.path().join("conf.d/../else")])
+            .unwrap();
+        settle(&mut watch).await;
+        fs::write(teams.join("a.yaml"), "x").unwrap();
+        let quiet = tokio::time::timeout(DEBOUNCE * 3, watch.changed()).await;
+        assert!(quiet.is_err(), "nothing is included any more");
+        fs::write(folder.path().join("else"), "x").unwrap();
+        assert!(told(&mut watch).await, "however its directory is spelled");
+    }
+
+    #[tokio::test]
+    async fn a_swap_of_a_link_anywhere_on_the_way_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for release in ["1", "2"] {
+            fs::create_dir_all(root.join("releases").join(release)).unwrap();
+            fs::write(root.join("releases").join(release).join("serin.yaml"), release).unwrap();
+        }
+        fs::create_dir(root.join("etc")).unwrap();
+        std::os::unix::fs::symlink("releases/1", root.join("current")).unwrap();
+        std::os::unix::fs::symlink(root.join("current/serin.yaml"), root.join("etc/serin.yaml")).unwrap();
+        let path = root.join("etc/serin.yaml");
+        let mut watch = Watch::new(std::slice::from_ref(&path)).unwrap();
+        settle(&mut watch).await;
+        std::os::unix::fs::symlink("releases/2", root.join("next")).unwrap();
+        fs::rename(root.join("next"), root.join("current")).unwrap();
+        assert!(told(&mut watch).await);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "2");
+    }
+
     #[tokio::test]
     async fn a_kubernetes_swap_of_the_data_directory_is_told() {
         let folder = tempfile::tempdir().unwrap();

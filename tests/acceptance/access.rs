@@ -183,11 +183,12 @@ fn a_secret_that_is_rotated_is_taken_and_the_old_one_refused() {
 fn a_foreign_host_is_refused_and_secrets_are_shown_nowhere() {
     let v1 = Upstream::start("v1");
     let serin = serin(&v1);
-    let (status, head, _) = crate::support::exchange(
+    let (status, head, said) = crate::support::exchange(
         serin.admin,
         "GET /v1/services HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n",
     );
     assert_eq!(status, 421, "{head}");
+    assert!(said.contains("`admin.hosts`"), "{said}");
     for path in [
         "/v1/config",
         "/v1/services",
@@ -198,4 +199,32 @@ fn a_foreign_host_is_refused_and_secrets_are_shown_nowhere() {
         assert!(!body.contains("secret-of-"), "{path}: {body}");
     }
     assert!(!serin.log().contains("secret-of-"));
+}
+
+#[test]
+fn the_names_of_the_configuration_are_taken_as_its_own_and_follow_a_reload() {
+    let v1 = Upstream::start("v1");
+    let with = |hosts: &str| {
+        format!(
+            "listeners: [{{name: web, address: \"127.0.0.1:0\"}}]\nadmin: {{address: \"127.0.0.1:0\", hosts: [{hosts}]}}\n\
+             services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}}}]\n",
+            v1.url()
+        )
+    };
+    let serin = Serin::start_with(&with("serin.internal"));
+    let called = |host: &str| {
+        let request = format!("GET /v1/services HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        crate::support::exchange(serin.admin, &request).0
+    };
+    assert_eq!(
+        (called("serin.internal"), called("SERIN.internal:9900")),
+        (200, 200)
+    );
+    assert_eq!((called("a.serin.internal"), called("ops.internal")), (421, 421));
+    serin.rewrite(&with("ops.internal"));
+    crate::support::wait_for("the new name", std::time::Duration::from_secs(20), || {
+        (called("ops.internal") == 200).then_some(())
+    });
+    assert_eq!(called("serin.internal"), 421);
+    assert!(serin.log().contains("`admin` changed"), "{}", serin.log());
 }

@@ -94,6 +94,59 @@ fn a_swap_of_kubernetes_links_is_noticed() {
 }
 
 #[test]
+fn only_its_own_files_are_read_again_and_the_log_says_of_which_service_what_changed() {
+    let a = Upstream::start("a");
+    let service = |name: &str, more: &str| {
+        format!(
+            "services: [{{name: {name}, match: [{{path: {{prefix: /{name}}}}}], stable: {{version: v1, endpoints: [\"{}\"]}}{more}}}]\n",
+            a.url()
+        )
+    };
+    let main = format!("{HEAD}include: [conf.d/*.yaml]\n{}", service("shop", ""));
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("serin.yaml"), &main).unwrap();
+    std::fs::write(folder.path().join("token"), "secret-token\n").unwrap();
+    std::fs::create_dir(folder.path().join("conf.d")).unwrap();
+    std::fs::write(folder.path().join("conf.d/team.yaml"), service("team", "")).unwrap();
+    let serin = Serin::run_in(folder, &[]);
+    let said = |line: &str| {
+        wait_for(line, Duration::from_secs(20), || {
+            serin.log().contains(line).then_some(())
+        });
+    };
+    for other in [
+        "other.yaml",
+        "serin.yaml.orig",
+        "conf.d/.team.yaml",
+        "conf.d/team.yml",
+    ] {
+        std::fs::write(serin.file(other), "not: [ours\n").unwrap();
+    }
+    // Comes after those, so that whatever they would have done is done.
+    std::fs::write(
+        serin.file("conf.d/team.yaml"),
+        service("team", ", timeouts: {connect: 2s}, sticky: {header: x}"),
+    )
+    .unwrap();
+    said("configuration reloaded (its files changed): `team`: changed: sticky, timeouts");
+    assert_eq!(
+        serin.log().matches("configuration reloaded").count(),
+        1,
+        "{}",
+        serin.log()
+    );
+    assert!(!serin.log().contains("not reloaded"), "{}", serin.log());
+
+    // A file that is new and cannot be used is mended, and read again though it was never taken.
+    std::fs::write(serin.file("extra.part"), "services: [{nam: extra}]\n").unwrap();
+    serin.rewrite(&main.replace("[conf.d/*.yaml]", "[conf.d/*.yaml, extra.part]"));
+    said("extra.part:1");
+    std::fs::write(serin.file("extra.part"), service("extra", "")).unwrap();
+    said("`include` changed");
+    said("`extra`: added");
+}
+
+#[test]
 fn a_hangup_reloads() {
     let a = Upstream::start("a");
     let serin = Serin::start_with(&configuration(&a.url()));

@@ -308,7 +308,8 @@ fn hasty() -> SocketAddr {
             let Ok(mut stream) = stream else { return };
             let idle = Duration::from_millis(1 + number * 7 % 40);
             std::thread::spawn(move || {
-                stream.set_read_timeout(Some(idle)).unwrap();
+                // A request is on its way when somebody connects; only then it is idle.
+                stream.set_read_timeout(Some(SOON)).unwrap();
                 let mut head = [0; 4096];
                 // A GET is one segment, and the next comes when this one is answered.
                 while matches!(stream.read(&mut head), Ok(read) if head[..read].ends_with(b"\r\n\r\n")) {
@@ -316,6 +317,7 @@ fn hasty() -> SocketAddr {
                     if stream.write_all(answer).is_err() {
                         return;
                     }
+                    stream.set_read_timeout(Some(idle)).unwrap();
                 }
             });
         }

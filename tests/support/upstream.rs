@@ -25,7 +25,7 @@ use tokio::{
 };
 
 /// How long an unanswered upstream lives when a test hangs.
-const LONGEST: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// A running copy. Ends, listener and connections, when it is dropped.
 pub struct Upstream {
