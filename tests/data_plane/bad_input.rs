@@ -10,23 +10,41 @@ use crate::support::{
     raw::{Next, RawClient, RawUpstream, Seen, fields, ok},
     wait_for,
 };
-use std::{io::Write, net::TcpStream, time::Duration};
+use std::{collections::BTreeMap, io::Write, net::TcpStream, time::Duration};
 
 const MIB: u64 = 1 << 20;
 const LONG: Duration = Duration::from_secs(20);
 
 /// One request case.
 #[derive(Debug)]
-struct Case {
-    name: String,
-    h2: bool,
-    bytes: Vec<u8>,
-    allowed: Vec<String>,
+pub(super) struct Case {
+    pub(super) name: String,
+    pub(super) class: String,
+    pub(super) h2: bool,
+    pub(super) bytes: Vec<u8>,
+    /// What the client sends when it has been told to go on.
+    pub(super) later: &'static [u8],
+    /// The body never ends: neither by its length nor by the client's word.
+    pub(super) goes_on: bool,
+    /// The upstream's own answer is an error.
+    pub(super) answered_so: bool,
+    pub(super) allowed: Vec<String>,
 }
 
 impl Case {
-    fn allows(&self, outcome: &str) -> bool {
+    pub(super) fn allows(&self, outcome: &str) -> bool {
         self.allowed.iter().any(|allowed| allowed.starts_with(outcome))
+    }
+
+    /// Whether it is about a deadline or a size that is met sooner under [`TIGHT`].
+    pub(super) fn needs_short_limits(&self) -> bool {
+        [
+            "idle_keepalive_closed",
+            "body_over_limit_chunked",
+            "h2_slow_window",
+            "chunk_trailer_then_junk",
+        ]
+        .contains(&self.name.as_str())
     }
 }
 
@@ -34,7 +52,7 @@ fn file() -> serde_json::Value {
     serde_json::from_str(include_str!("../cases/bad_input.json")).unwrap()
 }
 
-fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     let file = file();
     let one = |case: &serde_json::Value| {
         let text = |key: &str| case[key].as_str().unwrap_or_default();
@@ -42,6 +60,14 @@ fn cases() -> Vec<Case> {
         let allowed = std::iter::once(&case["expected"]).chain(&also);
         Case {
             name: text("name").to_owned(),
+            class: text("class").to_owned(),
+            later: if text("name") == "expect_client_waits" {
+                b"hello"
+            } else {
+                b""
+            },
+            goes_on: text("name") == "early_response_then_pipelined",
+            answered_so: text("name") == "early_response_then_pipelined",
             h2: text("protocol") == "h2c",
             bytes: match (text("raw_hex"), text("raw_python")) {
                 ("", "") => unescape(text("raw")),
@@ -94,7 +120,7 @@ fn evaluate(python: &str) -> Vec<u8> {
     bytes.concat()
 }
 
-fn respond(seen: &Seen, stream: &mut TcpStream) -> Next {
+pub(super) fn respond(seen: &Seen, stream: &mut TcpStream) -> Next {
     match seen.target() {
         "/413" => {
             let _ = stream.write_all(
@@ -116,7 +142,7 @@ fn respond(seen: &Seen, stream: &mut TcpStream) -> Next {
     }
 }
 
-fn start(upstream: &RawUpstream, more: &str) -> Serin {
+pub(super) fn start(upstream: &RawUpstream, more: &str) -> Serin {
     Serin::start_with(&format!(
         "{HEAD}
 services:
@@ -133,7 +159,7 @@ const TIGHT: &str = "
     limits: {body: 500}
     timeouts: {writeStall: 1s, responseHeaders: 1s}";
 
-fn tight(upstream: &RawUpstream) -> Serin {
+pub(super) fn tight(upstream: &RawUpstream) -> Serin {
     let mut configuration = format!(
         "{HEAD}
 services:
@@ -149,17 +175,89 @@ services:
     Serin::start_with(&configuration)
 }
 
-fn rejected(serin: &Serin) -> f64 {
-    serin.metric("serin_http_rejected_total", &[])
+/// How many requests have been refused for each reason.
+pub(super) struct Refusals(BTreeMap<String, u64>);
+
+impl Refusals {
+    pub(super) fn of(serin: &Serin) -> Refusals {
+        let text = serin.metrics();
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with("serin_http_rejected_total{"));
+        let one = |line: &str| {
+            let (_, reason) = line.split_once("reason=\"").unwrap();
+            let (reason, _) = reason.split_once('"').unwrap();
+            (
+                reason.to_owned(),
+                line.rsplit(' ').next().unwrap().parse().unwrap(),
+            )
+        };
+        Refusals(lines.map(one).collect())
+    }
+
+    /// What has been counted since.
+    fn grown(&self, serin: &Serin) -> Vec<(String, u64)> {
+        let now = Refusals::of(serin).0;
+        let before = |reason: &str| self.0.get(reason).copied().unwrap_or_default();
+        let grown = now.into_iter().map(|(reason, count)| {
+            let more = count - before(&reason);
+            (reason, more)
+        });
+        grown.filter(|(_, more)| *more > 0).collect()
+    }
+
+    /// The refusal of this case has been counted, once, for a reason that fits.
+    pub(super) fn must_have_grown(&self, serin: &Serin, case: &Case, outcome: &Outcome) {
+        let name = &case.name;
+        let grown = wait_for(&format!("{name} to be counted as rejected"), LONG, || {
+            Some(self.grown(serin)).filter(|grown| !grown.is_empty())
+        });
+        let fitting = reasons(&case.class, outcome);
+        assert!(
+            grown.iter().all(|(reason, _)| fitting.contains(&reason.as_str())),
+            "{name}: {outcome:?} counted as {grown:?}, not as {fitting:?}"
+        );
+        // In HTTP/2 the library may end the stream for what the door refuses at the same time.
+        let count: u64 = grown.iter().map(|(_, more)| more).sum();
+        let over_http2 = matches!(outcome, Outcome::Error(_));
+        assert!(
+            count == 1 || (over_http2 && count == grown.len() as u64),
+            "{name}: {grown:?}"
+        );
+    }
 }
 
-fn assigned(serin: &Serin) -> f64 {
+pub(super) fn assigned(serin: &Serin) -> f64 {
     serin.metric("serin_split_assignments_total", &[])
+}
+
+/// The label `reason` that a refusal may have: told by its status, and where that is 400 by what the case is about.
+fn reasons(class: &str, outcome: &Outcome) -> &'static [&'static str] {
+    // The libraries refuse broken syntax before the door sees it, and know one reason.
+    let bad: &[&str] = match class {
+        "host confusion" => &["host", "malformed"],
+        "request line" | "path normalisation" => &["target", "malformed"],
+        "incomplete" => &["incomplete", "malformed"],
+        class if class.starts_with("smuggling") => &["framing", "malformed"],
+        _ => &["malformed"],
+    };
+    match outcome {
+        Outcome::Refused(405) => &["method"],
+        Outcome::Refused(408) => &["timeout"],
+        Outcome::Refused(413) => &["body_limit"],
+        Outcome::Refused(414 | 431) => &["header_limit"],
+        Outcome::Refused(417) => &["expectation"],
+        Outcome::Refused(501) => &["framing"],
+        Outcome::Error(End::GoAway(11)) => &["flood"],
+        Outcome::Closed if class == "slow client" => &["timeout"],
+        Outcome::Refused(_) | Outcome::Error(_) | Outcome::Closed => bad,
+        Outcome::Forwarded(_) => &[],
+    }
 }
 
 /// What a client saw of a case.
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+pub(super) enum Outcome {
     /// A refusal, and the end of the connection.
     Refused(u16),
     /// An answer of the upstream.
@@ -181,7 +279,7 @@ fn drive(case: &Case, to: std::net::SocketAddr) -> Outcome {
         "expect_client_waits" => {
             let interim = client.answer("POST").unwrap();
             assert_eq!(interim.status, 100, "{interim:?}");
-            client.send("hello");
+            client.send(case.later);
         }
         _ => {}
     }
@@ -208,7 +306,7 @@ fn drive(case: &Case, to: std::net::SocketAddr) -> Outcome {
         "idle_keepalive_closed" => assert!(client.is_closed()),
         _ => {}
     }
-    if answer.status < 400 || case.name == "early_response_then_pipelined" {
+    if answer.status < 400 || case.answered_so {
         return Outcome::Forwarded(answer.status);
     }
     assert!(
@@ -275,7 +373,7 @@ fn is_allowed(case: &Case, outcome: &Outcome) -> bool {
 }
 
 /// What the strict reader must have seen of a request that may be forwarded in another form.
-fn is_forwarded_as_said(case: &Case, seen: &Seen, peer: &str) {
+pub(super) fn is_forwarded_as_said(case: &Case, seen: &Seen, peer: &str) {
     let body = String::from_utf8_lossy(&seen.body);
     let fine = match case.name.as_str() {
         "cl_two_equal" | "cl_leading_zeros" => seen.all("content-length") == ["5"] && body == "hello",
@@ -316,7 +414,7 @@ fn is_forwarded_as_said(case: &Case, seen: &Seen, peer: &str) {
 
 fn check(case: &Case, serin: &Serin, upstream: &RawUpstream) {
     let before = (
-        rejected(serin),
+        Refusals::of(serin),
         assigned(serin),
         serin.resident(),
         upstream.count(),
@@ -352,9 +450,7 @@ fn check(case: &Case, serin: &Serin, upstream: &RawUpstream) {
         assert_eq!(seen.len(), 1, "{}: {seen:?}", case.name);
         is_forwarded_as_said(case, &seen[0], "127.0.0.1");
     } else {
-        wait_for(&format!("{} to be counted as rejected", case.name), LONG, || {
-            (rejected(serin) > before.0).then_some(())
-        });
+        before.0.must_have_grown(serin, case, &outcome);
     }
     let count = assigned(serin) - before.1;
     #[allow(clippy::cast_precision_loss, reason = "a handful")]
@@ -371,7 +467,7 @@ fn check(case: &Case, serin: &Serin, upstream: &RawUpstream) {
 }
 
 /// An ordinary client's request.
-fn ask(serin: &Serin) -> u16 {
+pub(super) fn ask(serin: &Serin) -> u16 {
     let mut client = RawClient::connect(serin.web);
     client.send("GET /next HTTP/1.1\r\nHost: shop.test\r\n\r\n");
     client.answer("GET").map_or(0, |answer| answer.status)
@@ -393,12 +489,7 @@ fn no_bad_request_gets_through_and_each_is_answered_as_it_must_be() {
     for case in &cases {
         let run = || match case.name.as_str() {
             "slow_reader" => slow_reader(case, &short),
-            "idle_keepalive_closed"
-            | "body_over_limit_chunked"
-            | "h2_slow_window"
-            | "chunk_trailer_then_junk" => {
-                check(case, &short, &upstream);
-            }
+            _ if case.needs_short_limits() => check(case, &short, &upstream),
             _ => check(case, &serin, &upstream),
         };
         // All of them are told, not the first alone.

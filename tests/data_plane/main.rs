@@ -45,6 +45,7 @@ mod support;
 
 mod access_log;
 mod bad_input;
+mod bad_input_http2;
 mod checks;
 mod clients;
 mod clock;

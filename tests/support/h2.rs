@@ -189,6 +189,22 @@ impl H2 {
         self.send(HEADERS, flags, stream, &block(fields))
     }
 
+    /// Sends a header block of any length, in as many frames as it takes.
+    pub fn fields(&mut self, stream: u32, block: &[u8], end: bool) -> bool {
+        let mut pieces = block.chunks(16 * 1024).peekable();
+        let mut first = true;
+        let mut taken = true;
+        while let Some(piece) = pieces.next() {
+            let flags = if pieces.peek().is_none() { END_HEADERS } else { 0 };
+            taken &= if std::mem::take(&mut first) {
+                self.send(HEADERS, flags | if end { END_STREAM } else { 0 }, stream, piece)
+            } else {
+                self.send(CONTINUATION, flags, stream, piece)
+            };
+        }
+        taken
+    }
+
     /// The next frame; none when the connection ends or stays silent for the read timeout.
     pub fn read(&mut self) -> Option<Frame> {
         while self.buffer.len() < 9 || self.buffer.len() < 9 + self.length() {
