@@ -643,6 +643,7 @@ mod tests {
                 query: "up".into(),
                 timeout: None,
                 headers: std::collections::BTreeMap::new(),
+                ca: None,
                 insecure: false,
             });
             spec

@@ -3,7 +3,7 @@
 use super::{args::ArgSpec, judge::JudgeConfig};
 use crate::model::{Role, Span};
 use serde::{Deserialize, Deserializer, Serialize, de};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// A named set of metrics that analyses refer to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -253,6 +253,9 @@ pub struct PrometheusQuery {
         deserialize_with = "headers"
     )]
     pub headers: BTreeMap<String, String>,
+    /// A PEM file with the authorities that may have signed its certificate. Absent: those that the system trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
     /// Accept any certificate. Absent: no.
     #[serde(default)]
     pub insecure: bool,
@@ -283,6 +286,9 @@ pub struct WebQuery {
     /// Absent: 30s.
     #[serde(default, skip_serializing_if = "Option::is_none", alias = "timeoutSeconds")]
     pub timeout: Option<Span>,
+    /// A PEM file with the authorities that may have signed its certificate. Absent: those that the system trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
     /// Accept any certificate. Absent: no.
     #[serde(default)]
     pub insecure: bool,

@@ -113,6 +113,7 @@ impl Observers {
         };
         let collector = Collector {
             endpoint: wanted.endpoint.clone(),
+            roots: wanted.ca.as_ref().map(|ca| Arc::clone(&ca.0)),
             headers: wanted.headers.iter().filter_map(header).collect(),
             service_name: wanted.service_name.clone(),
         };

@@ -131,6 +131,29 @@ impl Client {
         };
         let server = server(target, env::var_os("SERIN_SOCKET").map(PathBuf::from))?;
         let is_https = matches!(&server, Server::Url(url) if url.starts_with("https:"));
+        // The variable may be set for another Serin; the flag is meant for this one.
+        let named = env::var_os("SERIN_CA_FILE")
+            .is_none_or(|set| target.ca_file.as_ref().is_none_or(|file| **file != *set));
+        if let (false, true, Some(file)) = (is_https, named, &target.ca_file) {
+            let (what, mend) = match &server {
+                Server::Url(url) => (
+                    format!(
+                        "--ca-file {} is of no use: {url} is not HTTPS, and nobody shows a certificate there",
+                        file.display()
+                    ),
+                    "write --server https://… if `admin.tls` is set there, or leave --ca-file out".to_owned(),
+                ),
+                Server::Socket(path) => (
+                    format!(
+                        "--ca-file {} is of no use: Serin is asked at its local socket {}",
+                        file.display(),
+                        path.display()
+                    ),
+                    "add --server https://…, or leave --ca-file out".to_owned(),
+                ),
+            };
+            return Err(Failure::new(Exit::Usage, what).hint(mend));
+        }
         let tls = is_https
             .then(|| Tls::new(target.ca_file.as_deref()))
             .transpose()?;

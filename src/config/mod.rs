@@ -55,5 +55,5 @@ pub use strategy::{BUILT_IN_GATE, built_in_gate, default_steps, ensure_judge};
 #[cfg(test)]
 pub(crate) use tls::tests as tls_fixtures;
 pub use tls::{Certificate, CertificateFiles, Tls};
-pub use upstream_tls::{CaFile, UpstreamTls};
+pub use upstream_tls::{CaFile, UpstreamTls, authorities};
 pub use watch::{DEBOUNCE, Watch, WatchError};

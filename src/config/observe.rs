@@ -4,10 +4,12 @@ use super::cx::Cx;
 use super::decode::Located;
 use super::secret::Redacted;
 use super::service::header_name;
+use super::upstream_tls::ca_of;
 use crate::model::Weight;
 use http::{HeaderName, HeaderValue};
+use rustls::RootCertStore;
 use serde::Deserialize;
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 /// One line for each request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub enum LogPath {
 pub struct Otlp {
     /// The whole address that spans are posted to.
     pub endpoint: String,
+    /// Who may have signed its certificate; none: whom this system trusts.
+    pub ca: Option<Authorities>,
     /// Sent along.
     pub headers: Vec<(HeaderName, Redacted)>,
     /// The share of requests without a parent that are traced.
@@ -54,6 +58,18 @@ pub struct Otlp {
     /// The resource's `service.name`.
     pub service_name: String,
 }
+
+/// Authorities as their file held them when the configuration was read.
+#[derive(Debug, Clone)]
+pub struct Authorities(pub Arc<RootCertStore>);
+
+impl PartialEq for Authorities {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.roots == other.0.roots
+    }
+}
+
+impl Eq for Authorities {}
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -98,6 +114,8 @@ struct OtlpConfig {
     /// Sent with every export; for an API key write `${ENV}`. Absent: none.
     #[serde(default)]
     headers: BTreeMap<String, String>,
+    /// PEM: who may have signed its certificate. Absent: the authorities that this system trusts.
+    ca: Option<String>,
 }
 
 pub(super) fn access_log(config: &AccessLogConfig, cx: &mut Cx) -> AccessLog {
@@ -171,7 +189,9 @@ pub(super) fn tracing(config: &TracingConfig, cx: &mut Cx) -> Otlp {
             headers.push((name, Redacted::new(value)));
         }
     }
+    let ca = ca_of(config.otlp.ca.as_deref(), (text, false), "tracing.otlp", cx);
     Otlp {
+        ca: ca.and_then(|ca| ca.read().ok()).map(Authorities),
         endpoint: endpoint.map(whole).unwrap_or_default(),
         headers,
         sample: config.sample_ratio.unwrap_or(Weight::percent(100)),

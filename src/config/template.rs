@@ -3,6 +3,7 @@
 use super::cx::Cx;
 use super::decode::Located;
 use super::units::Share;
+use super::upstream_tls::ca_of;
 use crate::analysis::{
     self, ArgSpec, MetricSpec, OnError, OnNoData, PrometheusQuery, Provider, SerinMetric, SerinQuery,
     Template, WebQuery,
@@ -112,6 +113,8 @@ struct PrometheusConfig {
     /// Absent: none.
     #[serde(default)]
     headers: Headers,
+    /// PEM: who may have signed its certificate. Absent: the authorities that this system trusts.
+    ca: Option<String>,
     /// Absent: false.
     #[serde(default)]
     insecure: bool,
@@ -134,6 +137,8 @@ struct WebConfig {
     /// Absent: 30s.
     #[serde(alias = "timeoutSeconds")]
     timeout: Option<Span>,
+    /// PEM: who may have signed its certificate. Absent: the authorities that this system trusts.
+    ca: Option<String>,
     /// Absent: false.
     #[serde(default)]
     insecure: bool,
@@ -580,11 +585,13 @@ fn prometheus(config: &PrometheusConfig, path: &str, cx: &mut Cx) -> PrometheusQ
     if config.query.trim().is_empty() {
         cx.error(&format!("{path}.query"), "the query is empty", "write PromQL");
     }
+    let asked = (config.address.as_str(), config.insecure);
     PrometheusQuery {
         address: config.address.clone(),
         query: config.query.clone(),
         timeout: config.timeout,
         headers: config.headers.0.clone(),
+        ca: ca_of(config.ca.as_deref(), asked, path, cx).map(|ca| ca.path),
         insecure: config.insecure,
     }
 }
@@ -610,7 +617,9 @@ fn web(config: &WebConfig, path: &str, cx: &mut Cx) -> WebQuery {
             "write for example {$.data.errorRate}",
         );
     }
+    let asked = (config.url.as_str(), config.insecure);
     WebQuery {
+        ca: ca_of(config.ca.as_deref(), asked, path, cx).map(|ca| ca.path),
         url: config.url.clone(),
         method: config.method.clone(),
         headers: config.headers.0.clone(),

@@ -770,6 +770,44 @@ fn the_admin_address_off_loopback_needs_a_word() {
 }
 
 #[test]
+fn the_authorities_of_those_who_are_asked_over_tls_are_read_at_once_and_watched() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("serin.yaml");
+    let provider = |provider: &str| {
+        format!(
+            "{MINIMAL}analysisTemplates: [{{name: t, metrics: [{{name: m, successCondition: 'true', provider: {{{provider}}}}}]}}]\n"
+        )
+    };
+    let said = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        shown(&load_with(&file, &|_| None).unwrap_err())
+    };
+    for (key, text) in [
+        ("web.ca", provider("web: {url: 'https://a.test', ca: no.pem}")),
+        (
+            "prometheus.ca",
+            provider("prometheus: {address: 'https://a.test', query: up, ca: no.pem}"),
+        ),
+        (
+            "tracing.otlp.ca",
+            format!("{MINIMAL}tracing: {{otlp: {{endpoint: 'https://a.test', ca: no.pem}}}}\n"),
+        ),
+    ] {
+        let missing = said(&text);
+        assert!(missing.contains(key) && missing.contains("no.pem"), "{missing}");
+        let plain = said(&text.replace("https:", "http:"));
+        assert!(plain.contains("a ca that is not asked"), "{plain}");
+        let mut files = Vec::new();
+        let _ = super::load_noting(&file, &mut files);
+        assert!(files.iter().any(|file| file.ends_with("no.pem")), "{files:?}");
+    }
+    let both = said(&provider(
+        "web: {url: 'https://a.test', ca: no.pem, insecure: true}",
+    ));
+    assert!(both.contains("remove one of ca and insecure"), "{both}");
+}
+
+#[test]
 fn further_names_of_the_admin_address_are_whole_names() {
     let at = |hosts: &str| format!("{MINIMAL}admin: {{hosts: [{hosts}]}}\n");
     assert_eq!(

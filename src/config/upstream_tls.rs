@@ -9,7 +9,10 @@ use super::tls::{CertificateFiles, read_certificates};
 use rustls::RootCertStore;
 use rustls_pki_types::ServerName;
 use serde::Deserialize;
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -98,22 +101,46 @@ impl CaFile {
             hint: hint.to_owned(),
             ..self.place.clone()
         };
-        let authorities = read_certificates(&self.path).map_err(|(what, hint)| problem(what, hint))?;
-        let mut roots = RootCertStore::empty();
-        for authority in authorities {
-            roots.add(authority).map_err(|error| {
-                let what = format!(
-                    "a certificate in `{}` is no authority: {error}",
-                    self.path.display()
-                );
-                problem(
-                    what,
-                    "name the file with the certificate of whoever signs the endpoints'",
-                )
-            })?;
-        }
+        let roots = authorities(&self.path).map_err(|(what, hint)| problem(what, hint))?;
         Ok(Arc::new(roots))
     }
+}
+
+/// Every authority of a PEM file; at least one. The error is what is wrong, and the mend.
+pub fn authorities(file: &Path) -> Result<RootCertStore, (String, &'static str)> {
+    let mut roots = RootCertStore::empty();
+    for authority in read_certificates(file)? {
+        roots.add(authority).map_err(|error| {
+            (
+                format!("a certificate in `{}` is no authority: {error}", file.display()),
+                "name the file with the certificate of whoever signs the other side's",
+            )
+        })?;
+    }
+    Ok(roots)
+}
+
+/// `ca` of somebody who is asked at `url`. Read at once, so that a fault in it is told before somebody is asked.
+pub(super) fn ca_of(
+    file: Option<&str>,
+    (url, insecure): (&str, bool),
+    path: &str,
+    cx: &mut Cx,
+) -> Option<CaFile> {
+    let path = format!("{path}.ca");
+    let (file, place) = (cx.resolve(file?), cx.here(&path));
+    let unasked = "a ca that is not asked";
+    if insecure {
+        cx.error(&path, unasked, "remove one of ca and insecure");
+    } else if url.starts_with("http://") {
+        cx.error(&path, unasked, "write https:// in the address, or remove ca");
+    }
+    cx.read.push(file.clone());
+    let ca = CaFile { path: file, place };
+    if let Err(problem) = ca.read() {
+        cx.error(&path, problem.what, problem.hint);
+    }
+    Some(ca)
 }
 
 pub(super) fn compile(config: Option<&UpstreamTlsConfig>, path: &str, cx: &mut Cx) -> UpstreamTls {

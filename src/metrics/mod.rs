@@ -21,7 +21,7 @@ pub use evidence::{Evidence, EvidenceCounts, Ticket, Trial, Unit};
 pub use histogram::{BUCKETS, HistogramCells, HistogramSnapshot};
 pub use keys::{KeySet, Keys};
 pub use listener::{ListenerMetrics, Rejection};
-pub use registry::{Registry, desc, exposition_text, family, gauge};
+pub use registry::{Registry, counter, desc, exposition_text, family, gauge};
 pub use version::{
     AssignReason, Attempt, Outcome, Retry, Shard, VersionKey, VersionMetrics, VersionSnapshot,
 };

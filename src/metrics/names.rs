@@ -61,6 +61,8 @@ families! {
         "Requests tried again at another endpoint of the same version, and those the budget did not allow.";
     ENDPOINT_HEALTHY = GAUGE "serin_upstream_endpoint_healthy" &["serin_service", "role", "version", "endpoint"],
         "1 while requests are sent to the endpoint, 0 while it is skipped. At most 200 endpoints per pool; `_overflow`: all others.";
+    EJECTIONS = COUNTER "serin_upstream_ejections_total" &["serin_service", "role", "version", "reason"],
+        "Endpoints taken out of rotation for a while because of their requests, by the key of `ejection` that was met.";
     DNS_STALE = GAUGE "serin_upstream_dns_stale" &["host"],
         "1 while an endpoint's name cannot be resolved and its last known addresses, if any, are used.";
     PHASE = GAUGE "serin_rollout_phase" &["serin_service", "phase"],

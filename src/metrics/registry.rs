@@ -236,8 +236,9 @@ fn labelled(labels: &[&str], values: &[&str]) -> Metric {
     Metric::from_label(pairs)
 }
 
+/// A counter with labels, for collectors of other floors.
 #[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]
-fn counter(labels: &[&str], values: &[&str], count: u64) -> Metric {
+pub fn counter(labels: &[&str], values: &[&str], count: u64) -> Metric {
     let mut metric = labelled(labels, values);
     let mut counter = Counter::default();
     counter.set_value(count as f64);

@@ -207,12 +207,14 @@ mod tests {
     async fn the_callers_decision_is_followed_and_serin_becomes_the_parent() {
         let config = Otlp {
             endpoint: "http://127.0.0.1:1/v1/traces".to_owned(),
+            ca: None,
             headers: Vec::new(),
             sample: Weight::percent(0),
             service_name: "serin".to_owned(),
         };
         let collector = crate::telemetry::otlp::Collector {
             endpoint: config.endpoint.clone(),
+            roots: None,
             headers: Vec::new(),
             service_name: String::new(),
         };

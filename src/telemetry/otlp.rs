@@ -12,9 +12,9 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use prometheus::IntCounter;
-use rustls::crypto::ring;
+use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 
 /// Spans that may wait; about 1 MiB.
@@ -83,6 +83,8 @@ impl Spans {
 pub struct Collector {
     /// Where spans are posted.
     pub endpoint: String,
+    /// Who may have signed its certificate; none: whom this system trusts.
+    pub roots: Option<Arc<RootCertStore>>,
     /// Sent along.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The resource's `service.name`.
@@ -103,11 +105,19 @@ impl Exporter {
 
 /// Starts sending to a collector. Must be called inside a runtime; a collector that is away is no error here.
 pub fn start(collector: Collector, dropped: IntCounter) -> std::io::Result<(Spans, Exporter)> {
-    let connector = HttpsConnectorBuilder::new()
-        .with_provider_and_native_roots(ring::default_provider())?
-        .https_or_http()
-        .enable_http1()
-        .build();
+    let builder = HttpsConnectorBuilder::new();
+    let builder = match &collector.roots {
+        None => builder.with_provider_and_native_roots(ring::default_provider())?,
+        Some(roots) => {
+            let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(std::io::Error::other)?
+                .with_root_certificates(Arc::clone(roots))
+                .with_no_client_auth();
+            builder.with_tls_config(config)
+        }
+    };
+    let connector = builder.https_or_http().enable_http1().build();
     let client = Client::builder(TokioExecutor::new()).build(connector);
     let (queue, waiting) = mpsc::channel(QUEUE);
     let spans = Spans {
@@ -310,6 +320,7 @@ mod tests {
         let dropped = IntCounter::new("dropped", "help").unwrap();
         let collector = Collector {
             endpoint: "http://127.0.0.1:1/v1/traces".to_owned(),
+            roots: None,
             headers: Vec::new(),
             service_name: "serin".to_owned(),
         };

@@ -1,8 +1,8 @@
 //! What a scrape reads from the live tables: weights, the split's error, the endpoints' health.
 
-use super::{LiveService, Services, Target};
+use super::{LiveService, Services, Target, rotation::Ejected};
 use crate::{
-    metrics::{desc, family, gauge, names},
+    metrics::{counter, desc, family, gauge, names},
     model::{Role, Weight},
 };
 use prometheus::{
@@ -28,6 +28,7 @@ impl ServicesCollector {
             names::WEIGHT,
             names::SPLIT_ERROR,
             names::ENDPOINT_HEALTHY,
+            names::EJECTIONS,
             names::DNS_STALE,
         ];
         Ok(ServicesCollector {
@@ -43,9 +44,9 @@ impl Collector for ServicesCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let (mut weights, mut errors, mut endpoints) = (Vec::new(), Vec::new(), Vec::new());
+        let mut found = Found::default();
         for service in self.services.all() {
-            read(&service, &mut weights, &mut errors, &mut endpoints);
+            found.read(&service);
         }
         let names_of = self.services.names().stale();
         let stale = names_of.iter().map(|(host, stale)| {
@@ -57,9 +58,10 @@ impl Collector for ServicesCollector {
         });
         [
             (&names::DNS_STALE, stale.collect()),
-            (&names::WEIGHT, weights),
-            (&names::SPLIT_ERROR, errors),
-            (&names::ENDPOINT_HEALTHY, endpoints),
+            (&names::WEIGHT, found.weights),
+            (&names::SPLIT_ERROR, found.errors),
+            (&names::ENDPOINT_HEALTHY, found.endpoints),
+            (&names::EJECTIONS, found.ejections),
         ]
         .into_iter()
         .filter(|(_, metrics)| !metrics.is_empty())
@@ -78,42 +80,57 @@ fn healthy(key: [&str; 3], endpoint: &str, healthy: bool) -> Metric {
     gauge(names::ENDPOINT_HEALTHY.labels, &labels, value)
 }
 
-fn read(
-    service: &LiveService,
-    weights: &mut Vec<Metric>,
-    errors: &mut Vec<Metric>,
-    endpoints: &mut Vec<Metric>,
-) {
-    let split = service.cell.load_full();
-    if split.stable.version.endpoints().is_empty() && split.canary.is_none() {
-        return;
+/// What one scrape finds.
+#[derive(Debug, Default)]
+struct Found {
+    weights: Vec<Metric>,
+    errors: Vec<Metric>,
+    endpoints: Vec<Metric>,
+    ejections: Vec<Metric>,
+}
+
+impl Found {
+    fn read(&mut self, service: &LiveService) {
+        let split = service.cell.load_full();
+        if split.stable.version.endpoints().is_empty() && split.canary.is_none() {
+            return;
+        }
+        let canary_weight = if split.canary.is_some() && !service.cell.is_tripped() {
+            split.weight
+        } else {
+            Weight::ZERO
+        };
+        self.read_version(service, Role::Stable, &split.stable, canary_weight.complement());
+        if let Some(canary) = &split.canary {
+            self.read_version(service, Role::Canary, canary, canary_weight);
+        }
+        self.errors.push(gauge(
+            names::SPLIT_ERROR.labels,
+            &[service.name.as_str()],
+            split.ticket().error(split.weight),
+        ));
     }
-    let canary_weight = if split.canary.is_some() && !service.cell.is_tripped() {
-        split.weight
-    } else {
-        Weight::ZERO
-    };
-    let mut one = |role: Role, target: &Arc<Target>, weight: Weight| {
+
+    fn read_version(&mut self, service: &LiveService, role: Role, target: &Arc<Target>, weight: Weight) {
         let key = [service.name.as_str(), role.as_str(), target.version.name.as_str()];
-        weights.push(gauge(names::WEIGHT.labels, &key, weight.as_ratio()));
+        self.weights
+            .push(gauge(names::WEIGHT.labels, &key, weight.as_ratio()));
         let pool = target.version.endpoints();
         for endpoint in pool.iter().take(MOST_ENDPOINTS) {
             let url = endpoint.label();
-            endpoints.push(healthy(key, &url, endpoint.is_healthy()));
+            self.endpoints.push(healthy(key, &url, endpoint.is_healthy()));
         }
         let mut rest = pool.iter().skip(MOST_ENDPOINTS);
         if let Some(first) = rest.next() {
             let all = first.is_healthy() && rest.all(|endpoint| endpoint.is_healthy());
-            endpoints.push(healthy(key, "_overflow", all));
+            self.endpoints.push(healthy(key, "_overflow", all));
         }
-    };
-    one(Role::Stable, &split.stable, canary_weight.complement());
-    if let Some(canary) = &split.canary {
-        one(Role::Canary, canary, canary_weight);
+        // At 0 from the first scrape on, so that `rate()` sees the first.
+        for reason in Ejected::ALL {
+            let labels = [key[0], key[1], key[2], reason.as_str()];
+            let count = target.version.rotation().ejections(reason);
+            self.ejections
+                .push(counter(names::EJECTIONS.labels, &labels, count));
+        }
     }
-    errors.push(gauge(
-        names::SPLIT_ERROR.labels,
-        &[service.name.as_str()],
-        split.ticket().error(split.weight),
-    ));
 }

@@ -82,6 +82,8 @@ pub struct Machine {
     members: BTreeMap<u64, Member>,
     window_since: Duration,
     panicking: bool,
+    /// How often one of them was ejected.
+    ejections: u64,
 }
 
 #[derive(Debug, Default)]
@@ -125,6 +127,11 @@ impl Machine {
     /// Whether so few endpoints are healthy that all are used.
     pub fn is_panicking(&self) -> bool {
         self.panicking
+    }
+
+    /// How often an endpoint was ejected since the beginning, whoever it was.
+    pub fn ejections(&self) -> u64 {
+        self.ejections
     }
 
     /// Moves by one event; says what is different for whom.
@@ -286,6 +293,7 @@ impl Machine {
         let times = 1u32 << member.ejections.min(4);
         member.ejections += 1;
         member.ejected_until = Some(now + base * times.min(10));
+        self.ejections += 1;
     }
 
     /// Holds the ceiling, decides about panic, and says what is different.

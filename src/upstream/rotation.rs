@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -61,6 +61,31 @@ impl Policy {
     }
 }
 
+/// What an endpoint was ejected for. The label `reason` of `serin_upstream_ejections_total`; named as the keys of `ejection`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ejected {
+    /// Attempts in a row that nobody answered.
+    Failures,
+    /// Answers in a row that were failures of the version.
+    BadResponses,
+    /// The share of its requests that went well.
+    SuccessRate,
+}
+
+impl Ejected {
+    /// Every one, in the order in which they are counted.
+    pub(super) const ALL: [Ejected; 3] = [Ejected::Failures, Ejected::BadResponses, Ejected::SuccessRate];
+
+    /// The label's value.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Ejected::Failures => "failures",
+            Ejected::BadResponses => "bad_responses",
+            Ejected::SuccessRate => "success_rate",
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Rotation {
@@ -70,6 +95,8 @@ pub struct Rotation {
     machine: Mutex<Machine>,
     /// Whether it was last said that too few are healthy.
     panicking: AtomicBool,
+    /// By [`Ejected`].
+    ejections: [AtomicU64; Ejected::ALL.len()],
     pub(super) members: Arc<ArcSwap<Vec<Arc<Endpoint>>>>,
     pub(super) capacity: Arc<Capacity>,
 }
@@ -85,6 +112,7 @@ impl Rotation {
             capacity: Arc::new(capacity),
             machine: Mutex::default(),
             panicking: AtomicBool::new(false),
+            ejections: Default::default(),
             members: Arc::default(),
         }
     }
@@ -116,6 +144,16 @@ impl Rotation {
         self.show(&machine, &changes, None, "");
     }
 
+    /// How often endpoints were ejected for this reason, since the version is known.
+    pub(super) fn ejections(&self, reason: Ejected) -> u64 {
+        self.ejections[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// Counts the ejections since there were `before`; called under the machine's lock.
+    fn count_ejections(&self, machine: &Machine, before: u64, reason: Ejected) {
+        self.ejections[reason as usize].fetch_add(machine.ejections() - before, Ordering::Relaxed);
+    }
+
     /// An endpoint's failures in a row; when there are enough of them it is ejected.
     pub(super) fn failing(&self, endpoint: &Endpoint, unanswered: u32, bad: u32, now: Duration) {
         let policy = self.policy.load();
@@ -124,7 +162,14 @@ impl Rotation {
         if due && !endpoint.is_ejected() {
             let event = Event::Failing { id: endpoint.id };
             let mut machine = self.machine();
+            let before = machine.ejections();
             let changes = machine.apply(&event, now, &policy.rules);
+            let reason = if unanswered >= ejection.failures {
+                Ejected::Failures
+            } else {
+                Ejected::BadResponses
+            };
+            self.count_ejections(&machine, before, reason);
             self.show(&machine, &changes, Some(now), "its requests fail");
         }
     }
@@ -167,7 +212,9 @@ impl Rotation {
                 changes.extend(machine.apply(&event, now, &policy.rules));
             }
         }
+        let before = machine.ejections();
         changes.extend(machine.apply(&Event::Tick, now, &policy.rules));
+        self.count_ejections(&machine, before, Ejected::SuccessRate);
         let due = machine.due(now, &policy.rules, dice);
         let next = machine.next(now, &policy.rules);
         self.show(&machine, &changes, Some(now), "too few of its requests succeed");

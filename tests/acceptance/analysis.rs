@@ -1,6 +1,12 @@
 //! What an analysis measures and what becomes of a rollout by it, beyond the two ways of the milestones.
 
-use crate::support::{Serin, load::Load, upstream::Upstream};
+use crate::support::{
+    Serin,
+    authority::Authority,
+    http::{Server, Speaks},
+    load::Load,
+    upstream::Upstream,
+};
 use serde_json::Value;
 
 /// A service `shop` with this strategy and these metrics of the template `check`.
@@ -24,7 +30,10 @@ analysisTemplates:
 const GATE: &str = "steps: [{setWeight: 50}, {analysis: {templates: [{templateName: check}]}}, {pause: {}}]";
 
 fn start(services: &str) -> Serin {
-    let folder = tempfile::tempdir().unwrap();
+    start_in(tempfile::tempdir().unwrap(), services)
+}
+
+fn start_in(folder: tempfile::TempDir, services: &str) -> Serin {
     std::fs::write(
         folder.path().join("serin.yaml"),
         format!("{}{services}", crate::support::HEAD),
@@ -257,4 +266,43 @@ fn an_analysis_that_is_killed_goes_on_with_what_it_had_counted() {
         (&"Successful".into(), 6),
         "{status:#}"
     );
+}
+
+#[test]
+fn a_provider_whose_authority_is_its_own_is_believed_by_the_ca_that_is_named_and_by_no_other() {
+    let (v1, v2) = (Upstream::start("v1"), Upstream::start("v2"));
+    let (ours, other) = (Authority::new("ours"), Authority::new("other"));
+    let provider = Server::start(Speaks {
+        tls: Some(Authority::server(
+            &ours.issue(&["127.0.0.1"]),
+            &["http/1.1"],
+            None,
+        )),
+        ..Speaks::default()
+    });
+    let at = format!("https://127.0.0.1:{}", provider.port());
+    let web = format!("web: {{url: \"{at}/\"");
+    let prometheus =
+        format!("prometheus: {{address: \"{at}\", query: \"up{{version='{{{{args.canary-version}}}}'}}\"");
+    for (provider, ca, shows) in [
+        (&web, ", ca: ours.pem", "\"phase\":\"Successful\""),
+        (&web, ", ca: other.pem", "UnknownIssuer"),
+        (&web, "", "UnknownIssuer"),
+        // It is no Prometheus, but it is heard.
+        (&prometheus, ", ca: ours.pem", "not an answer of Prometheus"),
+        (&prometheus, ", ca: other.pem", "UnknownIssuer"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, authority) in [("ours.pem", &ours), ("other.pem", &other)] {
+            std::fs::write(folder.path().join(name), authority.pem()).unwrap();
+        }
+        let metric = format!(
+            "      - {{name: outside, consecutiveErrorLimit: 0, successCondition: \"len(result) > 0\", provider: {{{provider}{ca}}}}}}}\n"
+        );
+        let serin = start_in(folder, &shop(&v1, GATE, &metric));
+        ends(&serin, 0, &deploy(&v2, "step=1"));
+        serin.wait_status("shop", shows, |status| {
+            status["analyses"].to_string().contains(shows)
+        });
+    }
 }

@@ -244,11 +244,8 @@ fn http_to_a_tls_port_and_tls_to_an_http_port_are_told_apart_from_other_troubles
         v1.url()
     ));
     let get = |server: &str| {
-        cli(
-            &secure,
-            &format!("get shop --ca-file ca.pem --server {server}"),
-            &[],
-        )
+        let trusted = [("SERIN_CA_FILE", "ca.pem")];
+        cli(&secure, &format!("get shop --server {server}"), &trusted)
     };
     let at = |serin: &Serin| format!("127.0.0.1:{}", port(serin));
     let (http, https) = (
@@ -261,4 +258,12 @@ fn http_to_a_tls_port_and_tls_to_an_http_port_are_told_apart_from_other_troubles
     assert_told(get(&at(&secure)), 1, "does not speak plain HTTP", &mend);
     let mend = format!("--server http://{}", at(&plain));
     assert_told(get(&https), 1, "does not speak TLS", &mend);
+    // An authority that is named for a Serin that shows no certificate is a mistake of whoever names it.
+    for (server, what) in [
+        (format!("--server {http}"), "is not HTTPS"),
+        (String::new(), "at its local socket"),
+    ] {
+        let said = cli(&plain, &format!("get shop --ca-file ca.pem {server}"), &[]);
+        assert_told(said, 2, what, "leave --ca-file out");
+    }
 }

@@ -24,6 +24,13 @@ fn copies() -> Vec<Upstream> {
     ["a", "b", "c", "d"].map(Upstream::start).into()
 }
 
+/// How often an endpoint was ejected for this reason, and whether no other reason is counted.
+pub(super) fn ejections(serin: &Serin, reason: &str) -> (u64, bool) {
+    let count = |labels: &[(&str, &str)]| serin.count("serin_upstream_ejections_total", labels);
+    let of_reason = count(&[("role", "stable"), ("version", "v1"), ("reason", reason)]);
+    (of_reason, of_reason == count(&[]))
+}
+
 fn serin(of: &[Upstream], more: &str) -> Serin {
     let urls: Vec<String> = of.iter().map(Upstream::url).collect();
     Serin::start(&service(&urls, more))
@@ -38,8 +45,10 @@ fn an_endpoint_that_fails_half_of_its_requests_is_ejected_by_its_rate_and_return
     );
     let clients = Plan::new(serin.web, 4).start();
     all[3].fail(500);
+    assert_eq!(ejections(&serin, "success_rate"), (0, true));
     wait_health(&serin, &all[3].url(), 0.0);
     assert_eq!(count_healthy(&serin, &all), 3);
+    assert_eq!(ejections(&serin, "success_rate"), (1, true));
     assert!(
         serin
             .log()
@@ -186,6 +195,11 @@ fn calls_that_fail_by_the_code_in_their_trailers_eject_their_endpoint() {
     let bad = Plan::new(serin.web, 2).http2(1).total(50);
     bad.requests(call("Fail")).start().finish().assert_clean();
     assert!(both() < 1.5, "{}", serin.log());
+    assert_eq!(
+        ejections(&serin, "bad_responses"),
+        (1, true),
+        "one of two is the most"
+    );
 }
 
 /// The share of the named endpoint in so many requests, one after the other.

@@ -1,5 +1,6 @@
 //! Endpoints that stop working: clients do not notice, and what is sent where follows.
 
+use super::ejection::ejections;
 use crate::support::{
     Serin,
     answers::full,
@@ -148,6 +149,8 @@ fn one_of_two_that_is_gone_costs_no_client_an_error_and_is_back_when_it_answers(
     let clients = Plan::new(serin.web, 8).requests(mixed).start();
     clients.wait_more(500);
     wait_health(&serin, &url, 0.0);
+    let (times, alone) = ejections(&serin, "failures");
+    assert!(times >= 1 && alone, "{times}");
     let b = Upstream::start_at("b", address);
     wait_health(&serin, &url, 1.0);
     wait_for("requests at the endpoint that is back", SOON, || {

@@ -1,11 +1,20 @@
 //! Trace context and spans: passed on untouched without a collector, continued and told with one.
 
-use crate::support::{HEAD, Serin, exchange, wait_for};
+use crate::support::{
+    HEAD, Serin,
+    authority::Authority,
+    exchange,
+    http::{Server, Speaks},
+    wait_for,
+};
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::mpsc::{Receiver, channel},
+    sync::{
+        atomic::Ordering,
+        mpsc::{Receiver, channel},
+    },
     time::Duration,
 };
 
@@ -193,5 +202,41 @@ fn a_collector_that_is_away_costs_spans_and_no_request() {
     }
     wait_for("the lost spans to be counted", SOON, || {
         (serin.metric("serin_trace_spans_dropped_total", &[]) >= 10.0).then_some(())
+    });
+}
+
+#[test]
+fn a_collector_whose_authority_is_its_own_gets_spans_by_the_ca_that_is_named() {
+    let (upstream, _requests) = recorder("200 OK");
+    let (ours, other) = (Authority::new("ours"), Authority::new("other"));
+    let collector = Server::start(Speaks {
+        tls: Some(Authority::server(
+            &ours.issue(&["127.0.0.1"]),
+            &["http/1.1"],
+            None,
+        )),
+        ..Speaks::default()
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let ca = folder.path().join("ca.pem");
+    std::fs::write(&ca, other.pem()).unwrap();
+    let serin = serin(
+        upstream,
+        &format!(
+            "tracing: {{otlp: {{endpoint: \"https://127.0.0.1:{}\", ca: \"{}\"}}}}\n",
+            collector.port(),
+            ca.display()
+        ),
+    );
+    ask(&serin, "");
+    wait_for("a span that nobody may take", SOON, || {
+        (serin.metric("serin_trace_spans_dropped_total", &[]) >= 1.0).then_some(())
+    });
+    assert_eq!(collector.seen.requests.load(Ordering::SeqCst), 0);
+    // Another authority in the same file is another collector.
+    std::fs::write(&ca, ours.pem()).unwrap();
+    wait_for("a span that is taken", SOON, || {
+        ask(&serin, "");
+        (collector.seen.requests.load(Ordering::SeqCst) > 0).then_some(())
     });
 }

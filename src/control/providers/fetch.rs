@@ -1,7 +1,7 @@
 //! HTTP requests to providers: bounded in time and size, certificates checked unless the operator says otherwise.
 
 use super::{Question, shorten};
-use crate::upstream::AnyCertificate;
+use crate::{config::authorities, upstream::AnyCertificate};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -9,10 +9,12 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use rustls::{ClientConfig, crypto::ring};
+use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use std::{
+    collections::BTreeMap,
     error::Error,
-    sync::{Arc, OnceLock},
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 /// The largest answer that is read.
@@ -20,11 +22,15 @@ const LARGEST: usize = 4 * 1024 * 1024;
 
 type Https = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
+type Private = BTreeMap<PathBuf, (Arc<RootCertStore>, Https)>;
+
 /// Clients made when they are first needed: most configurations need none.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Clients {
     checked: Arc<OnceLock<Result<Https, String>>>,
     unchecked: Arc<OnceLock<Result<Https, String>>>,
+    /// By the file of the authorities, with what was in it.
+    private: Arc<Mutex<Private>>,
 }
 
 impl Clients {
@@ -41,13 +47,11 @@ impl Clients {
     }
 
     async fn exchange(&self, question: Question) -> Result<(u16, Vec<u8>), String> {
-        let client = if question.insecure {
-            self.unchecked.get_or_init(unchecked)
-        } else {
-            self.checked.get_or_init(checked)
-        }
-        .as_ref()
-        .map_err(Clone::clone)?;
+        let client = match &question.ca {
+            Some(file) => self.trusting(file.clone()).await?,
+            None if question.insecure => self.unchecked.get_or_init(unchecked).clone()?,
+            None => self.checked.get_or_init(checked).clone()?,
+        };
         let mut request = http::Request::builder()
             .method(question.method)
             .uri(&question.url)
@@ -68,6 +72,30 @@ impl Clients {
             .await
             .map_err(|error| format!("the answer broke off: {error}"))?;
         Ok((status, body.to_bytes().to_vec()))
+    }
+}
+
+impl Clients {
+    /// The client that believes the authorities in a file. It is read each time: a rollout may take longer than they live, and
+    /// measurements are rare.
+    async fn trusting(&self, file: PathBuf) -> Result<Https, String> {
+        let path = file.clone();
+        // Files may lie on a network.
+        let read = tokio::task::spawn_blocking(move || authorities(&path));
+        let roots = read
+            .await
+            .map_err(|_| "reading the authorities was interrupted".to_owned())?
+            .map_err(|(what, mend)| format!("{what}; {mend}"))?;
+        let mut private = self.private.lock().unwrap_or_else(PoisonError::into_inner);
+        match private.get(&file) {
+            Some((known, client)) if known.roots == roots.roots => Ok(client.clone()),
+            Some(_) | None => {
+                let roots = Arc::new(roots);
+                let client = private_client(Arc::clone(&roots))?;
+                private.insert(file, (roots, client.clone()));
+                Ok(client)
+            }
+        }
     }
 }
 
@@ -105,6 +133,24 @@ fn checked() -> Result<Https, String> {
     Ok(client(connector))
 }
 
+fn private_client(roots: Arc<RootCertStore>) -> Result<Https, String> {
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(speaking(config))
+}
+
+fn speaking(config: ClientConfig) -> Https {
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(config)
+        .https_or_http()
+        .enable_http1()
+        .build();
+    client(connector)
+}
+
 fn unchecked() -> Result<Https, String> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -113,12 +159,7 @@ fn unchecked() -> Result<Https, String> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         .with_no_client_auth();
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(config)
-        .https_or_http()
-        .enable_http1()
-        .build();
-    Ok(client(connector))
+    Ok(speaking(config))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::{
     upstream::{ClientTls, Endpoint},
 };
 use futures_util::future::BoxFuture;
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 /// How long a provider may take when nothing is written.
 pub(crate) const TIMEOUT: Span = Span::secs(30);
@@ -69,6 +69,8 @@ pub(crate) struct Question {
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: String,
     pub(crate) timeout: Duration,
+    /// The authorities that may have signed the certificate; none: those that the system trusts.
+    pub(crate) ca: Option<PathBuf>,
     pub(crate) insecure: bool,
 }
 

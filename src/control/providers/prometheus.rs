@@ -18,6 +18,7 @@ pub(crate) fn question(query: &PrometheusQuery, args: &Args) -> Result<Question,
         headers: headers(&query.headers, args)?,
         body: String::new(),
         timeout: query.timeout.unwrap_or(TIMEOUT).as_duration(),
+        ca: query.ca.clone(),
         insecure: query.insecure,
     })
 }

@@ -33,6 +33,7 @@ pub(crate) fn question(query: &WebQuery, args: &Args) -> Result<Question, String
         headers,
         body,
         timeout: query.timeout.unwrap_or(TIMEOUT).as_duration(),
+        ca: query.ca.clone(),
         insecure: query.insecure,
     })
 }
