@@ -1,9 +1,10 @@
 //! Who of an admin or telemetry address' connections is served, and who makes way.
 //!
 //! There are few seats. A newcomer who finds none takes that of whoever has been without a request for the longest, so that
-//! connections that do nothing cannot keep a scrape or a probe out. `listen` accepts; here is what comes after.
+//! connections that do nothing cannot keep a scrape or a probe out; one that does not take its answer (`stall`) counts as one.
+//! `listen` accepts; here is what comes after.
 
-use super::{Admin, Peer};
+use super::{Admin, Peer, stall::Taken};
 use axum::{Router, body::Body};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -45,15 +46,16 @@ pub(super) struct Connections {
 }
 
 /// One connection, as those who look for a seat see it.
-struct Seated {
-    /// The turn at which it came or its last answer ended; [`BUSY`] from a request's head to the end of its answer.
+pub(super) struct Seated {
+    /// The turn at which it came, its last answer ended, or it had taken nothing of one for too long; otherwise [`BUSY`] from a
+    /// request's head to the end of its answer.
     idle_since: AtomicU64,
     turns: Arc<AtomicU64>,
     make_way: Notify,
 }
 
 impl Seated {
-    fn new(turns: &Arc<AtomicU64>) -> Seated {
+    pub(super) fn new(turns: &Arc<AtomicU64>) -> Seated {
         Seated {
             idle_since: AtomicU64::new(turns.fetch_add(1, Ordering::Relaxed)),
             turns: Arc::clone(turns),
@@ -62,14 +64,31 @@ impl Seated {
     }
 
     /// It has sent a request; idle again when what this gives is dropped.
-    fn answering(self: &Arc<Self>) -> Answering {
+    pub(super) fn answering(self: &Arc<Self>) -> Answering {
         self.idle_since.store(BUSY, Ordering::Relaxed);
         Answering(Arc::clone(self))
+    }
+
+    /// It does not take its answer: whoever comes may have its seat. The turn, if it was not idle anyway.
+    pub(super) fn stalls(&self) -> Option<u64> {
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed);
+        self.moves(BUSY, turn).then_some(turn)
+    }
+
+    /// It takes again what it did not take since that turn.
+    pub(super) fn goes_on(&self, turn: u64) {
+        self.moves(turn, BUSY);
+    }
+
+    fn moves(&self, from: u64, to: u64) -> bool {
+        self.idle_since
+            .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
     }
 }
 
 /// Goes with an answer until its body has ended or is given up.
-struct Answering(Arc<Seated>);
+pub(super) struct Answering(Arc<Seated>);
 
 impl Drop for Answering {
     fn drop(&mut self) {
@@ -79,7 +98,7 @@ impl Drop for Answering {
 }
 
 /// Asks whoever has been idle for the longest to leave; false when everybody is being answered.
-fn ask_the_longest_idle(seated: &[Weak<Seated>]) -> bool {
+pub(super) fn ask_the_longest_idle(seated: &[Weak<Seated>]) -> bool {
     let idle = seated.iter().filter_map(Weak::upgrade).filter_map(|seated| {
         let since = seated.idle_since.load(Ordering::Relaxed);
         (since != BUSY).then_some((since, seated))
@@ -88,11 +107,7 @@ fn ask_the_longest_idle(seated: &[Weak<Seated>]) -> bool {
         return false;
     };
     // A request may have come in since: then it is answered, and the newcomer looks again.
-    let leaves = longest
-        .idle_since
-        .compare_exchange(since, BUSY, Ordering::Relaxed, Ordering::Relaxed)
-        .is_ok();
-    if leaves {
+    if longest.moves(since, BUSY) {
         longest.make_way.notify_one();
         return true;
     }
@@ -164,7 +179,7 @@ impl Connections {
                 () = super::stopped(&mut stopping) => None,
             };
             let Some((_seat, stream)) = arrived else { return };
-            let asking = Arc::clone(&seated);
+            let (asking, stream) = (Arc::clone(&seated), Taken::new(stream, Arc::clone(&seated)));
             let service = service_fn(move |mut request: hyper::Request<Incoming>| {
                 let answering = asking.answering();
                 request.extensions_mut().insert(peer);

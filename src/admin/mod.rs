@@ -20,6 +20,7 @@ mod problem;
 mod read;
 mod routes;
 mod schema;
+mod stall;
 #[cfg(test)]
 mod tests;
 mod wire;

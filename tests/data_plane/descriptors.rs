@@ -10,6 +10,7 @@ use crate::support::{
     wait_for,
 };
 use std::{
+    io::Write,
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
@@ -358,13 +359,42 @@ fn connections_to_the_operators_address_that_do_nothing_make_way_for_scrapes_and
             client
         })
         .collect();
-    let begun = now();
-    for path in ["/readyz", "/metrics", "/livez"] {
-        assert_eq!(get(serin.admin, path).0, 200, "{path}");
-    }
-    say(&format!(
-        "three answers among idle connections: {:?}",
-        begun.elapsed()
-    ));
+    served_within_a_second(&serin, "idle connections");
     assert!(waiting[0].is_closed(), "the longest idle has made way");
+}
+
+/// Whoever scrapes or probes while the seats are taken is answered within a second; the middle one of many, since a busy
+/// machine may let any one wait.
+fn served_within_a_second(serin: &Serin, among: &str) {
+    let ask = |n: usize| {
+        let (path, begun) = (["/readyz", "/metrics", "/livez"][n % 3], now());
+        assert_eq!(get(serin.admin, path).0, 200, "{path} among {among}");
+        begun.elapsed()
+    };
+    let mut taken: Vec<Duration> = (0..9).map(ask).collect();
+    taken.sort();
+    say(&format!(
+        "an answer among {among}: {:?}, at most {:?}",
+        taken[4], taken[8]
+    ));
+    assert!(taken[4] < Duration::from_secs(1), "{taken:?} among {among}");
+}
+
+#[test]
+fn operators_who_do_not_take_their_answers_make_way_for_scrapes_and_probes() {
+    let v1 = Upstream::start("v1");
+    let serin = Serin::start_with(&format!("{HEAD}{}", shop(&v1, "")));
+    // More than there are seats; each asks for more than the kernel holds for so small a window, and takes none of it.
+    let scrapes = format!("GET /metrics HTTP/1.1\r\nhost: {}\r\n\r\n", serin.admin).repeat(20);
+    let _slow: Vec<TcpStream> = (0..300)
+        .map(|_| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.set_recv_buffer_size(4096).unwrap();
+            socket.connect(&serin.admin.into()).unwrap();
+            let mut slow = TcpStream::from(socket);
+            slow.write_all(scrapes.as_bytes()).unwrap();
+            slow
+        })
+        .collect();
+    served_within_a_second(&serin, "clients that do not read");
 }
