@@ -102,7 +102,11 @@ impl From<ReadError> for Problem {
     fn from(error: ReadError) -> Problem {
         match error {
             ReadError::NoService(name) => Problem::no_service(&name),
-            ReadError::Store(_) => Problem::new(
+            ReadError::NoRollout(..) => {
+                Problem::new(StatusCode::NOT_FOUND, "unknownRollout", error.to_string())
+                    .hint("GET /v1/services/{service}/history lists the rollouts that are kept")
+            }
+            ReadError::Store(_) | ReadError::File(_) => Problem::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "storeUnreadable",
                 error.to_string(),

@@ -7,7 +7,7 @@ use super::{
     openapi::{Problems, ServiceProblems},
 };
 use crate::{
-    control::{AnalysisStatus, History, MetricsWindow, ServiceStatus},
+    control::{AnalysisStatus, History, MetricsWindow, Recordings, ServiceStatus},
     model::{Span, VersionName},
 };
 use axum::{
@@ -198,4 +198,15 @@ pub(super) async fn history(
 ) -> Result<Json<History>, Problem> {
     let limit = query.limit.unwrap_or(100).clamp(1, 1000);
     Ok(Json(admin.parts.control.history(&service, limit).await?))
+}
+
+/// Everything that the judges of a rollout were fed, tick by tick: what `serin replay` and `serin what-if` judge again.
+#[utoipa::path(get, path = "/v1/services/{service}/rollouts/{rollout}/recordings", tag = "services",
+    params(("service" = String, Path, description = "Its name"), ("rollout" = String, Path, description = "Its id")),
+    responses((status = 200, description = "The recordings", body = Recordings), ServiceProblems))]
+pub(super) async fn recordings(
+    State(admin): State<Admin>,
+    Path((service, rollout)): Path<(String, String)>,
+) -> Result<Json<Recordings>, Problem> {
+    Ok(Json(admin.parts.control.recordings(&service, &rollout).await?))
 }

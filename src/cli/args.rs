@@ -62,6 +62,27 @@ const REHEARSING: &str = "Exit codes:
   1  some do not: the lines that say BROKEN
   2  usage, or a file cannot be understood";
 
+/// What `replay --help` adds.
+const REPLAYING: &str = "A judge's decisions follow from what it was fed: each tick's counts and durations, and each weight. All of it is kept
+in the state file, up to two stretches of 2 MiB for each judge (some hours of a busy service): of a longer one the
+beginning is let go of, and this command says so. It is forgotten with its rollout (`state.retention.rollouts`).
+
+Exit codes:
+  0  every decision is reproduced to the last bit
+  1  some are not (BROKEN: each with what differs), or Serin could not be reached, or the file not be read
+  2  usage, or no such service or rollout
+  7  unauthorised: no token, or one that does not allow it";
+
+/// What `what-if --help` adds.
+const SUPPOSING: &str = "Traffic stays what it was: a judge that is content earlier would have seen more canary requests than were recorded, and
+one that takes longer than the rollout did is said to be still waiting. Every request counts when it ends (a judge that sits counts a slow one while it is in flight).
+
+Exit codes:
+  0  said
+  1  Serin could not be reached, or a recording or the file not be read
+  2  usage, or no such service or rollout
+  7  unauthorised: no token, or one that does not allow it";
+
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -119,6 +140,12 @@ pub enum Command {
     /// Run plans and analyses of scenario files in virtual time
     #[command(after_help = REHEARSING)]
     Rehearse(RehearseArgs),
+    /// Make every decision of a judge again from what the judge was fed
+    #[command(after_help = REPLAYING)]
+    Replay(ReplayArgs),
+    /// Judge past rollouts by other parameters
+    #[command(after_help = SUPPOSING)]
+    WhatIf(WhatIfArgs),
     /// Print a completion script for a shell
     Completion {
         /// Which shell
@@ -485,6 +512,97 @@ pub struct RehearseArgs {
     pub service: Option<String>,
 }
 
+/// Where what was recorded is read.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Past {
+    /// Read this state file (a copy, or that of a Serin that runs) instead of asking a Serin
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["server", "config"])]
+    pub store: Option<PathBuf>,
+    /// Which Serin.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// `replay`.
+#[derive(Debug, Clone, Args)]
+pub struct ReplayArgs {
+    /// The service [default: all]
+    #[arg(value_name = "SVC")]
+    pub service: Option<String>,
+    /// Only this rollout [default: all that are kept]
+    #[arg(long, value_name = "ID", requires = "service")]
+    pub rollout: Option<String>,
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    /// Where.
+    #[command(flatten)]
+    pub past: Past,
+}
+
+/// `what-if`.
+#[derive(Debug, Clone, Args)]
+pub struct WhatIfArgs {
+    /// The service
+    #[arg(value_name = "SVC")]
+    pub service: String,
+    /// Only this rollout [default: all that are kept]
+    #[arg(long, value_name = "ID")]
+    pub rollout: Option<String>,
+    /// What would be otherwise.
+    #[command(flatten)]
+    pub otherwise: Otherwise,
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    /// Where.
+    #[command(flatten)]
+    pub past: Past,
+}
+
+/// Parameters of a judge that are given; the others stay as they were.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Args)]
+#[group(required = true, multiple = true)]
+pub struct Otherwise {
+    /// The risk of a false rollback over the whole rollout, such as 0.1%
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub alpha: Option<f64>,
+    /// The risk of leaving a step although the harm is at least the margin, such as 5%
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub beta: Option<f64>,
+    /// How much slower than stable is tolerated (`latency.tolerate`), such as 20%
+    #[arg(long, value_name = "SHARE", value_parser = tolerance)]
+    pub tolerance: Option<f64>,
+    /// How many more requests may fail than of stable (`errors.tolerate`), such as 0.05pp
+    #[arg(long, value_name = "SHARE", value_parser = tolerance)]
+    pub error_tolerance: Option<f64>,
+    /// Extra failed requests that the next weight may cost (`harmBudget`), such as 0.1pp
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub harm_budget: Option<f64>,
+    /// For so long after the first canary request only gross slowness counts, such as 30s
+    #[arg(long, value_name = "TIME")]
+    pub warmup: Option<Span>,
+}
+
+fn part_of_one(text: &str) -> Option<f64> {
+    let number = text.strip_suffix("pp").or_else(|| text.strip_suffix('%'))?;
+    number.trim().parse::<f64>().ok().map(|percent| percent / 100.0)
+}
+
+/// A probability, as a fraction of one; neither nothing nor everything.
+fn share(text: &str) -> Result<f64, String> {
+    part_of_one(text)
+        .filter(|share| *share > 0.0 && *share < 1.0)
+        .ok_or_else(|| "write a percentage above 0 and below 100, such as 0.1%".to_owned())
+}
+
+/// What is tolerated, as a fraction of one.
+fn tolerance(text: &str) -> Result<f64, String> {
+    part_of_one(text)
+        .filter(|share| (0.0..=10.0).contains(share))
+        .ok_or_else(|| "write a percentage from 0 to 1000, such as 20% or 0.05pp".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -502,7 +620,7 @@ mod tests {
     #[test]
     fn verbs_that_do_not_exist_yet_are_not_shown() {
         let help = Cli::command().render_long_help().to_string();
-        for absent in ["import", "replay", "what-if", "calibrate"] {
+        for absent in ["import", "calibrate"] {
             assert!(!help.contains(&format!("\n  {absent}")), "{absent}");
             assert!(parse(&format!("serin {absent}")).is_err());
         }
@@ -525,6 +643,8 @@ mod tests {
             "events",
             "explain",
             "rehearse",
+            "replay",
+            "what-if",
             "completion",
             "version",
         ] {
@@ -541,7 +661,8 @@ mod tests {
         {
             let help = verb.clone().render_help().to_string();
             let local = ["serve", "check", "demo", "rehearse"].contains(&verb.get_name());
-            let last = if local {
+            let again = ["replay", "what-if"].contains(&verb.get_name());
+            let last = if local || again {
                 "Exit codes:\n  0  "
             } else {
                 "8  superseded"
@@ -576,6 +697,9 @@ mod tests {
             "serin explain shop --server http://127.0.0.1:9900 --token-file t",
             "serin rehearse a.json b.json",
             "serin rehearse a.json --config serin.yaml --service shop",
+            "serin replay",
+            "serin replay shop --rollout 7c1e --store serin.db -o json",
+            "serin what-if shop --alpha 0.1% --tolerance 20% --beta 5% --harm-budget 0.1pp --error-tolerance 0pp --warmup 1m",
             "serin completion bash",
             "serin version",
         ] {
@@ -599,6 +723,11 @@ mod tests {
             "serin endpoints shop --version v2 set",
             "serin deploy shop --version v2 --endpoint ftp://x",
             "serin rehearse a.json --service shop",
+            "serin replay --rollout 7c1e",
+            "serin replay shop --store serin.db --server http://127.0.0.1:9900",
+            "serin what-if shop",
+            "serin what-if shop --alpha 0.1",
+            "serin what-if shop --beta 0%",
             "serin abort shop --timeout soon --until healthy",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

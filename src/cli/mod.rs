@@ -1,7 +1,7 @@
 //! Words for humans: the verbs of the command line.
 //!
 //! `args` says what can be typed and `exit` how a command ends. `verbs` and `show` talk to a running Serin through
-//! `client`; `render`, `explain` and `github` make text of what it answers, and nothing else.
+//! `client`; `replay` and `what_if` judge again what `past` brings; `render`, `explain` and `github` make text of what it answers, and nothing else.
 
 pub mod args;
 pub mod check;
@@ -11,12 +11,15 @@ mod exit;
 mod explain;
 mod github;
 mod out;
+mod past;
 pub mod rehearse;
 mod render;
+mod replay;
 mod show;
 mod tls;
 mod verbs;
 mod wait;
+mod what_if;
 
 pub use exit::{EXIT_CODES, Exit, Failure};
 pub use out::Out;
@@ -89,7 +92,9 @@ fn dispatch(command: &Command, out: &mut Out) -> Result<u8, Failure> {
         | Command::SetWeight(_)
         | Command::History(_)
         | Command::Events(_)
-        | Command::Explain(_) => {
+        | Command::Explain(_)
+        | Command::Replay(_)
+        | Command::WhatIf(_) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime =
                 runtime.map_err(|error| Failure::new(Exit::Internal, format!("cannot start: {error}")))?;
@@ -115,6 +120,8 @@ async fn ask(command: &Command, out: &mut Out) -> Result<Exit, Failure> {
         Command::History(args) => show::history(args, out).await,
         Command::Events(args) => show::events(args, out).await,
         Command::Explain(args) => show::explain_service(args, out).await,
+        Command::Replay(args) => replay::run(args, out).await,
+        Command::WhatIf(args) => what_if::run(args, out).await,
         Command::Serve(_)
         | Command::Demo(_)
         | Command::Check(_)
@@ -139,6 +146,8 @@ fn format_of(command: &Command) -> args::Format {
         Command::SetWeight(args) => args.changing.output,
         Command::History(args) => args.output,
         Command::Events(args) => args.output,
+        Command::Replay(args) => args.output,
+        Command::WhatIf(args) => args.output,
         Command::Serve(_)
         | Command::Demo(_)
         | Command::Check(_)

@@ -687,6 +687,11 @@ impl Engine {
         }
     }
 
+    /// What judges know is stored with this turn or the next: something was decided by it.
+    pub(super) fn save_judges_soon(&mut self) {
+        self.judges_saved = Timestamp::default();
+    }
+
     fn keep_alive(&mut self, now: Timestamp) {
         let rolling = self
             .managed

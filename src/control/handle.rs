@@ -4,13 +4,13 @@
 //! published and from the store, and never wait for it.
 
 use super::{
-    Accepted, AnalysisStatus, Attempt, Caller, Command, Expect, History, MetricsWindow, Refusal, RefusalKind,
-    ServiceStatus, StoredEvent,
+    Accepted, AnalysisStatus, Attempt, Caller, Command, Expect, History, MetricsWindow, Recordings, Refusal,
+    RefusalKind, ServiceStatus, StoredEvent,
     engine::{Ask, Engine, Parts, Route, UndoTarget},
     judging::Shown,
     observe::KeptRun,
     providers::{Network, Outside},
-    ready, report,
+    ready, recordings, report,
     samples::Samples,
     store::{Patient, SqliteStore, Store, StoreError},
 };
@@ -105,9 +105,15 @@ pub enum ReadError {
     /// There is no such service.
     #[error("there is no service `{0}`")]
     NoService(String),
+    /// There is no such rollout of that service.
+    #[error("`{0}` has no rollout `{1}`, or it is forgotten")]
+    NoRollout(String, String),
     /// The state file cannot be read.
     #[error("the state file cannot be read: {0}")]
     Store(String),
+    /// A state file that was named cannot be read.
+    #[error("{0}")]
+    File(String),
 }
 
 /// What a new configuration changed.
@@ -405,6 +411,16 @@ impl Control {
             })
         })
         .await
+    }
+
+    /// Everything that the judges of a rollout were fed, and what came of it.
+    pub async fn recordings(&self, service: &str, rollout: &str) -> Result<Recordings, ReadError> {
+        if self.status(service).is_none() {
+            return Err(ReadError::NoService(service.to_owned()));
+        }
+        let (name, id) = (service.to_owned(), rollout.to_owned());
+        let found = self.read(move |store| recordings::of(store, &name, &id)).await?;
+        found.ok_or_else(|| ReadError::NoRollout(service.to_owned(), rollout.to_owned()))
     }
 
     /// Analyses of a service, newest first, with their measurements: those of this rollout and of earlier ones.

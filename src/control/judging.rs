@@ -8,8 +8,9 @@
 use super::{
     engine::Engine,
     managed::{Managed, TrialId},
+    recorder::{Place, Recorder, Whose, unwritten},
     report,
-    store::JudgeRow,
+    store::{JudgeRow, RecordPart},
 };
 use crate::{
     analysis::{Advice, Batch, Judge, JudgeConfig, JudgeReport, Outcome},
@@ -59,6 +60,8 @@ pub(super) struct Judging {
     /// As they were stored, until their trial goes on.
     kept: Vec<KeptJudge>,
     ticked: Option<Timestamp>,
+    /// What the judges were fed, as far as it is not stored yet.
+    parts: Vec<Arc<RecordPart>>,
     pub(super) shown: Shown,
 }
 
@@ -80,6 +83,8 @@ struct Seat {
     judge: Judge,
     /// Whether it has been recorded that the evidence of this step suffices.
     proceeded: bool,
+    /// Everything that the judge is fed.
+    recorder: Recorder,
 }
 
 /// A judge as it is stored.
@@ -91,6 +96,9 @@ struct KeptJudge {
     proceeded: bool,
     judge: Judge,
     failed_keys: Vec<u64>,
+    /// Where its recording goes on; absent: by a Serin that kept none.
+    #[serde(default)]
+    recorded: Option<Place>,
 }
 
 impl Feed {
@@ -145,6 +153,27 @@ impl Feed {
     }
 }
 
+impl Seat {
+    fn new(judge: Judge, now: Timestamp) -> Seat {
+        Seat {
+            recorder: Recorder::begin(&judge, now),
+            judge,
+            proceeded: false,
+        }
+    }
+
+    fn take_in(&mut self, dt: Duration, batches: &[Batch]) {
+        self.recorder.tick(&self.judge, dt, batches);
+        self.judge.tick(dt.as_secs_f64(), batches);
+    }
+
+    fn enter(&mut self, weight: f64, next: f64) {
+        self.judge.enter(weight, next);
+        self.recorder.entered(&self.judge);
+        self.proceeded = false;
+    }
+}
+
 impl Default for Judging {
     fn default() -> Judging {
         Judging {
@@ -155,6 +184,7 @@ impl Default for Judging {
             trial: None,
             kept: Vec::new(),
             ticked: None,
+            parts: Vec::new(),
             shown: Shown::default(),
         }
     }
@@ -185,6 +215,7 @@ impl Judging {
                 proceeded: seat.proceeded,
                 judge: seat.judge.clone(),
                 failed_keys: failed_keys.to_vec(),
+                recorded: Some(seat.recorder.place()),
             };
             Some(JudgeRow {
                 service: name.to_string(),
@@ -193,6 +224,19 @@ impl Judging {
             })
         };
         self.seats.iter().filter_map(row).collect()
+    }
+
+    /// What has been recorded since the last time, ready to be stored.
+    fn cut_parts(&mut self, name: &ServiceName) {
+        let Some(trial) = &self.trial else { return };
+        for (metric, seat) in &mut self.seats {
+            let whose = Whose {
+                service: name,
+                trial,
+                metric,
+            };
+            seat.recorder.cut(whose, &seat.judge, &mut self.parts);
+        }
     }
 
     /// The generation in force is the last one that is read.
@@ -207,7 +251,7 @@ impl Judging {
     }
 
     /// One tick of everybody.
-    fn tick(&mut self, dt: f64, now: Timestamp, monotonic: Duration) {
+    fn tick(&mut self, dt: Duration, now: Timestamp, monotonic: Duration) {
         let batches: Vec<Batch> = self.feeds.iter_mut().map(Feed::read).collect();
         let mut stable = vec![0; crate::stats::BUCKETS];
         for batch in &batches {
@@ -224,16 +268,16 @@ impl Judging {
         };
         for (metric, seat) in &mut self.seats {
             if Some(metric) == leader.as_ref() {
-                seat.judge.tick(dt, &batches);
+                seat.take_in(dt, &batches);
                 let slow_after = seat.judge.slow_after();
                 self.feeds
                     .iter()
                     .for_each(|feed| feed.cut(monotonic, &slow_after));
             } else {
-                seat.judge.tick(dt, &by_end());
+                seat.take_in(dt, &by_end());
             }
         }
-        self.baseline.update(dt, &stable);
+        self.baseline.update(dt.as_secs_f64(), &stable);
         self.feeds.retain(|feed| feed.may_bring_more(now));
     }
 
@@ -263,19 +307,20 @@ impl Managed {
     fn tick_judges(&mut self, now: Timestamp, monotonic: Duration) {
         let split = self.live.cell.load_full();
         self.judging.take_alarm();
-        self.seat_judges(&split);
+        self.seat_judges(&split, now);
         let dt = self
             .judging
             .ticked
             .map_or(Duration::ZERO, |ticked| now.since(ticked));
         self.judging.ticked = Some(now);
-        self.judging.tick(dt.as_secs_f64(), now, monotonic);
+        self.judging.tick(dt, now, monotonic);
     }
 
     /// A seat for each metric that is a judge of a run; a new weight is a new step.
-    fn seat_judges(&mut self, split: &Split<Arc<Target>>) {
+    fn seat_judges(&mut self, split: &Split<Arc<Target>>, now: Timestamp) {
         let trial = self.trial();
         if self.judging.trial.as_ref() != Some(&trial) {
+            self.judging.cut_parts(&self.name);
             self.judging.seats.clear();
             (self.judging.leader, self.judging.trial) = (None, Some(trial.clone()));
             self.judging.show();
@@ -286,10 +331,9 @@ impl Managed {
         }
         let next = self.next_weight(split.weight);
         for seat in self.judging.seats.values_mut() {
-            let (now, _) = seat.judge.step();
-            if now.total_cmp(&weight).is_ne() {
-                seat.judge.enter(weight, next);
-                seat.proceeded = false;
+            let (current, _) = seat.judge.step();
+            if current.total_cmp(&weight).is_ne() {
+                seat.enter(weight, next);
             }
         }
         let judges = self.runs.values().flat_map(super::observe::ActiveRun::judges);
@@ -301,11 +345,11 @@ impl Managed {
             if self.judging.seats.get(&metric).is_some_and(same) {
                 continue;
             }
-            let seat = self.restored(&metric, &config, &trial, weight, next);
-            let seat = seat.unwrap_or_else(|| Seat {
-                judge: Judge::new(config, weight, next, self.judging.baseline.clone()),
-                proceeded: false,
-            });
+            // Of a judge that gives way to one with other parameters, too, what it was fed is kept.
+            self.judging.cut_parts(&self.name);
+            let seat = self.restored(&metric, &config, &trial, (weight, next), now);
+            let fresh = || Judge::new(config, weight, next, self.judging.baseline.clone());
+            let seat = seat.unwrap_or_else(|| Seat::new(fresh(), now));
             self.judging.leader.get_or_insert_with(|| metric.clone());
             self.judging.seats.insert(metric, seat);
             self.judging.show();
@@ -318,8 +362,8 @@ impl Managed {
         metric: &str,
         config: &JudgeConfig,
         trial: &TrialId,
-        weight: f64,
-        next: f64,
+        (weight, next): (f64, f64),
+        now: Timestamp,
     ) -> Option<Seat> {
         let is_it = |kept: &KeptJudge| {
             kept.metric == metric && kept.trial == *trial && *kept.judge.config() == *config
@@ -329,13 +373,14 @@ impl Managed {
         for key in &kept.failed_keys {
             self.failed_keys().insert(*key);
         }
+        let recorder = kept.recorded.map(Recorder::resume);
         let mut seat = Seat {
+            recorder: recorder.unwrap_or_else(|| Recorder::begin(&kept.judge, now)),
             judge: kept.judge,
             proceeded: kept.proceeded,
         };
         if seat.judge.step().0.total_cmp(&weight).is_ne() {
-            seat.judge.enter(weight, next);
-            seat.proceeded = false;
+            seat.enter(weight, next);
         }
         let name = &self.name;
         info!(service = %name, metric, "`{name}`: the judge `{metric}` goes on with what it knew");
@@ -408,7 +453,7 @@ impl Engine {
             .collect();
         let mut news = Vec::new();
         // Every judge with a say must be content, and there must be one.
-        let (mut suffices, mut sentence) = (true, None);
+        let (mut suffices, mut sentence, mut speaker) = (true, None, None);
         for (index, metric) in judges {
             let Some(seat) = managed.judging.seats.get_mut(&metric) else {
                 suffices = false;
@@ -423,10 +468,12 @@ impl Engine {
             seat.proceeded |= advice == Advice::Proceed;
             if with_say && advice == Advice::Proceed {
                 sentence.get_or_insert_with(|| seat.judge.report().sentence);
+                speaker.get_or_insert_with(|| metric.clone());
             }
             suffices &= !with_say || advice == Advice::Proceed;
             if let Some(outcome) = outcome.filter(|_| !active.run.metrics[index].phase.is_completed()) {
                 let report = seat.judge.report();
+                seat.recorder.decided(&seat.judge, now);
                 news.push((index, outcome, report.sentence.clone()));
                 active.show_judge(index, report);
             }
@@ -442,15 +489,25 @@ impl Engine {
         } else {
             managed.runs.insert(id, active);
         }
-        if let Some(sentence) = sentence.filter(|_| beside && suffices) {
-            self.let_go_on(name, run, sentence, now);
+        let gone_on = sentence
+            .filter(|_| beside && suffices)
+            .is_some_and(|sentence| self.let_go_on(name, run, sentence, now));
+        let speaker = speaker.filter(|_| gone_on);
+        let judging = self.managed.get_mut(name).map(|managed| &mut managed.judging);
+        if let Some(seat) = speaker.and_then(|speaker| judging?.seats.get_mut(&speaker)) {
+            seat.recorder.decided(&seat.judge, now);
+        }
+        if told || gone_on {
+            // Whoever hears of a decision may ask what it was made from. Not stored while the last keeping goes on: then soon.
+            self.save_judges();
+            self.save_judges_soon();
         }
     }
 
-    /// The step that waits for evidence has it.
-    fn let_go_on(&mut self, name: &ServiceName, run: RunId, message: String, now: Timestamp) {
+    /// The step that waits for evidence has it; whether there was one.
+    fn let_go_on(&mut self, name: &ServiceName, run: RunId, message: String, now: Timestamp) -> bool {
         let Some(managed) = self.managed.get(name) else {
-            return;
+            return false;
         };
         let waiting = managed
             .saved
@@ -458,20 +515,25 @@ impl Engine {
             .rolling()
             .filter(|rolling| rolling.waits_for_evidence());
         let Some(step) = waiting.map(|rolling| rolling.step) else {
-            return;
+            return false;
         };
         if managed.quiet_until > now {
-            return;
+            return false;
         }
         let analysis = managed.runs.get(&run.0).map(report::analysis);
         let numbers = json!({"analysis": analysis, "evidence": managed.numbers()});
         let event = Event::EvidenceSuffices { run, step, message };
-        self.happened(name, event, Some(numbers));
+        self.happened(name, event, Some(numbers))
     }
 
-    /// Stores what every judge knows, and shows it.
+    /// Stores what every judge knows and was fed, and shows it.
     pub(super) fn save_judges(&mut self) {
-        let mut rows = Vec::new();
+        let (mut rows, mut parts) = (Vec::new(), Vec::new());
+        for managed in self.managed.values_mut() {
+            unwritten(&mut managed.judging.parts);
+            managed.judging.cut_parts(&managed.name);
+            parts.extend(managed.judging.parts.iter().cloned());
+        }
         for managed in self.managed.values_mut().filter(|managed| managed.is_judging()) {
             managed.judging.show();
             let shown = managed
@@ -492,10 +554,10 @@ impl Engine {
             rows.extend(managed.judging.rows(&managed.name, &keys));
         }
         // A store that fails is tried by its own patience.
-        if rows.is_empty() || self.store_trouble().is_some() {
+        if rows.is_empty() && parts.is_empty() || self.store_trouble().is_some() {
             return;
         }
-        if let Err(error) = self.store.save_judges(&rows) {
+        if let Err(error) = self.store.save_judges(&rows, &parts) {
             self.store_failed(&error);
         }
     }

@@ -59,11 +59,18 @@ pub(crate) struct Managed {
 }
 
 /// One try of one version: a retry and a new plan begin another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TrialId {
     rollout: String,
     attempt: u32,
     since: Timestamp,
+}
+
+impl TrialId {
+    /// The rollout that it is a trial of.
+    pub(super) fn rollout(&self) -> &str {
+        &self.rollout
+    }
 }
 
 /// The probes of a version that waits for its endpoints.

@@ -19,6 +19,8 @@ mod perform;
 mod providers;
 mod reach;
 mod ready;
+mod recorder;
+mod recordings;
 mod registry;
 mod report;
 mod samples;
@@ -33,6 +35,7 @@ pub use command::{
 pub use handle::{
     Change, Control, OpenStore, ReadError, ReloadRefused, StartError, StartOptions, StoreChoice,
 };
+pub use recordings::{Recording, Recordings, StateFile, StretchBytes};
 pub use status::{
     AbortStatus, AnalysisStatus, Attempt, EndpointStatus, EvidenceStatus, History, MetricStatus,
     MetricsWindow, Observed, PausedStatus, RolloutStatus, ServiceStatus, StepStatus, StoredEvent,

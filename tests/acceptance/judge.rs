@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::time::Duration;
 
 /// A service `shop` with this strategy, whatever is added to it, and the template `quick`: a judge that is content with little.
-fn shop(v1: &Upstream, canary: &str, more: &str) -> String {
+pub(crate) fn shop(v1: &Upstream, canary: &str, more: &str) -> String {
     format!(
         "{HEAD}services:
   - name: shop
@@ -33,7 +33,7 @@ fn deploy(v2: &Upstream, until: &str) -> String {
 }
 
 #[track_caller]
-fn ends(serin: &Serin, code: i32, line: &str) -> String {
+pub(crate) fn ends(serin: &Serin, code: i32, line: &str) -> String {
     let (exit, out, err) = serin.run(line);
     let said = out + &err;
     assert_eq!(exit, code, "serin {line}\n{said}");

@@ -15,5 +15,6 @@ mod judge;
 mod lifecycle;
 mod milestones;
 mod reload;
+mod replay;
 mod store;
 mod tls;

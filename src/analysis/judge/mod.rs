@@ -5,6 +5,8 @@
 //! keeps the state, `serin rehearse` replays cases.
 
 mod config;
+pub mod record;
+pub mod replay;
 mod report;
 mod sight;
 

@@ -6,6 +6,7 @@
 mod later;
 mod lock;
 mod patient;
+mod recorded;
 mod schema;
 mod sqlite;
 
@@ -20,7 +21,11 @@ use crate::{
     model::{ServiceName, Span, Timestamp, Weight},
     rollout::Phase,
 };
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 /// Why the store could not do it; says how to mend it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -154,6 +159,33 @@ pub(crate) struct JudgeRow {
     pub(crate) json: String,
 }
 
+/// A piece of what a judge was fed (`recorder`).
+#[derive(Debug)]
+pub(crate) struct RecordPart {
+    pub(crate) service: String,
+    pub(crate) rollout: String,
+    pub(crate) metric: String,
+    /// When the judge began to sit.
+    pub(crate) began: Timestamp,
+    pub(crate) stretch: u64,
+    pub(crate) part: u64,
+    pub(crate) bytes: Vec<u8>,
+    /// Set as soon as it is on the disk.
+    pub(crate) written: AtomicBool,
+}
+
+/// A stretch of a recording as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StretchRow {
+    pub(crate) metric: String,
+    pub(crate) began: Timestamp,
+    pub(crate) stretch: u64,
+    /// Its parts, in their order.
+    pub(crate) bytes: Vec<u8>,
+    /// The first part that is not there although a later one is.
+    pub(crate) missing: Option<u64>,
+}
+
 /// The answer kept for an idempotency key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyRow {
@@ -211,6 +243,8 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     -> Result<Vec<StoredEvent>, StoreError>;
     /// The last facts of a service, newest first.
     fn last_events(&self, service: &str, limit: usize) -> Result<Vec<StoredEvent>, StoreError>;
+    /// All facts of a rollout, oldest first.
+    fn rollout_events(&self, service: &str, rollout: &str) -> Result<Vec<StoredEvent>, StoreError>;
     /// The last rollouts of a service, newest first.
     fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError>;
     /// Keeps an attempt. May come about later.
@@ -223,10 +257,13 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError>;
     /// The last analysis runs of a service, newest first.
     fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError>;
-    /// Keeps what judges know. May come about a moment later: what was kept before is then in force until it does.
-    fn save_judges(&self, rows: &[JudgeRow]) -> Result<(), StoreError>;
+    /// Keeps what judges know and what they were fed: all of it or nothing. May come about a moment later, or not at all while
+    /// the last one goes on: what was kept before is then in force. Each part says when it is kept.
+    fn save_judges(&self, rows: &[JudgeRow], parts: &[Arc<RecordPart>]) -> Result<(), StoreError>;
     /// What the judges of a service knew.
     fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError>;
+    /// What the judges of a rollout were fed, by metric and time.
+    fn recorded(&self, service: &str, rollout: &str) -> Result<Vec<StretchRow>, StoreError>;
     /// Forgets what is older than it must be.
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError>;
 }

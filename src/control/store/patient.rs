@@ -7,7 +7,7 @@
 //! Reads for people go past this: they wait on threads that may.
 
 use super::{
-    JudgeRow, KeyRow, Retention, Row, RunRow, Store, StoreError, StoredService,
+    JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, Store, StoreError, StoredService, StretchRow,
     later::{Later, Write},
 };
 use crate::{
@@ -248,6 +248,11 @@ impl Store for Patient {
         self.inner.last_events(service, limit)
     }
 
+    fn rollout_events(&self, service: &str, rollout: &str) -> Result<Vec<StoredEvent>, StoreError> {
+        self.settle();
+        self.inner.rollout_events(service, rollout)
+    }
+
     fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError> {
         self.inner.rollouts(service)
     }
@@ -278,7 +283,7 @@ impl Store for Patient {
     }
 
     /// Without waiting: it comes every second, and nothing depends on it. While the last one goes on there is no next.
-    fn save_judges(&self, rows: &[JudgeRow]) -> Result<(), StoreError> {
+    fn save_judges(&self, rows: &[JudgeRow], parts: &[Arc<RecordPart>]) -> Result<(), StoreError> {
         if self.stuck.load(Ordering::Acquire) {
             return Err(self.hangs());
         }
@@ -289,10 +294,10 @@ impl Store for Patient {
         if self.keeps_judges.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        let (inner, rows) = (Arc::clone(&self.inner), rows.to_vec());
+        let (inner, rows, parts) = (Arc::clone(&self.inner), rows.to_vec(), parts.to_vec());
         let (keeps, failed) = (Arc::clone(&self.keeps_judges), Arc::clone(&self.judges_failed));
         let job: Job = Box::new(move || {
-            if let Err(error) = inner.save_judges(&rows) {
+            if let Err(error) = inner.save_judges(&rows, &parts) {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             }
             drop(inner);
@@ -304,6 +309,11 @@ impl Store for Patient {
     fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError> {
         let service = service.to_owned();
         self.ask_idempotent(move |store| store.judges(&service))
+    }
+
+    fn recorded(&self, service: &str, rollout: &str) -> Result<Vec<StretchRow>, StoreError> {
+        self.settle();
+        self.inner.recorded(service, rollout)
     }
 
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {

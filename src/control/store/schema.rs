@@ -4,7 +4,7 @@
 pub(super) const APPLICATION_ID: i64 = 0x5365_7269;
 
 /// SQLite's `user_version`; raise it with every change of the tables and say in `sqlite` how to get there.
-pub(super) const FORMAT: i64 = 2;
+pub(super) const FORMAT: i64 = 3;
 
 /// From format 1 to format 2: what the judges know.
 pub(super) const JUDGES: &str = "
@@ -13,6 +13,20 @@ CREATE TABLE judges (
   metric TEXT NOT NULL,
   judge TEXT NOT NULL,
   PRIMARY KEY (service, metric)
+) WITHOUT ROWID;
+";
+
+/// From format 2 to format 3: what the judges were fed.
+pub(super) const RECORDED: &str = "
+CREATE TABLE recorded (
+  service TEXT NOT NULL,
+  rollout TEXT NOT NULL,
+  metric TEXT NOT NULL,
+  began INTEGER NOT NULL,
+  stretch INTEGER NOT NULL,
+  part INTEGER NOT NULL,
+  bytes BLOB NOT NULL,
+  PRIMARY KEY (service, rollout, metric, began, stretch, part)
 ) WITHOUT ROWID;
 ";
 

@@ -3,9 +3,9 @@
 //! All of it behind one connection and one mutex: writes are rare (decisions, not requests) and reads are small.
 
 use super::{
-    JudgeRow, KeyRow, Retention, Row, RunRow, Store, StoreError, StoredService,
+    JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, Store, StoreError, StoredService, StretchRow,
     lock::{self, Lock},
-    schema,
+    recorded, schema,
 };
 use crate::{
     control::{
@@ -18,7 +18,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -66,6 +66,75 @@ impl SqliteStore {
         };
         store.prepare()?;
         Ok(store)
+    }
+
+    /// Opens a file that may be another process', or a copy, to read it; makes and changes nothing.
+    pub(crate) fn read_only(path: &Path) -> Result<SqliteStore, StoreError> {
+        use rusqlite::OpenFlags;
+        let failed = |error: rusqlite::Error| explain(path, &error);
+        let open = |name: &std::ffi::OsStr, more: OpenFlags| {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
+            let connection = Connection::open_with_flags(name, flags)?;
+            connection.busy_timeout(Duration::from_secs(2))?;
+            let read = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+            let (id, format) = (read("PRAGMA application_id")?, read("PRAGMA user_version")?);
+            Ok((connection, id, format))
+        };
+        std::fs::File::open(path).map_err(|error| StoreError::Io {
+            path: path.to_owned(),
+            why: error.to_string(),
+        })?;
+        let opened = open(path.as_os_str(), OpenFlags::empty());
+        let (connection, id, format) = match opened {
+            // Where the directory may not be written, SQLite reads only what nobody else writes meanwhile.
+            Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == ErrorCode::CannotOpen => {
+                let encoded = percent_encoding::percent_encode(
+                    path.as_os_str().as_encoded_bytes(),
+                    percent_encoding::NON_ALPHANUMERIC,
+                );
+                let uri = format!("file:{encoded}?immutable=1");
+                open(uri.as_ref(), OpenFlags::SQLITE_OPEN_URI).map_err(failed)?
+            }
+            opened => opened.map_err(failed)?,
+        };
+        if id != schema::APPLICATION_ID {
+            return Err(StoreError::Foreign {
+                path: path.to_owned(),
+                found: format!("an SQLite database of another program, application id {id:#x}"),
+            });
+        }
+        if format > schema::FORMAT {
+            return Err(StoreError::Newer {
+                path: path.to_owned(),
+                found: format,
+                known: schema::FORMAT,
+            });
+        }
+        if format < schema::FORMAT {
+            return Err(StoreError::Io {
+                path: path.to_owned(),
+                why: format!(
+                    "it has format {format}, from before judges were recorded: `serin serve` brings it to format {}",
+                    schema::FORMAT
+                ),
+            });
+        }
+        Ok(SqliteStore {
+            path: path.to_owned(),
+            connection: Mutex::new(connection),
+            _lock: None,
+        })
+    }
+
+    /// The names of all services.
+    pub(crate) fn services(&self) -> Result<Vec<String>, StoreError> {
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let mut statement = connection
+            .prepare("SELECT name FROM services ORDER BY name")
+            .map_err(failed)?;
+        let names = statement.query_map([], |row| row.get(0)).map_err(failed)?;
+        names.map(|name| name.map_err(failed)).collect()
     }
 
     /// A store that lives as long as the process: for the demo and for tests.
@@ -137,7 +206,10 @@ impl SqliteStore {
                 .pragma_update(None, "application_id", schema::APPLICATION_ID)
                 .map_err(sql)?;
         }
-        transaction.execute_batch(schema::JUDGES).map_err(sql)?;
+        if tables == 0 || format < 2 {
+            transaction.execute_batch(schema::JUDGES).map_err(sql)?;
+        }
+        transaction.execute_batch(schema::RECORDED).map_err(sql)?;
         transaction
             .pragma_update(None, "user_version", schema::FORMAT)
             .map_err(sql)?;
@@ -506,6 +578,13 @@ impl Store for SqliteStore {
         )
     }
 
+    fn rollout_events(&self, service: &str, rollout: &str) -> Result<Vec<StoredEvent>, StoreError> {
+        self.shown_events(
+            &format!("SELECT {EVENT_COLUMNS} FROM events WHERE service = ?1 AND rollout = ?2 ORDER BY id"),
+            params![service, rollout],
+        )
+    }
+
     fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError> {
         let sql = "SELECT shown FROM rollouts WHERE service = ?1 ORDER BY started DESC, id DESC LIMIT ?2";
         let mut rollouts: Vec<RolloutStatus> = self.texts(sql, service, usize::MAX)?;
@@ -582,7 +661,7 @@ impl Store for SqliteStore {
         rows.map(|row| row.map_err(failed)).collect()
     }
 
-    fn save_judges(&self, rows: &[JudgeRow]) -> Result<(), StoreError> {
+    fn save_judges(&self, rows: &[JudgeRow], parts: &[Arc<RecordPart>]) -> Result<(), StoreError> {
         let connection = self.connection();
         let failed = |error: rusqlite::Error| self.failed(&error);
         let transaction = connection.unchecked_transaction().map_err(failed)?;
@@ -593,7 +672,14 @@ impl Store for SqliteStore {
                 .execute(params![row.service, row.metric, row.json])
                 .map_err(failed)?;
         }
-        transaction.commit().map_err(failed)
+        for part in parts {
+            recorded::write(&transaction, part).map_err(failed)?;
+        }
+        transaction.commit().map_err(failed)?;
+        for part in parts {
+            part.written.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
     fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError> {
@@ -612,6 +698,10 @@ impl Store for SqliteStore {
             })
             .map_err(failed)?;
         rows.map(|row| row.map_err(failed)).collect()
+    }
+
+    fn recorded(&self, service: &str, rollout: &str) -> Result<Vec<StretchRow>, StoreError> {
+        recorded::read(&self.connection(), service, rollout).map_err(|error| self.failed(&error))
     }
 
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
@@ -643,6 +733,7 @@ impl Store for SqliteStore {
                 [],
             )
             .map_err(failed)?;
+        recorded::sweep(&transaction).map_err(failed)?;
         transaction.commit().map_err(failed)
     }
 }
@@ -751,6 +842,70 @@ mod tests {
         drop(ours);
         let error = SqliteStore::open(&path).unwrap_err().to_string();
         assert!(error.contains("format 99"), "{error}");
+    }
+
+    #[test]
+    fn files_of_earlier_formats_get_what_they_lack_and_are_not_read_before() {
+        for (format, lacks) in [
+            (1, "DROP TABLE recorded; DROP TABLE judges"),
+            (2, "DROP TABLE recorded"),
+        ] {
+            let (_directory, path) = file();
+            drop(SqliteStore::open(&path).unwrap());
+            let earlier = Connection::open(&path).unwrap();
+            earlier.execute_batch(lacks).unwrap();
+            earlier.pragma_update(None, "user_version", format).unwrap();
+            drop(earlier);
+            let error = SqliteStore::read_only(&path).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("format {format}, from before judges were recorded")),
+                "{error}"
+            );
+            let store = SqliteStore::open(&path).unwrap();
+            assert!(store.judges("shop").unwrap().is_empty());
+            assert!(store.recorded("shop", "1").unwrap().is_empty());
+            // While it is in use, and when nobody may write beside it.
+            assert!(
+                SqliteStore::read_only(&path)
+                    .unwrap()
+                    .services()
+                    .unwrap()
+                    .is_empty()
+            );
+        }
+    }
+
+    #[test]
+    fn parts_beyond_the_one_that_is_written_are_of_a_past_that_a_crash_has_undone() {
+        let store = SqliteStore::in_memory().unwrap();
+        let write = |stretch: u64, part: u64, bytes: &[u8]| {
+            let part = Arc::new(RecordPart {
+                service: "shop".into(),
+                rollout: "1".into(),
+                metric: "no-worse".into(),
+                began: Timestamp::from_secs(1),
+                stretch,
+                part,
+                bytes: bytes.to_vec(),
+                written: false.into(),
+            });
+            store.save_judges(&[], &[Arc::clone(&part)]).unwrap();
+            assert!(part.written.load(Ordering::Acquire));
+        };
+        let read = || -> Vec<(u64, Vec<u8>)> {
+            let stretches = store.recorded("shop", "1").unwrap().into_iter();
+            stretches
+                .map(|stretch| (stretch.stretch, stretch.bytes))
+                .collect()
+        };
+        write(0, 0, b"a");
+        write(0, 1, b"b");
+        write(0, 2, b"c");
+        write(0, 1, b"B");
+        assert_eq!(read(), [(0, b"aB".to_vec())]);
+        write(1, 0, b"d");
+        write(2, 0, b"e");
+        assert_eq!(read(), [(1, b"d".to_vec()), (2, b"e".to_vec())], "the last two");
     }
 
     #[test]

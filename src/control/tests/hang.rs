@@ -91,6 +91,9 @@ impl Store for Hanging {
     fn last_events(&self, service: &str, limit: usize) -> Result<Vec<StoredEvent>, StoreError> {
         self.inner.last_events(service, limit)
     }
+    fn rollout_events(&self, service: &str, rollout: &str) -> Result<Vec<StoredEvent>, StoreError> {
+        self.inner.rollout_events(service, rollout)
+    }
     fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError> {
         self.inner.rollouts(service)
     }
@@ -112,11 +115,14 @@ impl Store for Hanging {
     fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError> {
         self.inner.runs(service, limit)
     }
-    fn save_judges(&self, rows: &[JudgeRow]) -> Result<(), StoreError> {
-        self.inner.save_judges(rows)
+    fn save_judges(&self, rows: &[JudgeRow], parts: &[Arc<RecordPart>]) -> Result<(), StoreError> {
+        self.inner.save_judges(rows, parts)
     }
     fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError> {
         self.inner.judges(service)
+    }
+    fn recorded(&self, service: &str, rollout: &str) -> Result<Vec<StretchRow>, StoreError> {
+        self.inner.recorded(service, rollout)
     }
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
         self.inner.sweep(retention, now)

@@ -4,7 +4,7 @@ use super::*;
 use crate::rollout::{AbortCause, Phase};
 
 /// A judge that is quick to be warm, and whatever a test adds to its metric.
-fn judge(more: &str) -> String {
+pub(super) fn judge(more: &str) -> String {
     format!(
         "analysisTemplates:
   - name: judge
@@ -15,14 +15,14 @@ fn judge(more: &str) -> String {
     )
 }
 
-const BESIDE: &str = "    strategy:
+pub(super) const BESIDE: &str = "    strategy:
       canary:
         analysis: {templates: [{templateName: judge}]}
         steps: [{setWeight: 5}, {pause: {untilEvidence: {}}}, {setWeight: 50}, {pause: {untilEvidence: {max: 20m}}}]";
 
 impl Lab {
     /// A second of traffic at the weight of now: so many requests in all, of which the canary fails a share.
-    async fn traffic(&self, requests: u32, canary_fails: f64) {
+    pub(super) async fn traffic(&self, requests: u32, canary_fails: f64) {
         let canary = (f64::from(requests) * self.weight().as_ratio()).round();
         let failed = (canary * canary_fails).round();
         #[expect(

@@ -4,6 +4,7 @@ mod failure;
 mod hang;
 mod judging;
 mod operate;
+mod recording;
 mod rollout;
 mod simulation;
 mod store;
@@ -11,7 +12,10 @@ mod store;
 use super::{
     Accepted, Caller, Command, Control, Deploy, Expect, OpenStore, Refusal, ServiceStatus, StartOptions,
     providers::{Outside, Question},
-    store::{JudgeRow, KeyRow, Retention, Row, RunRow, SqliteStore, Store, StoreError, StoredService},
+    store::{
+        JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, SqliteStore, Store, StoreError, StoredService,
+        StretchRow,
+    },
 };
 use crate::{
     config::{Config, load_text},
@@ -175,6 +179,9 @@ impl Store for Faulty {
     fn last_events(&self, service: &str, limit: usize) -> Result<Vec<StoredEvent>, StoreError> {
         self.inner.last_events(service, limit)
     }
+    fn rollout_events(&self, service: &str, rollout: &str) -> Result<Vec<StoredEvent>, StoreError> {
+        self.inner.rollout_events(service, rollout)
+    }
     fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError> {
         self.inner.rollouts(service)
     }
@@ -210,12 +217,15 @@ impl Store for Faulty {
     fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError> {
         self.inner.runs(service, limit)
     }
-    fn save_judges(&self, rows: &[JudgeRow]) -> Result<(), StoreError> {
+    fn save_judges(&self, rows: &[JudgeRow], parts: &[Arc<RecordPart>]) -> Result<(), StoreError> {
         self.check()?;
-        self.inner.save_judges(rows)
+        self.inner.save_judges(rows, parts)
     }
     fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError> {
         self.inner.judges(service)
+    }
+    fn recorded(&self, service: &str, rollout: &str) -> Result<Vec<StretchRow>, StoreError> {
+        self.inner.recorded(service, rollout)
     }
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
         self.check()?;

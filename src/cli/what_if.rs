@@ -1,0 +1,206 @@
+//! `serin what-if`: past rollouts, judged by other parameters on the traffic that they had.
+
+use super::{
+    args::{Format, Otherwise, WhatIfArgs},
+    exit::{Exit, Failure},
+    out::Out,
+    past::{Source, stretches},
+    render::{plain, short, table, thousands},
+};
+use crate::analysis::{
+    Advice, JudgeConfig,
+    replay::{Moment, Rejudged, rejudge},
+};
+use serde::Serialize;
+use std::{fmt::Write as _, time::Duration};
+
+impl Otherwise {
+    fn change(self, mut config: JudgeConfig) -> JudgeConfig {
+        let set = |place: &mut f64, given: Option<f64>| *place = given.unwrap_or(*place);
+        set(&mut config.alpha, self.alpha);
+        set(&mut config.beta, self.beta);
+        set(&mut config.lat_tol, self.tolerance);
+        set(&mut config.err_delta, self.error_tolerance);
+        set(&mut config.harm_budget, self.harm_budget);
+        let warmup = self.warmup.map(|span| span.as_duration().as_secs_f64());
+        set(&mut config.warmup_s, warmup);
+        config
+    }
+}
+
+/// One judge of one rollout.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    rollout: String,
+    version: String,
+    metric: String,
+    happened: Vec<Said>,
+    would: Vec<Said>,
+    /// Shares that were left before the evidence would have sufficed, 0 to 1.
+    left_early: Vec<f64>,
+    /// Where it ends.
+    end: Said,
+    /// Whether it is recorded from the judge's first request on.
+    from_the_start: bool,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Said {
+    advice: Advice,
+    weight: f64,
+    seconds: f64,
+    canary_requests: u64,
+    sentence: String,
+}
+
+impl From<Moment> for Said {
+    fn from(moment: Moment) -> Said {
+        Said {
+            advice: moment.advice,
+            weight: moment.weight,
+            seconds: moment.seconds,
+            canary_requests: moment.canary,
+            sentence: moment.sentence,
+        }
+    }
+}
+
+/// `serin what-if`.
+pub(super) async fn run(args: &WhatIfArgs, out: &mut Out) -> Result<Exit, Failure> {
+    let source = Source::of(&args.past)?;
+    let mut rows = Vec::new();
+    let mut unreadable = 0;
+    for rollout in source.wanted(&args.service, args.rollout.as_deref()).await? {
+        let recordings = source.recordings(&args.service, &rollout).await?;
+        for recording in &recordings.recordings {
+            let stretches = stretches(recording);
+            match rejudge(&stretches, |config| args.otherwise.change(config)) {
+                Ok(rejudged) => {
+                    let whole = stretches.first().is_some_and(|first| first.number == 0);
+                    rows.push(row(&recordings.rollout, &recording.metric, rejudged, whole));
+                }
+                Err(error) => {
+                    unreadable += 1;
+                    out.note(plain(&format!(
+                        "rollout {rollout}, `{}`: {error}",
+                        recording.metric
+                    )));
+                }
+            }
+        }
+    }
+    if args.output == Format::Json {
+        out.line(serde_json::to_string_pretty(&rows).unwrap_or_default());
+    } else if rows.is_empty() {
+        out.line(format!("no rollout of `{}` has a recorded judge", args.service));
+    } else {
+        out.print(text(&rows));
+    }
+    Ok(if unreadable == 0 {
+        Exit::Reached
+    } else {
+        Exit::Internal
+    })
+}
+
+fn row(rollout: &crate::control::RolloutStatus, metric: &str, rejudged: Rejudged, whole: bool) -> Row {
+    let said = |moments: Vec<Moment>| moments.into_iter().map(Said::from).collect();
+    Row {
+        rollout: rollout.id.clone(),
+        version: rollout.version.to_string(),
+        metric: metric.to_owned(),
+        happened: said(rejudged.happened),
+        would: said(rejudged.would),
+        left_early: rejudged.left_early,
+        end: rejudged.end.into(),
+        from_the_start: whole,
+    }
+}
+
+/// The table, and below it what each judge would have said last.
+fn text(rows: &[Row]) -> String {
+    let head = ["ROLLOUT", "VERSION", "JUDGE", "HAPPENED", "WOULD HAVE"].map(str::to_owned);
+    let mut cells = vec![head.to_vec()];
+    for row in rows {
+        let would = if row.would.iter().any(|said| said.advice == Advice::Rollback) {
+            told(&row.would)
+        } else {
+            let waits = format!("waited at {}%", percent(row.end.weight));
+            let still = row
+                .would
+                .last()
+                .is_none_or(|last| last.weight.total_cmp(&row.end.weight).is_ne());
+            match (row.would.is_empty(), still) {
+                (true, _) => waits,
+                (false, true) => format!("{}, {waits}", told(&row.would)),
+                (false, false) => told(&row.would),
+            }
+        };
+        cells.push(vec![
+            row.rollout.clone(),
+            plain(&row.version),
+            plain(&row.metric),
+            told(&row.happened),
+            would,
+        ]);
+    }
+    let mut text = table(&cells);
+    text.push('\n');
+    for row in rows {
+        let last = row.would.last().unwrap_or(&row.end);
+        let last = if last.advice == Advice::Rollback {
+            last
+        } else {
+            &row.end
+        };
+        text.push_str(&plain(&format!(
+            "{}  after {}, {} canary requests: {}",
+            row.rollout,
+            short(Duration::from_secs_f64(last.seconds)),
+            thousands(last.canary_requests),
+            last.sentence
+        )));
+        text.push('\n');
+        for weight in &row.left_early {
+            let _ = writeln!(
+                text,
+                "{}  {}% was left before the evidence would have sufficed",
+                row.rollout,
+                percent(*weight)
+            );
+        }
+        if !row.from_the_start {
+            let _ = writeln!(
+                text,
+                "{}  its beginning is not kept: judged from what is",
+                row.rollout
+            );
+        }
+    }
+    text
+}
+
+/// `5% passed after 40s (210), rolled back at 50% after 61s (1,020)`.
+fn told(said: &[Said]) -> String {
+    if said.is_empty() {
+        return "decided nothing".to_owned();
+    }
+    let one = |said: &Said| {
+        let (weight, after) = (percent(said.weight), short(Duration::from_secs_f64(said.seconds)));
+        let requests = thousands(said.canary_requests);
+        match said.advice {
+            Advice::Rollback => format!("rolled back at {weight}% after {after} ({requests})"),
+            Advice::Proceed => format!("passed {weight}% after {after} ({requests})"),
+            Advice::Hold => format!("held at {weight}% after {after} ({requests})"),
+        }
+    };
+    said.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// A share as people write it.
+fn percent(share: f64) -> String {
+    let text = format!("{:.4}", 100.0 * share);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}

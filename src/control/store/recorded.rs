@@ -1,0 +1,91 @@
+//! What judges were fed, in the state file: parts in their order, of which a long recording keeps the last two stretches.
+
+use super::{RecordPart, StretchRow};
+use crate::model::Timestamp;
+use rusqlite::{Connection, params};
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+/// Writes one part, in a transaction of the caller. What is there beyond it is of a past that a crash has undone.
+pub(super) fn write(connection: &Connection, part: &RecordPart) -> rusqlite::Result<()> {
+    let began = signed(part.began.as_millis());
+    let (stretch, number) = (signed(part.stretch), signed(part.part));
+    let of = params![part.service, part.rollout, part.metric, began, stretch, number];
+    connection
+        .prepare_cached(
+            "DELETE FROM recorded WHERE service = ?1 AND rollout = ?2 AND metric = ?3 AND began = ?4
+             AND (stretch < ?5 - 1 OR (stretch, part) > (?5, ?6))",
+        )?
+        .execute(of)?;
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO recorded (service, rollout, metric, began, stretch, part, bytes)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute(params![
+            part.service,
+            part.rollout,
+            part.metric,
+            began,
+            stretch,
+            number,
+            part.bytes
+        ])
+        .map(drop)
+}
+
+/// Every stretch of a rollout.
+pub(super) fn read(
+    connection: &Connection,
+    service: &str,
+    rollout: &str,
+) -> rusqlite::Result<Vec<StretchRow>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT metric, began, stretch, part, bytes FROM recorded WHERE service = ?1 AND rollout = ?2
+         ORDER BY metric, began, stretch, part",
+    )?;
+    let mut rows = statement.query(params![service, rollout])?;
+    let mut stretches: Vec<StretchRow> = Vec::new();
+    let mut next = 0;
+    while let Some(row) = rows.next()? {
+        let metric: String = row.get(0)?;
+        let began = Timestamp::from_millis(unsigned(row.get(1)?));
+        let (stretch, part) = (unsigned(row.get(2)?), unsigned(row.get(3)?));
+        let same = |last: &&mut StretchRow| {
+            (last.metric.as_str(), last.began, last.stretch) == (metric.as_str(), began, stretch)
+        };
+        if let Some(last) = stretches.last_mut().filter(same) {
+            if part != next {
+                last.missing.get_or_insert(next);
+            }
+            last.bytes.extend(row.get::<_, Vec<u8>>(4)?);
+        } else {
+            stretches.push(StretchRow {
+                metric,
+                began,
+                stretch,
+                bytes: row.get(4)?,
+                missing: (part > 0).then_some(0),
+            });
+        }
+        next = part + 1;
+    }
+    Ok(stretches)
+}
+
+/// Forgets recordings of rollouts that are forgotten.
+pub(super) fn sweep(connection: &Connection) -> rusqlite::Result<()> {
+    connection
+        .execute(
+            "DELETE FROM recorded WHERE NOT EXISTS (SELECT 1 FROM rollouts WHERE rollouts.service = recorded.service
+             AND rollouts.id = recorded.rollout)",
+            [],
+        )
+        .map(drop)
+}

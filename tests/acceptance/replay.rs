@@ -1,0 +1,158 @@
+//! What judges decided over real traffic, decided again from the state file: by the same parameters and by others, and after
+//! somebody has changed the file.
+
+use crate::{
+    judge::{ends, shop},
+    support::{Serin, load::Load, upstream::Upstream, wait_for},
+};
+use rusqlite::Connection;
+use serde_json::Value;
+use std::time::Duration;
+
+/// A state file like the one that Serin has open, changed as `sql` says.
+fn changed_copy(serin: &Serin, name: &str, sql: &str) {
+    let state = Connection::open(serin.file("serin.db")).unwrap();
+    state
+        .execute("VACUUM INTO ?1", [serin.file(name).to_str().unwrap()])
+        .unwrap();
+    let copy = Connection::open(serin.file(name)).unwrap();
+    copy.execute_batch(sql).unwrap();
+}
+
+#[test]
+fn past_decisions_are_made_again_and_a_changed_store_is_told_of() {
+    let (v1, v2, v3) = (
+        Upstream::start("v1"),
+        Upstream::start("v2"),
+        Upstream::start("v3"),
+    );
+    v3.fail(1000);
+    let strategy = "analysis: {templates: [{templateName: quick}]}, auto: {weights: [20, 50]}";
+    let serin = Serin::start_with(&shop(&v1, strategy, ""));
+    assert_eq!(
+        ends(&serin, 0, "replay shop"),
+        "0 of 0 decisions of judges reproduced\n"
+    );
+    let load = Load::start(serin.web, 500);
+    let deploy = |version: &str, upstream: &Upstream, code: i32| {
+        let line = format!(
+            "deploy shop --version {version} --endpoint {} --until healthy --timeout 60s",
+            upstream.url()
+        );
+        ends(&serin, code, &line)
+    };
+    deploy("v2", &v2, 0);
+    deploy("v3", &v3, 3);
+    load.stop();
+
+    // What was decided by is stored a moment after the decision.
+    let said = wait_for("three decisions", Duration::from_secs(10), || {
+        let (code, said, _) = serin.run("replay");
+        (code == 0 && said.ends_with("3 of 3 decisions of judges reproduced\n")).then_some(said)
+    });
+    for decision in [
+        "  PROCEED from 20%: ruled out: errors above ",
+        "  PROCEED from 50%: ",
+        "  ROLL BACK at weight 20%: canary failed ",
+    ] {
+        let line = said.lines().find(|line| line.contains(decision));
+        assert!(
+            line.is_some_and(|line| line.contains("    reproduced  ")),
+            "{decision}\n{said}"
+        );
+    }
+    // The file that Serin has open says the same, and a copy that may not be written.
+    assert_eq!(ends(&serin, 0, "replay --store serin.db"), said);
+    changed_copy(&serin, "copy.db", "PRAGMA journal_mode = DELETE");
+    let json = ends(&serin, 0, "replay shop --store copy.db -o json");
+    let json: Value = serde_json::from_str(&json).unwrap();
+    let rollback = &json[2];
+    assert_eq!(
+        (&rollback["version"], &rollback["reproduced"], &rollback["metric"]),
+        (&"v3".into(), &true.into(), &"no-worse".into())
+    );
+    let rollout = rollback["rollout"].as_str().unwrap();
+    let one = ends(&serin, 0, &format!("replay shop --rollout {rollout}"));
+    assert!(one.ends_with("1 of 1 decisions of judges reproduced\n"), "{one}");
+
+    // The same failures are enough for whoever takes more risk, and not for whoever takes next to none.
+    let rejudged = |alpha: &str| -> Value {
+        let json = ends(&serin, 0, &format!("what-if shop --alpha {alpha} -o json"));
+        serde_json::from_str::<Value>(&json).unwrap()[1].take()
+    };
+    let (bold, strict) = (rejudged("30%"), rejudged("1e-30%"));
+    let (was, is) = (&bold["happened"][0], &bold["would"][0]);
+    assert_eq!(
+        (&was["advice"], &is["advice"]),
+        (&"rollback".into(), &"rollback".into())
+    );
+    assert!(
+        is["canaryRequests"].as_u64() <= was["canaryRequests"].as_u64(),
+        "{bold:#}"
+    );
+    assert_eq!(
+        (&strict["would"], &strict["end"]["advice"]),
+        (&Value::Array(Vec::new()), &"hold".into()),
+        "{strict:#}"
+    );
+    let text = ends(&serin, 0, "what-if shop --beta 0.0000001%");
+    assert!(
+        text.contains("HAPPENED") && text.contains("waited at ") && text.contains("20% was left before"),
+        "{text}"
+    );
+
+    a_changed_store_is_told_of(&serin);
+    what_cannot_be_read_is_said(&serin);
+}
+
+fn a_changed_store_is_told_of(serin: &Serin) {
+    for (name, sql, told) in [
+        (
+            "count.db",
+            // The lowest bit somewhere in the middle of what the last judge was fed.
+            "UPDATE recorded SET bytes = CAST(substr(bytes, 1, length(bytes) - 200) || x'01' ||
+             substr(bytes, length(bytes) - 198) AS BLOB)
+             WHERE part = 0 AND began = (SELECT max(began) FROM recorded)",
+            "BROKEN",
+        ),
+        (
+            "part.db",
+            "DELETE FROM recorded WHERE part = 0",
+            "part 0 of stretch 0 is not in the store",
+        ),
+        (
+            "gone.db",
+            "DELETE FROM recorded",
+            "nothing is recorded of this rollout",
+        ),
+        (
+            "word.db",
+            "UPDATE events SET fact = replace(fact, 'PROCEED from 20%', 'PROCEED from 25%')",
+            "no recording comes to this decision",
+        ),
+    ] {
+        changed_copy(serin, name, sql);
+        let said = ends(serin, 1, &format!("replay shop --store {name}"));
+        assert!(
+            said.contains("    BROKEN  ") && said.contains(told),
+            "{name}\n{said}"
+        );
+    }
+}
+
+fn what_cannot_be_read_is_said(serin: &Serin) {
+    for (line, code, told) in [
+        ("replay nothing", 2, "there is no service `nothing`"),
+        (
+            "replay nothing --store serin.db",
+            2,
+            "there is no service `nothing`",
+        ),
+        ("replay shop --rollout 7", 2, "`shop` has no rollout `7`"),
+        ("replay --store nowhere.db", 1, "nowhere.db: No such file"),
+        ("replay --store serin.yaml", 1, "is not a state file of Serin"),
+    ] {
+        let said = ends(serin, code, line);
+        assert!(said.contains(told), "{line}\n{said}");
+    }
+}
