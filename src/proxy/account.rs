@@ -279,24 +279,23 @@ impl Account {
 }
 
 /// Tells of bytes that were no request: hyper has answered them itself, or they took too long.
-pub(super) fn refused(worker: &WorkerState, listener: &ListenerState, client: IpAddr, reason: Rejection) {
+pub(super) fn refused(
+    worker: &WorkerState,
+    listener: &ListenerState,
+    client: IpAddr,
+    status: StatusCode,
+    reason: Rejection,
+) {
     let Some(observers) = worker.shared.observers.get() else {
         return;
     };
     let Some(log) = &observers.log else { return };
-    let status = if reason == Rejection::HeaderLimit {
-        431
-    } else if reason == Rejection::Timeout {
-        408
-    } else {
-        400
-    };
     let line = Line {
         time: log.now(),
         listener: &listener.config.name,
         client,
         asked: None,
-        status,
+        status: status.as_u16(),
         served: None,
         bytes_in: 0,
         bytes_out: 0,

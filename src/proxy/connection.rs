@@ -8,6 +8,7 @@ use super::{
     headers::Peer,
     io::{ClientIo, ConnectionTimeouts, Late, Progress},
     service,
+    too_large::TooLarge,
     upgrade::Tunnel,
     who,
     worker::{ListenerState, WorkerState},
@@ -19,7 +20,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
@@ -183,7 +184,7 @@ pub(super) async fn run<S>(
         Rc::clone(&progress),
         http2,
     ));
-    let (served, idle) = if http2 {
+    let ended = if http2 {
         let stream = Watched::new(
             stream,
             &prefix,
@@ -196,17 +197,36 @@ pub(super) async fn run<S>(
         }
         let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, false);
         // Apart, for most connections are not this: they would carry its state for as long as they live.
-        (Box::pin(speak_http2(client, io)).await, true)
+        Ended::idle(Box::pin(speak_http2(client, io)).await)
     } else {
         let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, true);
         speak_http1(client, io).await
     };
-    if let Some(Err(error)) = served {
-        closed(&worker, &listener, arrival.ip, &progress, &error, idle);
+    if let Some(Err(error)) = &ended.served {
+        closed(&worker, &listener, arrival.ip, &progress, error, &ended);
     }
 }
 
+/// None: a panic.
 type Served = Option<Result<(), hyper::Error>>;
+
+/// How a connection ended.
+struct Ended {
+    served: Served,
+    /// No request was being served.
+    idle: bool,
+    too_large: Option<TooLarge>,
+}
+
+impl Ended {
+    const fn idle(served: Served) -> Ended {
+        Ended {
+            served,
+            idle: true,
+            too_large: None,
+        }
+    }
+}
 
 async fn speak_http2<S>(client: Rc<Client>, io: ClientIo<S>) -> Served
 where
@@ -234,8 +254,7 @@ where
     guarded(&worker.shared.metrics.control, serving).await
 }
 
-/// Also whether no request was being served at the end.
-async fn speak_http1<S>(client: Rc<Client>, mut io: ClientIo<S>) -> (Served, bool)
+async fn speak_http1<S>(client: Rc<Client>, mut io: ClientIo<S>) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -264,12 +283,14 @@ where
             Pin::new(&mut **c).graceful_shutdown();
         });
         let Some(served) = guarded(&worker.shared.metrics.control, serving).await else {
-            return (None, true);
+            return Ended::idle(None);
         };
         // What is left of the request goes with the connection.
         let idle = progress.is_idle();
         let http1::Parts {
-            io: back, read_buf, ..
+            io: mut back,
+            read_buf,
+            ..
         } = connection.into_parts();
         match progress.late.get() {
             Some(Late::Look | Late::KeepAlive) if closing::is_begun(&read_buf) => {
@@ -283,6 +304,14 @@ where
             }
             Some(Late::KeepAlive | Late::Begun | Late::Head | Late::Windows | Late::WriteStall) | None => {}
         }
+        let limits = &switches.listener.config.limits;
+        let most = (
+            limits.header_bytes.as_usize(),
+            usize::try_from(limits.headers).unwrap_or(usize::MAX),
+        );
+        let too_large = back
+            .takes_refusal()
+            .then(|| TooLarge::of(&read_buf, most.0, most.1));
         let tunnel = switches.tunnel.take();
         // Apart, as its state would be carried by every connection from its beginning.
         let left = Box::pin(after(
@@ -291,9 +320,14 @@ where
             &served,
             (&progress, idle),
             tunnel,
+            too_large,
         ));
         let _ = guarded(&worker.shared.metrics.control, left).await;
-        return (Some(served), idle);
+        return Ended {
+            served: Some(served),
+            idle,
+            too_large,
+        };
     }
 }
 
@@ -304,11 +338,15 @@ async fn after<S>(
     served: &Result<(), hyper::Error>,
     (progress, idle): (&Progress, bool),
     tunnel: Option<Tunnel>,
+    too_large: Option<TooLarge>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     if let Some(tunnel) = tunnel {
         return tunnel.run(io, unread).await;
+    }
+    if let Some(too_large) = too_large {
+        return closing::linger(io, Some(too_large.answer().as_bytes())).await;
     }
     let silent = progress.late.get() == Some(Late::Begun);
     match served {
@@ -353,32 +391,38 @@ async fn guarded<T>(control: &ControlMetrics, serving: impl Future<Output = T>) 
     result.ok()
 }
 
-/// hyper answers broken syntax itself, past every service: it is counted here. `idle`: no request was being served, one that
-/// was is on record already.
+/// hyper answers broken syntax itself, past every service: it is counted here. A request that was being served is on record
+/// already.
 fn closed(
     worker: &WorkerState,
     listener: &ListenerState,
     ip: Option<IpAddr>,
     progress: &Progress,
     error: &hyper::Error,
-    idle: bool,
+    ended: &Ended,
 ) {
-    let reason = if let Some(late) = progress.late.get() {
+    let refused = if let Some(late) = progress.late.get() {
         // An idle connection that is closed is nothing to count.
-        (late != Late::KeepAlive).then_some(Rejection::Timeout)
+        (late != Late::KeepAlive).then_some((StatusCode::REQUEST_TIMEOUT, Rejection::Timeout))
+    } else if let Some(what) = ended.too_large {
+        Some((what.status(), what.reason()))
     } else if error.is_parse_too_large() {
-        Some(Rejection::HeaderLimit)
-    } else if error.is_parse() || (error.is_incomplete_message() && idle) {
-        Some(Rejection::Malformed)
+        Some((
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Rejection::HeaderLimit,
+        ))
+    } else if error.is_parse() || (error.is_incomplete_message() && ended.idle) {
+        Some((StatusCode::BAD_REQUEST, Rejection::Malformed))
     } else {
         None
     };
-    if let Some(reason) = reason {
+    if let Some((status, reason)) = refused {
         listener.metrics.reject(reason);
         account::refused(
             worker,
             listener,
             ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            status,
             reason,
         );
     }

@@ -226,6 +226,16 @@ pub(super) struct ClientIo<S> {
     stall_timer: LazyTimer,
     /// HTTP/1.1 clients get a 408 when their head does not arrive in time.
     http1: bool,
+    refusal: Refusal,
+}
+
+/// hyper's own answer to a head that is too large: what is too large is told by who reads what it left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    None,
+    KeptBack,
+    /// Somebody else answers.
+    Taken,
 }
 
 const REQUEST_TIMEOUT: &[u8] =
@@ -248,7 +258,17 @@ impl<S> ClientIo<S> {
             stalled_since: None,
             stall_timer: LazyTimer::default(),
             http1,
+            refusal: Refusal::None,
         }
+    }
+}
+
+impl<S> ClientIo<S> {
+    /// Whether hyper has called a head too large, and the client waits for an answer: what is written from here on is it.
+    pub(super) fn takes_refusal(&mut self) -> bool {
+        let kept = self.refusal == Refusal::KeptBack;
+        self.refusal = Refusal::Taken;
+        kept
     }
 }
 
@@ -291,6 +311,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientIo<S> {
             let _ = Pin::new(&mut self.inner).poll_write(cx, REQUEST_TIMEOUT);
         }
         Poll::Ready(Err(self.late(late)))
+    }
+
+    /// Whether these bytes are hyper's own answer to a head that is too large.
+    #[cold]
+    fn keeps_back(&mut self, buf: &[u8]) -> bool {
+        let is = |status: &[u8]| buf.get(9..12) == Some(status);
+        let keeps = self.http1 && buf.starts_with(b"HTTP/1.") && (is(b"431") || is(b"414"));
+        if keeps && self.refusal == Refusal::None {
+            self.refusal = Refusal::KeptBack;
+        }
+        keeps && self.refusal == Refusal::KeptBack
     }
 
     fn late(&self, late: Late) -> io::Error {
@@ -353,6 +384,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Read for ClientIo<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Write for ClientIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        // In the middle of a head nobody but hyper has anything to say.
+        if self.progress.waiting.get() == Waiting::Head && self.keeps_back(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);
         self.written(cx, result)
     }
@@ -363,8 +398,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Write for ClientIo<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.progress.late.get() == Some(Late::Look) {
-            // hyper takes it for the end, which it need not be.
+        if self.progress.late.get() == Some(Late::Look) || self.refusal == Refusal::KeptBack {
+            // hyper takes it for the end, which it need not be, or has yet to be told to the client.
             return Poll::Ready(Ok(()));
         }
         let result = Pin::new(&mut self.inner).poll_shutdown(cx);

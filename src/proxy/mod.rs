@@ -40,6 +40,7 @@ mod spare;
 mod table;
 mod timer;
 pub mod tls;
+mod too_large;
 mod trace;
 mod untouched;
 mod upgrade;

@@ -5,6 +5,7 @@ use crate::support::{
     answers::{drip, full, pieces},
     client::{Answer, ask, get as get_request, request},
     now,
+    raw::RawClient,
     upstream::Upstream,
     wait_for,
 };
@@ -355,4 +356,74 @@ fn an_answer_of_our_own_is_json_for_those_who_take_it_and_text_for_others() {
             }
         }
     }
+}
+
+#[test]
+fn what_is_too_large_about_a_head_is_said_and_counted_by_its_own_status() {
+    let v1 = Upstream::start("v1");
+    let serin = start(&v1.url(), ", limits: {headers: 20, headerBytes: 4KiB}", "");
+    let long = |n: usize| "a".repeat(n);
+    let of = |reason: &str| serin.count("serin_http_rejected_total", &[("reason", reason)]);
+    for (head, status, reason) in [
+        (
+            format!("GET /{} HTTP/1.1\r\nhost: a", long(5_000)),
+            414,
+            "header_limit",
+        ),
+        (
+            format!("GET /{} HTTP/1.1\r\nhost: a", long(70_000)),
+            414,
+            "header_limit",
+        ),
+        // Too long to be read to its end.
+        (
+            format!("GET /{} HTTP/1.1\r\nhost: a", long(300_000)),
+            414,
+            "header_limit",
+        ),
+        (
+            format!("GET /{} HTTP/1.1\r\nhost: a\r\nx: {}", long(2_000), long(3_000)),
+            431,
+            "header_limit",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nhost: a{}", "\r\nx: 1".repeat(30)),
+            431,
+            "header_limit",
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 18446744073709551614".to_owned(),
+            400,
+            "framing",
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 18446744073709551615".to_owned(),
+            400,
+            "framing",
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 18446744073709551616".to_owned(),
+            400,
+            "malformed",
+        ),
+    ] {
+        for first in ["", "GET / HTTP/1.1\r\nhost: a\r\n\r\n"] {
+            let before = of(reason);
+            let mut client = RawClient::connect(serin.web);
+            if !first.is_empty() {
+                client.send(first);
+                assert_eq!(client.answer("GET").unwrap().status, 200);
+            }
+            client.send(format!("{head}\r\n\r\n"));
+            let answer = client.answer("GET").unwrap();
+            let begin = &head[..30.min(head.len())];
+            assert!(answer.status == status && answer.whole, "{begin}: {answer:?}");
+            assert!(client.is_closed(), "{begin}");
+            drop(client);
+            wait_for("it to be counted", SOON, || {
+                (of(reason) == before + 1).then_some(())
+            });
+        }
+    }
+    assert_eq!(serin.count("serin_http_rejected_total", &[]), 16);
 }
