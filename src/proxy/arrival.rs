@@ -3,6 +3,7 @@
 //! A connection without either never comes here. `connection` takes over with the first byte of HTTP.
 
 use super::{
+    closing::Resets,
     connection,
     proxy_protocol::{self, Malformed},
     worker::{ListenerState, WorkerState},
@@ -47,7 +48,7 @@ pub(super) async fn announced<S>(
     mut stream: S,
     peer: Option<IpAddr>,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Resets + Unpin + 'static,
 {
     let limit = listener.config.timeouts.first_byte.as_duration();
     let mut read = BytesMut::new();
@@ -115,7 +116,7 @@ pub(super) async fn over_tls<S>(
     ip: Option<IpAddr>,
     acceptor: TlsAcceptor,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Resets + Unpin + 'static,
 {
     let read = BytesMut::new();
     secured(worker, listener, Replayed { read, stream }, ip, acceptor).await;
@@ -128,7 +129,7 @@ async fn secured<S>(
     ip: Option<IpAddr>,
     acceptor: TlsAcceptor,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Resets + Unpin + 'static,
 {
     // To the client's first byte there is the same time again: `firstByte` bounds what a silent client can hold.
     let limit = listener.config.timeouts.first_byte.as_duration();
@@ -160,6 +161,12 @@ async fn secured<S>(
 struct Replayed<S> {
     read: BytesMut,
     stream: S,
+}
+
+impl<S: Resets> Resets for Replayed<S> {
+    fn reset(&self) {
+        self.stream.reset();
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Replayed<S> {

@@ -8,6 +8,7 @@ use super::{
     grpc,
     headers::clean_trailers,
     received::Received,
+    streams::Stream,
     table::Limits,
     timer::LazyTimer,
     withdrawn::{LOOK, Withdrawal},
@@ -35,6 +36,8 @@ pub(super) const MOST_KEPT: u64 = 64 * 1024;
 /// How much of a request body is still read after its answer is over, and for how long.
 const MOST_REST: u64 = 64 * 1024;
 const LONGEST_REST: Duration = Duration::from_secs(1);
+/// Of so many pieces of a response one is worth a look at the clock, as a version that never pauses is withdrawn like others.
+const LOOK_EVERY: u8 = 8;
 /// Why a body broke off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BodyError {
@@ -436,10 +439,8 @@ pub(super) struct OutBody {
     kind: Kind,
     /// Until the body is gone the connection is busy.
     in_service: Option<InService>,
-    /// Whether the connection is told when a piece waits to be taken (HTTP/2).
-    watched: bool,
-    /// Whether one waits.
-    offered: bool,
+    /// HTTP/2: who is told when a piece waits to be taken.
+    stream: Option<Rc<Stream>>,
 }
 
 #[derive(Debug)]
@@ -470,6 +471,8 @@ struct Upstream {
     withdrawal: Option<Box<Withdrawal>>,
     /// Its last word was ours.
     cut: bool,
+    /// Pieces that have passed, of [`LOOK_EVERY`].
+    pieces: u8,
 }
 
 impl OutBody {
@@ -478,8 +481,7 @@ impl OutBody {
         OutBody {
             kind: Kind::Own(Some(bytes)),
             in_service: None,
-            watched: false,
-            offered: false,
+            stream: None,
         }
     }
 
@@ -511,50 +513,26 @@ impl OutBody {
             look: None,
             withdrawal: None,
             cut: false,
+            pieces: 0,
         };
         OutBody {
             kind: Kind::Upstream(upstream),
             in_service: None,
-            watched: false,
-            offered: false,
+            stream: None,
         }
     }
 
-    /// Keeps the connection busy until this body is gone. `watched`: whether the client can stop it from being asked for
-    /// more (a window of HTTP/2), so that nobody else would notice.
-    pub(super) fn hold(&mut self, in_service: InService, watched: bool) {
-        (self.in_service, self.watched) = (Some(in_service), watched);
-        if watched {
-            self.offers();
-        }
-    }
-
-    fn offers(&mut self) {
-        if let Some(in_service) = &self.in_service {
-            self.offered = true;
-            in_service.offers();
-        }
-    }
-
-    fn taken(&mut self) {
-        if let Some(in_service) = &self.in_service
-            && std::mem::take(&mut self.offered)
-        {
-            in_service.taken();
-        }
+    /// Keeps the connection busy until this body is gone. `stream`: an HTTP/2 client can stop it from being asked for more by
+    /// a closed window, so that nobody else would notice.
+    pub(super) fn hold(&mut self, in_service: InService, stream: Option<Rc<Stream>>) {
+        (self.in_service, self.stream) = (Some(in_service), stream);
     }
 
     fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.kind {
             Kind::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Kind::Upstream(upstream) => upstream.poll(cx, self.watched),
+            Kind::Upstream(upstream) => upstream.poll(cx, self.stream.is_some()),
         }
-    }
-}
-
-impl Drop for OutBody {
-    fn drop(&mut self) {
-        self.taken();
     }
 }
 
@@ -568,7 +546,14 @@ impl Upstream {
         }
     }
 
-    /// The canary that answers was withdrawn long enough ago. Looked at once a second, while there is nothing to pass on.
+    /// Whether a piece that is here is not passed on, for its version was withdrawn long enough ago.
+    fn comes_too_late(&mut self) -> bool {
+        self.pieces = (self.pieces + 1) % LOOK_EVERY;
+        let may = |exchange: &Exchange| exchange.may_be_withdrawn();
+        self.pieces == 0 && self.exchange.as_ref().is_some_and(may) && self.is_withdrawn(Instant::now())
+    }
+
+    /// The canary that answers was withdrawn long enough ago. Looked at once a second.
     fn is_withdrawn(&mut self, now: Instant) -> bool {
         let Some(exchange) = self
             .exchange
@@ -650,6 +635,9 @@ impl Upstream {
                         Frame::trailers(trailers)
                     }
                     Err(frame) => {
+                        if self.comes_too_late() {
+                            return Poll::Ready(Some(self.withdraw(http2)));
+                        }
                         if let (Some(exchange), Some(data)) = (&mut self.exchange, frame.data_ref()) {
                             exchange.sends(data.len());
                         }
@@ -682,13 +670,14 @@ impl Body for OutBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        if !this.watched {
-            return this.poll_kind(cx);
+        if let Some(stream) = &this.stream {
+            stream.taken();
         }
-        this.taken();
         let polled = this.poll_kind(cx);
-        if matches!(polled, Poll::Ready(Some(Ok(_)))) {
-            this.offers();
+        if let Some(stream) = &this.stream
+            && matches!(polled, Poll::Ready(Some(Ok(_))))
+        {
+            stream.offers();
         }
         polled
     }

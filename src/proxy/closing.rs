@@ -5,7 +5,11 @@
 
 use bytes::Bytes;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::server::TlsStream;
 
 /// How much is read and thrown away, and for how long.
 const MOST: usize = 64 * 1024;
@@ -18,6 +22,30 @@ pub(super) const BROKEN_OFF: &[u8] =
 /// Whether these bytes, which hyper has read and not understood as a request, are the beginning of one.
 pub(super) fn is_begun(unread: &Bytes) -> bool {
     unread.iter().any(|byte| !matches!(byte, b'\r' | b'\n'))
+}
+
+/// A client's connection that can end in a way which nobody takes for the end of an answer.
+pub(super) trait Resets {
+    /// It is closed by a reset when it is dropped.
+    fn reset(&self);
+}
+
+impl Resets for TcpStream {
+    fn reset(&self) {
+        // What cannot be done to a socket that is gone is not needed either.
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl Resets for UnixStream {
+    /// A Unix socket knows no reset.
+    fn reset(&self) {}
+}
+
+impl<S: Resets> Resets for TlsStream<S> {
+    fn reset(&self) {
+        self.get_ref().0.reset();
+    }
 }
 
 /// Sends a last answer, if there is one, closes our side and lets the client read.

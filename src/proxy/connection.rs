@@ -3,23 +3,20 @@
 use super::{
     account,
     arrival::Arrival,
-    closing,
+    closing::{self, Resets},
     frames::Watched,
+    guard::guarded,
     headers::Peer,
     io::{ClientIo, ConnectionTimeouts, Late, Progress},
     service,
+    streams::{Scope, StreamExecutor},
     too_large::TooLarge,
     upgrade::Tunnel,
     who,
     worker::{ListenerState, WorkerState},
 };
-use crate::{
-    metrics::{ControlMetrics, Rejection},
-    model::ByteSize,
-    upstream::LocalExecutor,
-};
+use crate::{metrics::Rejection, model::ByteSize};
 use bytes::{Bytes, BytesMut};
-use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use hyper::{
     server::conn::{http1, http2},
@@ -30,9 +27,9 @@ use std::{
     cell::RefCell,
     future::{Future, poll_fn},
     net::{IpAddr, Ipv4Addr},
-    panic::AssertUnwindSafe,
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
@@ -159,7 +156,7 @@ pub(super) async fn run<S>(
     mut stream: S,
     mut arrival: Arrival,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Resets + Unpin + 'static,
 {
     let read = std::mem::take(&mut arrival.read);
     let Some(spoken) = detect(&mut stream, &listener, read).await else {
@@ -230,13 +227,20 @@ impl Ended {
 
 async fn speak_http2<S>(client: Rc<Client>, io: ClientIo<S>) -> Served
 where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Resets + Unpin + 'static,
 {
     let (worker, progress) = (Rc::clone(&client.worker), Rc::clone(&client.progress));
     let limits = &client.listener.config.limits;
     let resets = usize::try_from(limits.resets).unwrap_or(usize::MAX);
     let most = |size: ByteSize| u32::try_from(size.as_u64()).unwrap_or(u32::MAX);
-    let mut builder = http2::Builder::new(LocalExecutor);
+    let scope = Rc::new(Scope {
+        streams: Rc::clone(&worker.streams),
+        progress: Rc::clone(&progress),
+        listener: Arc::clone(&client.listener.metrics),
+        control: worker.shared.metrics.control.clone(),
+        write_stall: client.listener.config.timeouts.write_stall.as_duration(),
+    });
+    let mut builder = http2::Builder::new(StreamExecutor(Rc::clone(&scope)));
     builder
         .initial_stream_window_size(most(limits.stream_window))
         .initial_connection_window_size(most(limits.connection_window))
@@ -247,7 +251,7 @@ where
         // Those that nobody has seen yet, and those that the client has made us reset. `frames` counts all others.
         .max_pending_accept_reset_streams(resets)
         .max_local_error_reset_streams(resets);
-    let serve = service_fn(move |request| service::serve(Rc::clone(&client), request));
+    let serve = service_fn(move |request| scope.guard(service::serve(Rc::clone(&client), request)));
     let serving = drained(&progress, builder.serve_connection(io, serve), |c| {
         c.graceful_shutdown();
     });
@@ -256,7 +260,7 @@ where
 
 async fn speak_http1<S>(client: Rc<Client>, mut io: ClientIo<S>) -> Ended
 where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Resets + Unpin + 'static,
 {
     let (worker, progress) = (Rc::clone(&client.worker), Rc::clone(&client.progress));
     let limits = &client.listener.config.limits;
@@ -302,7 +306,7 @@ where
                 io = back;
                 continue;
             }
-            Some(Late::KeepAlive | Late::Begun | Late::Head | Late::Windows | Late::WriteStall) | None => {}
+            Some(Late::KeepAlive | Late::Begun | Late::Head | Late::Drained | Late::WriteStall) | None => {}
         }
         let limits = &switches.listener.config.limits;
         let most = (
@@ -348,6 +352,10 @@ async fn after<S>(
     if let Some(too_large) = too_large {
         return closing::linger(io, Some(too_large.answer().as_bytes())).await;
     }
+    if progress.until_close.get() && served.is_err() {
+        // An answer that its end would complete has broken off: no goodbye, and no `close_notify`.
+        return;
+    }
     let silent = progress.late.get() == Some(Late::Begun);
     match served {
         // The beginning of a request that was never ended: hyper closes without a word. Never after a part of an answer.
@@ -381,16 +389,6 @@ where
     .await
 }
 
-/// A panic costs this connection, is counted and logged, and nothing else.
-async fn guarded<T>(control: &ControlMetrics, serving: impl Future<Output = T>) -> Option<T> {
-    let result = AssertUnwindSafe(serving).catch_unwind().await;
-    if result.is_err() {
-        control.panics.with_label_values::<&str>(&[]).inc();
-        tracing::error!("a connection was lost to a bug in Serin");
-    }
-    result.ok()
-}
-
 /// hyper answers broken syntax itself, past every service: it is counted here. A request that was being served is on record
 /// already.
 fn closed(
@@ -403,7 +401,8 @@ fn closed(
 ) {
     let refused = if let Some(late) = progress.late.get() {
         // An idle connection that is closed is nothing to count.
-        (late != Late::KeepAlive).then_some((StatusCode::REQUEST_TIMEOUT, Rejection::Timeout))
+        (!matches!(late, Late::KeepAlive | Late::Drained))
+            .then_some((StatusCode::REQUEST_TIMEOUT, Rejection::Timeout))
     } else if let Some(what) = ended.too_large {
         Some((what.status(), what.reason()))
     } else if error.is_parse_too_large() {
@@ -438,24 +437,5 @@ pub(super) struct Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.worker.untrack(self.key);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_panic_ends_what_was_being_served_is_counted_and_goes_no_further() {
-        let control = ControlMetrics::register(&prometheus::Registry::new()).unwrap();
-        let panics = || control.panics.with_label_values::<&str>(&[]).get();
-        assert_eq!(guarded(&control, async { "served" }).await, Some("served"));
-        assert_eq!(panics(), 0);
-        let connection = async {
-            tokio::task::yield_now().await;
-            panic!("a bug, made by this test");
-        };
-        assert_eq!(guarded::<()>(&control, connection).await, None);
-        assert_eq!(panics(), 1);
     }
 }

@@ -33,16 +33,6 @@ impl InService {
         progress.request_begins();
         InService(Rc::clone(progress))
     }
-
-    /// See [`Progress::offers`].
-    pub(super) fn offers(&self) {
-        self.0.offers();
-    }
-
-    /// See [`Progress::taken`].
-    pub(super) fn taken(&self) {
-        self.0.taken();
-    }
 }
 
 impl Drop for InService {
@@ -436,7 +426,15 @@ fn flag(end: End, failure: Option<Failure>, outcome: Outcome, account: &Account)
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if !self.recorded {
+        if self.recorded {
+            return;
+        }
+        if std::thread::panicking() {
+            // A bug of ours says nothing about the version.
+            self.judge(Outcome::Canceled);
+            self.status = Some(Failure::BUG.status);
+            self.record(End::Complete, Some(Failure::BUG), Instant::now());
+        } else {
             // Dropped with the connection before there was a response.
             self.record(End::ClientGone, None, Instant::now());
         }

@@ -7,7 +7,7 @@
 //! 9513, 9515). The same holds for streams that are reset when a version has been asked already; the library limits only those
 //! that are reset before (CVE-2023-44487).
 
-use super::{io::Progress, worker::ListenerState};
+use super::{closing::Resets, io::Progress, worker::ListenerState};
 use crate::metrics::Rejection;
 use std::{
     io,
@@ -218,6 +218,12 @@ impl<S> Watched<S> {
                 listener.metrics.reject(reason);
             }
         });
+    }
+}
+
+impl<S: Resets> Resets for Watched<S> {
+    fn reset(&self) {
+        self.inner.reset();
     }
 }
 

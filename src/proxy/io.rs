@@ -4,7 +4,7 @@
 //! request is served none does here (its body and its response have their own). A client that does not read has the
 //! write-stall deadline at any time. One timer serves them all.
 
-use super::{timer::LazyTimer, upgrade::Ending};
+use super::{closing::Resets, streams::Stream, timer::LazyTimer, upgrade::Ending};
 use bytes::Bytes;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
@@ -32,6 +32,10 @@ pub(super) enum Waiting {
     Busy,
 }
 
+/// How long a connection that is about to close is waited for while it is silent: a request may be on its way. Closing at once
+/// would lose it.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
+
 /// Which deadline has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Late {
@@ -44,8 +48,8 @@ pub(super) enum Late {
     Begun,
     /// The rest of a head did not come.
     Head,
-    /// The client does not take what it has asked for.
-    Windows,
+    /// Serin stops, or the connection makes way, and nothing more came.
+    Drained,
     /// The client does not read.
     WriteStall,
 }
@@ -57,7 +61,7 @@ impl Late {
             Late::KeepAlive => "keep-alive",
             Late::Begun => "begun",
             Late::Head => "request head",
-            Late::Windows => "closed windows",
+            Late::Drained => "drained",
             Late::WriteStall => "write stall",
         }
     }
@@ -78,10 +82,10 @@ pub(super) struct Progress {
     /// When the current wait began; set when the wait is first noticed, so that a fast request never reads the clock for it.
     since: Cell<Option<Instant>>,
     requests: Cell<u32>,
-    /// HTTP/2: pieces of responses that wait for the client to take them.
-    offered: Cell<u32>,
-    /// When that wait began; each piece that is taken starts it anew.
-    offered_since: Cell<Option<Instant>>,
+    /// HTTP/2: the stream whose task runs right now.
+    stream: RefCell<Option<Rc<Stream>>>,
+    /// HTTP/1.0: an answer is on its way whose end is the connection's.
+    pub(super) until_close: Cell<bool>,
     /// The request's body had not come whole when its answer began.
     pub(super) unread: Cell<bool>,
     /// Since the connection switched to another protocol.
@@ -108,8 +112,8 @@ impl Progress {
             requests: Cell::new(0),
             http2,
             listener,
-            offered: Cell::new(0),
-            offered_since: Cell::new(None),
+            stream: RefCell::default(),
+            until_close: Cell::new(false),
             unread: Cell::new(false),
             tunnel: RefCell::default(),
             draining: Cell::new(false),
@@ -157,7 +161,13 @@ impl Progress {
 
     /// Tells the connection's task to finish what it serves and close.
     pub(super) fn drain(&self) {
-        self.draining.set(true);
+        if self.draining.replace(true) {
+            return;
+        }
+        if self.http2 {
+            // From here on it has [`LINGER`].
+            self.since.set(None);
+        }
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
@@ -178,32 +188,20 @@ impl Progress {
     /// without requests is idle even when its client sends PING, and has begun a request only with a part of one.
     pub(super) fn frames_arrived(&self, partial: bool) {
         let waiting = if partial { Waiting::Head } else { Waiting::Idle };
-        if self.requests.get() == 0 && self.waiting.get() != waiting {
+        if self.requests.get() == 0 && (self.waiting.get() != waiting || self.draining.get()) {
             self.waiting.set(waiting);
             self.since.set(None);
         }
     }
 
-    /// HTTP/2: a piece of a response waits for room in the client's window.
-    pub(super) fn offers(&self) {
-        self.offered.set(self.offered.get() + 1);
+    /// HTTP/2: this stream's task runs now; none: it no longer does.
+    pub(super) fn enter(&self, stream: Option<Rc<Stream>>) {
+        self.stream.replace(stream);
     }
 
-    /// HTTP/2: the piece has been taken, or its stream is gone.
-    pub(super) fn taken(&self) {
-        self.offered.set(self.offered.get().saturating_sub(1));
-        self.offered_since.set(None);
-    }
-
-    /// Ready when nothing of what a client was offered has been taken for `limit`: its windows are closed.
-    fn poll_stalled(&self, cx: &mut Context<'_>, timer: &mut LazyTimer, limit: Duration) -> Poll<()> {
-        if self.offered.get() == 0 {
-            return Poll::Pending;
-        }
-        let now = Instant::now();
-        let since = self.offered_since.get().unwrap_or(now);
-        self.offered_since.set(Some(since));
-        timer.poll(cx, now, since + limit)
+    /// HTTP/2: the stream whose task this is called on.
+    pub(super) fn stream(&self) -> Option<Rc<Stream>> {
+        self.stream.borrow().clone()
     }
 
     fn bytes_arrived(&self) {
@@ -215,7 +213,7 @@ impl Progress {
 }
 
 /// A client connection as hyper sees it.
-pub(super) struct ClientIo<S> {
+pub(super) struct ClientIo<S: Resets> {
     inner: TokioIo<S>,
     /// What was read to find out the protocol.
     prefix: Bytes,
@@ -241,7 +239,15 @@ enum Refusal {
 const REQUEST_TIMEOUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
-impl<S> ClientIo<S> {
+impl<S: Resets> Drop for ClientIo<S> {
+    fn drop(&mut self) {
+        if self.progress.until_close.get() {
+            self.inner.inner().reset();
+        }
+    }
+}
+
+impl<S: Resets> ClientIo<S> {
     pub(super) fn new(
         stream: S,
         prefix: Bytes,
@@ -263,7 +269,7 @@ impl<S> ClientIo<S> {
     }
 }
 
-impl<S> ClientIo<S> {
+impl<S: Resets> ClientIo<S> {
     /// Whether hyper has called a head too large, and the client waits for an answer: what is written from here on is it.
     pub(super) fn takes_refusal(&mut self) -> bool {
         let kept = self.refusal == Refusal::KeptBack;
@@ -272,7 +278,7 @@ impl<S> ClientIo<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> ClientIo<S> {
+impl<S: AsyncRead + AsyncWrite + Resets + Unpin> ClientIo<S> {
     fn arrived(&self) {
         // Of HTTP/2 the frames are known (`frames`), not only that bytes came.
         if self.http1 {
@@ -285,8 +291,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientIo<S> {
         let ConnectionTimeouts { head, keep_alive, .. } = self.timeouts;
         let looks = self.http1 && !self.progress.looked.get() && head < keep_alive;
         let (limit, late) = match self.progress.waiting.get() {
-            Waiting::Busy if self.http1 => return Poll::Pending,
-            Waiting::Busy => return self.waits_for_windows(cx),
+            Waiting::Busy => return Poll::Pending,
+            // Who has begun something and does not go on holds nobody up.
+            Waiting::Idle | Waiting::Head if self.progress.draining.get() => (LINGER, Late::Drained),
             Waiting::Idle if looks => (head, Late::Look),
             Waiting::Idle => (keep_alive, Late::KeepAlive),
             Waiting::Head => (head, Late::Head),
@@ -300,7 +307,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientIo<S> {
         if self.progress.waiting.get() == Waiting::Idle && !self.http1 && !self.progress.draining.get() {
             // GOAWAY first, so that no request is on its way into a closed connection; one more wait for its end.
             self.progress.drain();
-            self.progress.since.set(Some(now));
             return self.waits(cx);
         }
         if late == Late::Look {
@@ -329,19 +335,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientIo<S> {
         io::Error::new(io::ErrorKind::TimedOut, late.as_str())
     }
 
-    /// HTTP/2: may a client go on not taking what it has asked for?
-    fn waits_for_windows(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let limit = self.timeouts.write_stall;
-        if self
-            .progress
-            .poll_stalled(cx, &mut self.timer, limit)
-            .is_pending()
-        {
-            return Poll::Pending;
-        }
-        Poll::Ready(Err(self.late(Late::Windows)))
-    }
-
     fn written<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
             self.stalled_since = None;
@@ -360,7 +353,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientIo<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Read for ClientIo<S> {
+impl<S: AsyncRead + AsyncWrite + Resets + Unpin> Read for ClientIo<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -382,7 +375,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Read for ClientIo<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Write for ClientIo<S> {
+impl<S: AsyncRead + AsyncWrite + Resets + Unpin> Write for ClientIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         // In the middle of a head nobody but hyper has anything to say.
         if self.progress.waiting.get() == Waiting::Head && self.keeps_back(buf) {
@@ -403,6 +396,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Write for ClientIo<S> {
             return Poll::Ready(Ok(()));
         }
         let result = Pin::new(&mut self.inner).poll_shutdown(cx);
+        if matches!(result, Poll::Ready(Ok(()))) {
+            // A good end: everything has been written.
+            self.progress.until_close.set(false);
+        }
         self.written(cx, result)
     }
 

@@ -23,6 +23,7 @@ mod frames;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod grpc;
+mod guard;
 mod headers;
 mod inbound;
 mod io;
@@ -37,6 +38,7 @@ mod seen;
 mod service;
 mod share;
 mod spare;
+mod streams;
 mod table;
 mod timer;
 pub mod tls;

@@ -110,6 +110,13 @@ impl Failure {
             "more requests at once than the service's limit allows",
         )
     };
+    /// Serin has a bug.
+    pub(super) const BUG: Failure = Failure::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        Fault::Proxy,
+        "bug",
+        "the proxy failed at this request",
+    );
     /// Our own machine is out of resources.
     pub(super) const EXHAUSTED: Failure = Failure {
         retry_after: Some(1),

@@ -84,7 +84,12 @@ pub(super) async fn serve(
     if is_head && client.http2 {
         response.body_mut().leave_out();
     }
-    response.body_mut().hold(in_service, client.http2);
+    let stream = if client.http2 {
+        client.progress.stream()
+    } else {
+        None
+    };
+    response.body_mut().hold(in_service, stream);
     Ok(response)
 }
 
@@ -199,8 +204,17 @@ async fn handle(
             (Failure::INVALID, None)
         });
     }
+    note_old(client, inbound_version, &response);
     let deadline = limits.request.map(|whole| started + whole);
     Ok(response.map(|body| OutBody::upstream(body, asking, exchange, limits, deadline)))
+}
+
+/// HTTP/1.0 knows no other end of an answer without a length than the connection's.
+fn note_old(client: &Client, inbound: Version, response: &Response<Incoming>) {
+    if inbound == Version::HTTP_10 {
+        let endless = response.body().size_hint().exact().is_none();
+        client.progress.until_close.set(endless);
+    }
 }
 
 /// HTTP/1.0 knows no Host, and every later version asks for one: then it is the endpoint's own name.

@@ -8,12 +8,14 @@ use super::{
     apart::Shelf,
     arrival::{self, Arrival},
     body::RequestBody,
+    closing::Resets,
     connection::{self, Open},
-    io::Progress,
+    io::{LINGER, Progress},
     listener::Socket,
     observers::Observers,
     retry::{self, Budget},
     routes::{Following, Routes},
+    streams::Streams,
     table::{Entry, Table},
 };
 use crate::{
@@ -122,6 +124,8 @@ pub(super) struct WorkerState {
     budgets: RefCell<HashMap<VersionKey, Budget>>,
     /// Its part of the access log.
     pub(super) lines: Lines,
+    /// The streams of its HTTP/2 clients.
+    pub(super) streams: Rc<Streams>,
     /// Where the futures of its requests are.
     pub(super) shelf: Shelf,
 }
@@ -317,6 +321,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         draining: Cell::new(false),
         budgets: RefCell::default(),
         lines: Lines::default(),
+        streams: Rc::default(),
         shelf: Shelf::default(),
     });
     let mut accepting = Vec::new();
@@ -356,10 +361,6 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
     Ok(())
 }
 
-/// How long a stopping worker waits for a next request on an open HTTP/1.1 connection, to answer it and say that it was the
-/// last. Closing at once would lose requests that are on their way.
-const LINGER: Duration = Duration::from_secs(1);
-
 /// Lets what is in flight finish, for at most `grace`.
 async fn drain(worker: &Rc<WorkerState>, stop: &mut watch::Receiver<Stop>, grace: Duration) {
     let deadline = tokio::time::sleep(grace);
@@ -369,6 +370,7 @@ async fn drain(worker: &Rc<WorkerState>, stop: &mut watch::Receiver<Stop>, grace
         worker.end_tunnels();
         std::future::pending::<()>().await;
     };
+    // A next request on an open HTTP/1.1 connection is answered and told that it was the last.
     let patience = Instant::now() + LINGER.min(grace / 2);
     let finished = async {
         // Connections whose protocol was still being found out join late; a look every 10 ms catches them.
@@ -403,6 +405,7 @@ async fn sweep(worker: Rc<WorkerState>) {
                 if let Some(beat) = worker.shared.beats.get(worker.index) {
                     beat.fetch_add(1, Ordering::Relaxed);
                 }
+                worker.streams.look(now);
                 worker.look_at_tunnels(now);
                 worker.close_idle(now);
             }
@@ -424,7 +427,7 @@ impl WorkerState {
         stream: S,
         ip: Option<std::net::IpAddr>,
     ) where
-        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Resets + Unpin + 'static,
     {
         if let Some(rule) = &listener.config.proxy_protocol
             && !rule.believes(ip)

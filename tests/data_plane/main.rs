@@ -35,7 +35,7 @@
 //! | 26 | scrapes that nobody reads, an API without a pause | 0 errors, the p99 is at most 5 % above (`benches/faults` measures it) | `slow::readers_of_metrics_who_do_not_read_and_an_api_without_a_pause_cost_no_client_an_error` |
 //! | 27 | a full disk | 0 errors, each lost line counted | `access_log::a_full_disk_costs_lines_and_no_request`, `access_log::a_disk_that_fills_up_under_load_costs_exactly_the_lines_that_do_not_fit_until_there_is_room`; the state: `tests/acceptance/disk.rs` |
 //! | 28 | a certificate half written or expired | 0 errors, the old one is served | `tls::a_renewed_certificate_is_served_and_a_bad_one_never` |
-//! | 29 | a panic | one connection, counted | not from outside: `src/proxy/connection.rs` |
+//! | 29 | a panic | one request over HTTP/2, one connection over HTTP/1.1; counted | not from outside: `src/proxy/guard.rs`, `src/proxy/streams.rs` |
 //! | 30 | memory near its limit | not killed | not here yet |
 //! | | no local ports | a local error, not the version's | `unreachable::a_machine_without_a_free_port_is_not_the_versions_fault` |
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on shall fail")]
@@ -53,6 +53,7 @@ mod descriptors;
 mod differential;
 mod dns;
 mod ejection;
+mod ends;
 mod forwarded;
 mod hard_failure;
 mod health;
@@ -69,6 +70,7 @@ mod rewrite;
 mod slow;
 mod split;
 mod streaming;
+mod streams;
 mod systemd;
 mod timeouts;
 mod tls;

@@ -60,17 +60,22 @@ fn start(v1: &Server, v2: &Server) -> Serin {
 
 /// An answer that has begun.
 async fn begun(serin: &Serin, how: Listens, canary: &'static str) -> Incoming {
-    let mut asked = request("GET", "/hang", whole(""));
+    let mut body = opened(serin, how, canary, "/hang").await;
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(first, Bytes::from_static(b"first"));
+    body
+}
+
+async fn opened(serin: &Serin, how: Listens, canary: &'static str, path: &str) -> Incoming {
+    let mut asked = request("GET", path, whole(""));
     asked.headers_mut().insert("x-canary", canary.parse().unwrap());
     asked
         .headers_mut()
         .insert("x-answer-type", how.kind.parse().unwrap());
     let mut connection = Client::plain(serin.web, how.http2).connect().await.unwrap();
-    let mut body = connection.open(asked).await.unwrap().into_body();
+    let body = connection.open(asked).await.unwrap().into_body();
     // The connection lives as long as its sender or its streams do.
     std::mem::forget(connection);
-    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
-    assert_eq!(first, Bytes::from_static(b"first"));
     body
 }
 
@@ -118,6 +123,43 @@ async fn what_an_aborted_canary_still_answers_is_cut_off_after_the_drain_and_nev
         assert!(goes_on(body).await);
     }
     assert_eq!(v1.seen.canceled.load(Ordering::SeqCst), 0);
+}
+
+/// Reads a little at a time, so that there is always more than is asked for, until it breaks off.
+async fn read_to_its_break(mut body: Incoming) {
+    let mut pace = tokio::time::interval(Duration::from_millis(5));
+    loop {
+        pace.tick().await;
+        match body.frame().await {
+            Some(Ok(frame)) => assert!(frame.is_data(), "{frame:?}"),
+            Some(Err(_)) => return,
+            None => panic!("a clean end"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_aborted_canary_answers_without_a_pause_is_cut_off_as_well() {
+    let (v1, v2) = (Server::start(Speaks::default()), Server::start(Speaks::default()));
+    let serin = start(&v1, &v2);
+    let mut reading = Vec::new();
+    for http2 in [false, true] {
+        let kind = "application/octet-stream";
+        let how = Listens { http2, kind };
+        reading.push(tokio::spawn(read_to_its_break(
+            opened(&serin, how, "always", "/flood").await,
+        )));
+    }
+    run(&serin, "abort shop");
+    for one in reading {
+        tokio::time::timeout(LONG, one)
+            .await
+            .expect("it goes on")
+            .unwrap();
+    }
+    wait_for("the version to hear of it", LONG, || {
+        (v2.seen.canceled.load(Ordering::SeqCst) == 2).then_some(())
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -279,7 +279,8 @@ impl H2 {
         }
     }
 
-    fn decode(&mut self, mut payload: Vec<u8>, mut flags: u8) -> Vec<(String, String)> {
+    /// A header block that begins with this payload and these flags. The table has to follow along whatever it says.
+    pub fn decode(&mut self, mut payload: Vec<u8>, mut flags: u8) -> Vec<(String, String)> {
         while flags & END_HEADERS == 0 {
             let more = self.read().unwrap();
             assert_eq!(more.kind, CONTINUATION);

@@ -446,9 +446,25 @@ impl Drop for Noted {
     }
 }
 
+/// Nothing after a first piece, or pieces without a pause.
+fn endless(seen: Arc<Seen>, first: Option<Bytes>) -> Body {
+    let (sender, body) = open_ended();
+    let watched = Watched(seen, false);
+    tokio::spawn(async move {
+        let _watched = watched;
+        if let Some(first) = first {
+            let _ = sender.send(first).await;
+            return sender.closed().await;
+        }
+        let piece = pattern(16 * 1024);
+        while sender.send(piece.clone()).await.is_ok() {}
+    });
+    body
+}
+
 /// `/echo`: the body back, with a length. `/mirror`: piece by piece as it comes, with its trailers. `/switch`: says
 /// back whatever comes, in the protocol that is asked for. `/size/N`: N bytes with a length. `/chunked/N`: without. `/trailers`: with
-/// trailers. `/early`: 403 before the body has come. `/hang`: a head, one piece, and no end. Every answer says how it was
+/// trailers. `/early`: 403 before the body has come. `/hang`: a head, one piece, and no end. `/flood`: pieces without end or pause. Every answer says how it was
 /// asked, and is of the type `x-answer-type`.
 async fn answer(mut request: Request<Incoming>, seen: Arc<Seen>) -> Result<Response<Body>, Infallible> {
     seen.requests.fetch_add(1, Ordering::SeqCst);
@@ -532,16 +548,8 @@ async fn answer(mut request: Request<Incoming>, seen: Arc<Seen>) -> Result<Respo
             response = response.status(403);
             whole("no")
         }
-        "hang" => {
-            let (sender, body) = open_ended();
-            let watched = Watched(seen, false);
-            tokio::spawn(async move {
-                let _watched = watched;
-                let _ = sender.send(Bytes::from_static(b"first")).await;
-                sender.closed().await;
-            });
-            body
-        }
+        "flood" => endless(seen, None),
+        "hang" => endless(seen, Some(Bytes::from_static(b"first"))),
         _ => whole("ok"),
     };
     Ok(response.body(body).unwrap())
