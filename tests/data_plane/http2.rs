@@ -31,6 +31,13 @@ const FRAME_SIZE_ERROR: u32 = 6;
 /// A frame of a wrong length ends the connection as it should, with the library's own code instead of `FRAME_SIZE_ERROR`.
 const WRONG_LENGTH: Must = Must::Deviates("PROTOCOL_ERROR for FRAME_SIZE_ERROR", End::GoAway(PROTOCOL_ERROR));
 const REFUSED_STREAM: u32 = 7;
+/// Which fields are in a block only the library knows, for it keeps the connection's compression state; it drops these and says
+/// nothing of them. Nothing of them goes further:
+/// [`nothing_of_a_pseudo_header_field_in_trailers_is_forwarded`].
+const TRAILERS: Must = Must::Deviates(
+    "the field is dropped where the request is malformed",
+    End::Status(200),
+);
 const COMPRESSION_ERROR: u32 = 9;
 
 fn start(upstream: &RawUpstream) -> Serin {
@@ -581,6 +588,23 @@ fn requests() -> Vec<Rule> {
                 c.head(1, &[("x-sum", "1")], true);
             },
         ),
+        rule("8.1", "a pseudo-header field in trailers", TRAILERS, |c| {
+            post(c, 1);
+            c.head(1, &[(":path", "/admin"), ("x-sum", "1")], true);
+        }),
+        rule("8.1", "an unknown pseudo-header field in trailers", BAD, |c| {
+            post(c, 1);
+            c.head(1, &[(":what", "1"), ("x-sum", "1")], true);
+        }),
+        rule(
+            "8.1",
+            "a pseudo-header field after others in trailers",
+            BAD,
+            |c| {
+                post(c, 1);
+                c.head(1, &[("x-sum", "1"), (":path", "/admin")], true);
+            },
+        ),
         rule(
             "8.1",
             "a second HEADERS that does not end the stream",
@@ -649,7 +673,7 @@ fn every_rule_of_sections_4_to_8_holds_on_the_wire() {
         let mut client = H2::connect(serin.web);
         (rule.send)(&mut client);
         let end = match rule.must {
-            Must::Pass | Must::Reset(_) => client.outcome(),
+            Must::Pass | Must::Reset(_) | Must::Deviates(_, End::Status(_)) => client.outcome(),
             Must::Close(_) | Must::Ignore | Must::Deviates(..) => client.end(),
         };
         if !holds(rule, end) {
@@ -747,6 +771,33 @@ fn a_request_that_turns_out_malformed_at_its_end_never_arrives_whole() {
         assert_eq!(client.response(1).unwrap().status, 200);
         let seen = upstream.since(0);
         assert_eq!(seen.last().unwrap().body, b"hello");
+    }
+}
+
+#[test]
+fn nothing_of_a_pseudo_header_field_in_trailers_is_forwarded() {
+    let upstream = RawUpstream::start(ok);
+    let serin = start(&upstream);
+    let mut client = H2::connect(serin.web);
+    for (stream, field) in (1..).step_by(2).zip([
+        (":path", "/admin"),
+        (":method", "DELETE"),
+        (":authority", "evil.test"),
+        (":scheme", "https"),
+        (":status", "500"),
+    ]) {
+        let from = upstream.count();
+        let mut fields = request("POST", "/");
+        fields.extend([("te", "trailers"), ("trailer", "x-sum")]);
+        client.head(stream, &fields, false);
+        client.send(DATA, 0, stream, b"hello");
+        client.head(stream, &[field, ("x-sum", "1")], true);
+        assert_eq!(client.response(stream).unwrap().status, 200, "{field:?}");
+        let seen = &upstream.since(from)[0];
+        assert_eq!((seen.method(), seen.target()), ("POST", "/"), "{field:?}");
+        assert_eq!((seen.body.as_slice(), seen.whole), (&b"hello"[..], true));
+        assert_eq!(seen.trailers.to_ascii_lowercase(), "x-sum: 1\r\n", "{field:?}");
+        assert!(!seen.head.contains(field.1), "{}", seen.head);
     }
 }
 
