@@ -1,11 +1,24 @@
 //! Opening one connection to an endpoint, and whose fault it is when that fails.
 
-use super::{Endpoint, LiveService, capacity::Place, patient::Patient, tls};
+use super::{
+    Endpoint, LiveService,
+    capacity::Place,
+    patient::Patient,
+    shared::{Runs, Seats, Shared},
+    tls,
+};
 use crate::model::Scheme;
 use http_body::Body;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
-use std::{error::Error, future::Future, io, time::Duration};
+use std::{
+    error::Error,
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    rc::Rc,
+    time::Duration,
+};
 use tokio::net::{TcpStream, UnixStream};
 
 /// Why there is no connection.
@@ -69,13 +82,13 @@ fn classify(error: io::Error) -> ConnectError {
     }
 }
 
-/// Something requests can be sent on.
+/// What has been opened.
 #[derive(Debug)]
-pub(super) enum Sender<B> {
+pub(super) enum Opened<B> {
     /// An HTTP/1.1 connection: one request at a time.
     Http1(http1::SendRequest<B>),
     /// An HTTP/2 connection: many at once.
-    Http2(http2::SendRequest<B>),
+    Http2(Shared<B>),
 }
 
 /// Runs connection tasks on the worker's own thread.
@@ -98,7 +111,7 @@ pub(super) async fn connect<B>(
     timeout: Duration,
     live: &LiveService,
     only_http1: bool,
-) -> Result<Sender<B>, ConnectError>
+) -> Result<Opened<B>, ConnectError>
 where
     B: Body + Unpin + 'static,
     B::Data: Send,
@@ -108,6 +121,10 @@ where
         return Err(ConnectError::Local(io::Error::from_raw_os_error(EMFILE)));
     }
     match tokio::time::timeout(timeout, open(endpoint, place, live, only_http1)).await {
+        Ok(Ok(Opened::Http2(shared))) => {
+            shared.known(timeout).await;
+            Ok(Opened::Http2(shared))
+        }
         Ok(result) => result,
         Err(_) => Err(ConnectError::TimedOut(timeout)),
     }
@@ -118,7 +135,7 @@ async fn open<B>(
     place: Place,
     live: &LiveService,
     only_http1: bool,
-) -> Result<Sender<B>, ConnectError>
+) -> Result<Opened<B>, ConnectError>
 where
     B: Body + Unpin + 'static,
     B::Data: Send,
@@ -179,7 +196,7 @@ fn notice_silence(stream: &TcpStream) {
     let _ = socket.set_tcp_user_timeout(Some(Duration::from_secs(30)));
 }
 
-async fn handshake1<B, S>(stream: S, place: Place) -> Result<Sender<B>, ConnectError>
+async fn handshake1<B, S>(stream: S, place: Place) -> Result<Opened<B>, ConnectError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     B: Body + Unpin + 'static,
@@ -197,28 +214,38 @@ where
     tokio::task::spawn_local(async move {
         let _ = connection.with_upgrades().await;
     });
-    Ok(Sender::Http1(sender))
+    Ok(Opened::Http1(sender))
 }
 
-async fn handshake2<B, S>(stream: S, place: Place) -> Result<Sender<B>, ConnectError>
+async fn handshake2<B, S>(stream: S, place: Place) -> Result<Opened<B>, ConnectError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
     B: Body + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let (sender, connection) = http2::Builder::new(LocalExecutor)
+    let seats = Rc::new(Seats::default());
+    let (sender, mut connection) = http2::Builder::new(Runs(Rc::clone(&seats)))
+        // Until the other side has said how many it allows.
+        .initial_max_send_streams(0)
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
         .max_header_list_size(64 * 1024)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(ConnectError::Handshake)?;
-    tokio::task::spawn_local(async move {
-        let _ = connection.await;
-        drop(place);
-    });
-    Ok(Sender::Http2(sender))
+    let said = Rc::clone(&seats);
+    let mut place = Some(place);
+    tokio::task::spawn_local(poll_fn(move |cx| {
+        let polled = Pin::new(&mut connection).poll(cx);
+        said.asks(cx);
+        said.allow(connection.current_max_send_streams());
+        polled.map(|_| {
+            said.end();
+            place.take();
+        })
+    }));
+    Ok(Opened::Http2(Shared::new(sender, seats)))
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod patient;
 mod pool;
 mod rotation;
 mod seats;
+mod shared;
 mod tls;
 mod version;
 

@@ -1,20 +1,19 @@
 //! One worker's connections to endpoints: kept, handed out last in first out, given back.
 //!
 //! `!Send` on purpose: no lock and no wake-up across threads. HTTP/1.1 connections serve one request at a time and are
-//! reused newest first, so that the oldest fall idle; an HTTP/2 connection is shared by all requests of the worker.
+//! reused newest first, so that the oldest fall idle; an HTTP/2 connection is shared by as many requests of the worker as the other
+//! side allows, and the first of several is used first.
 
 use super::{
     Endpoint, LiveService,
     capacity::Place,
-    connect::{ConnectError, Sender, connect},
+    connect::{ConnectError, Opened, connect},
+    shared::{Seated, Shared},
 };
 use crate::model::Scheme;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
-};
+use hyper::{body::Incoming, client::conn::http1};
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
@@ -75,7 +74,7 @@ impl<B> Default for Pools<B> {
 pub struct Connections<B> {
     endpoint: Arc<Endpoint>,
     idle: RefCell<Vec<Idle<B>>>,
-    shared: RefCell<Option<http2::SendRequest<B>>>,
+    shared: RefCell<Vec<Shared<B>>>,
     active: Cell<u32>,
     /// Requests sent since the endpoint was last told.
     sent: Cell<u64>,
@@ -88,9 +87,15 @@ pub struct Connections<B> {
     handed: Cell<u32>,
 }
 
-/// Tells a request that waits for a connection another one opens: here it is, or there is nothing to share. Dropped: the
-/// other one has gone away.
-type Joining<B> = oneshot::Sender<Option<http2::SendRequest<B>>>;
+/// Tells a request that waits for a connection another one opens: here is a seat on it, or there is nothing to share.
+/// Dropped: there is no seat left, or the other one has gone away.
+type Joining<B> = oneshot::Sender<Option<Seated<B>>>;
+
+/// Something a request can be sent on.
+enum Sender<B> {
+    Http1(http1::SendRequest<B>),
+    Http2(Seated<B>),
+}
 
 /// What a request waited for.
 enum Freed<B> {
@@ -136,10 +141,14 @@ impl<'a, B> Opening<'a, B> {
         Some(Opening(opening))
     }
 
-    /// Tells all who wait.
-    fn ends(self, shared: Option<&http2::SendRequest<B>>) {
+    /// Tells all who wait, or as many as there are seats for.
+    fn ends(self, shared: bool, seat: impl Fn() -> Option<Seated<B>>) {
         for waiting in self.0.take().into_iter().flatten() {
-            let _ = waiting.send(shared.cloned());
+            let seat = if shared { seat() } else { None };
+            if shared && seat.is_none() {
+                return;
+            }
+            let _ = waiting.send(seat);
         }
     }
 }
@@ -195,6 +204,14 @@ where
             connections.idle.borrow_mut().retain(|idle| {
                 !idle.sender.is_closed() && now.saturating_duration_since(idle.since) < KEEP_IDLE
             });
+            // One of several is kept as long as the other side likes.
+            let mut others = 0;
+            connections.shared.borrow_mut().retain(|shared| {
+                let idle = shared.is_idle(now, KEEP_IDLE);
+                let stays = !(shared.is_closed() || idle && others > 0);
+                others += u32::from(stays);
+                stays
+            });
             let gone = Arc::strong_count(&connections.endpoint) == 1;
             !(gone && connections.active.get() == 0)
         });
@@ -205,9 +222,7 @@ where
         for connections in self.by_id.borrow().values() {
             if connections.endpoint.capacity.wants_room() {
                 connections.idle.borrow_mut().clear();
-                if connections.active.get() == 0 {
-                    connections.shared.take();
-                }
+                connections.close_empty();
             }
         }
     }
@@ -222,6 +237,45 @@ impl<B> Connections<B> {
     /// The endpoint at the other end.
     pub const fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
+    }
+
+    /// A seat on an HTTP/2 connection, if one is free.
+    fn seat(&self) -> Option<Seated<B>> {
+        self.shared.borrow().iter().find_map(Shared::seat)
+    }
+
+    /// Closes HTTP/2 connections that nobody is on.
+    fn close_empty(&self) {
+        self.shared.borrow_mut().retain(|shared| !shared.is_empty());
+    }
+
+    /// A seat on an HTTP/2 connection has come free: for whoever waits longest for one here, or else, when others wait for a
+    /// place, an empty connection makes way.
+    fn seat_is_free(&self) {
+        if !self.endpoint.capacity.is_crowded() {
+            return;
+        }
+        while !self.waiting.borrow().is_empty() {
+            let Some(seat) = self.seat() else { return };
+            if self.hand_over(Sender::Http2(seat)).is_none() {
+                return;
+            }
+        }
+        self.close_empty();
+    }
+
+    /// Gives a connection to whoever has waited longest for one here; gives it back when nobody does.
+    fn hand_over(&self, mut sender: Sender<B>) -> Option<Sender<B>> {
+        loop {
+            let Some(next) = self.waiting.borrow_mut().pop_front() else {
+                return Some(sender);
+            };
+            match next.send(sender) {
+                Ok(()) => return None,
+                // That one has gone away.
+                Err(back) => sender = back,
+            }
+        }
     }
 }
 
@@ -257,32 +311,32 @@ where
             None
         } else {
             match self.join(timeout).await {
-                Ok(sender) => return Ok(self.lent(Sender::Http2(sender), false)),
+                Ok(seat) => return Ok(self.lent(Sender::Http2(seat), false)),
                 Err(opening) => opening,
             }
         };
-        let place = match self.endpoint.capacity.place() {
-            Some(place) => place,
-            None => match self.wait(timeout).await? {
-                Freed::Connection(sender) => return Ok(self.lent(sender, true)),
-                Freed::Place(place) => place,
-            },
+        let (place, opening) = match self.endpoint.capacity.place() {
+            Some(place) => (place, opening),
+            None => {
+                // Whoever else needs one waits in the same queue.
+                drop(opening);
+                match self.wait(timeout).await? {
+                    Freed::Connection(sender) => return Ok(self.lent(sender, true)),
+                    Freed::Place(place) => (place, None),
+                }
+            }
         };
-        let opened = connect(&self.endpoint, place, timeout, live, false).await;
-        let shared = match &opened {
-            Ok(Sender::Http2(sender)) => Some(sender),
-            Ok(Sender::Http1(_)) | Err(_) => None,
+        let opened = match connect(&self.endpoint, place, timeout, live, false).await {
+            Ok(Opened::Http1(sender)) => Ok(Sender::Http1(sender)),
+            Ok(Opened::Http2(shared)) => Ok(self.share(shared)),
+            Err(error) => Err(error),
         };
-        if let Some(sender) = shared {
-            self.shared.replace(Some(sender.clone()));
-            // Those who wait for a place may share it, too.
-            while self.hand_over(Sender::Http2(sender.clone())).is_none() {}
-        }
+        let shared = matches!(opened, Ok(Sender::Http2(_)));
         if opened.is_ok() {
-            self.http1.set(shared.is_none());
+            self.http1.set(!shared);
         }
         if let Some(opening) = opening {
-            opening.ends(shared);
+            opening.ends(shared, || self.seat());
         }
         match opened {
             Ok(sender) => Ok(self.lent(sender, false)),
@@ -292,6 +346,20 @@ where
                 Err(error)
             }
         }
+    }
+
+    /// Adds an HTTP/2 connection that has just been opened; a seat on it.
+    fn share(&self, shared: Shared<B>) -> Sender<B> {
+        let own = shared.first_seat();
+        self.shared.borrow_mut().push(shared);
+        // Those who wait for a place may share it, too.
+        while !self.waiting.borrow().is_empty() {
+            let Some(seat) = self.seat() else { break };
+            if self.hand_over(Sender::Http2(seat)).is_some() {
+                break;
+            }
+        }
+        Sender::Http2(own)
     }
 
     /// Whether the endpoint may prefer HTTP/2 and can be asked for HTTP/1.1 all the same.
@@ -315,13 +383,16 @@ where
                 place.map_err(|_| ConnectError::Full)?
             }
         };
-        let sender = connect(&self.endpoint, place, timeout, live, true).await?;
-        Ok(self.lent(sender, false))
+        match connect(&self.endpoint, place, timeout, live, true).await? {
+            Opened::Http1(sender) => Ok(self.lent(Sender::Http1(sender), false)),
+            // It was offered nothing but HTTP/1.1.
+            Opened::Http2(_) => Err(ConnectError::NoHttp1),
+        }
     }
 
-    /// The HTTP/2 connection that another request is opening. Otherwise one has to be opened here: for others as well when
+    /// A seat on the HTTP/2 connection that another request is opening. Otherwise one has to be opened here: for others as well when
     /// nobody else does, and alone when that one has failed or speaks HTTP/1.1, for then each needs its own.
-    async fn join(&self, timeout: Duration) -> Result<http2::SendRequest<B>, Option<Opening<'_, B>>> {
+    async fn join(&self, timeout: Duration) -> Result<Seated<B>, Option<Opening<'_, B>>> {
         loop {
             if let Some(opening) = Opening::begin(&self.opening) {
                 return Err(Some(opening));
@@ -331,13 +402,12 @@ where
                 waiting.push(sender);
             }
             match tokio::time::timeout(timeout, receiver).await {
-                Ok(Ok(Some(sender))) => return Ok(sender),
+                Ok(Ok(Some(seat))) => return Ok(seat),
                 Ok(Ok(None)) | Err(_) => return Err(None),
-                // Its request went away or found another one.
+                // Its request went away or found another one, or there were more who waited than seats.
                 Ok(Err(_)) => {
-                    let shared = self.shared.borrow();
-                    if let Some(shared) = shared.as_ref().filter(|shared| !shared.is_closed()) {
-                        return Ok(shared.clone());
+                    if let Some(seat) = self.seat() {
+                        return Ok(seat);
                     }
                 }
             }
@@ -363,23 +433,9 @@ where
         })
     }
 
-    /// Gives a connection to whoever has waited longest for one here; gives it back when nobody does.
-    fn hand_over(&self, mut sender: Sender<B>) -> Option<Sender<B>> {
-        loop {
-            let Some(next) = self.waiting.borrow_mut().pop_front() else {
-                return Some(sender);
-            };
-            match next.send(sender) {
-                Ok(()) => return None,
-                // That one has gone away.
-                Err(back) => sender = back,
-            }
-        }
-    }
-
     async fn kept(&self, now: Instant, once: bool) -> Option<Sender<B>> {
-        if let Some(shared) = self.shared.borrow().as_ref().filter(|shared| !shared.is_closed()) {
-            return Some(Sender::Http2(shared.clone()));
+        if let Some(seat) = self.seat() {
+            return Some(Sender::Http2(seat));
         }
         loop {
             let newest = self.idle.borrow_mut().pop()?;
@@ -470,7 +526,7 @@ where
     pub async fn send(&mut self, request: Request<B>) -> Result<Response<Incoming>, SendError<B>> {
         let result = match &mut self.sender {
             Some(Sender::Http1(sender)) => sender.try_send_request(request).await,
-            Some(Sender::Http2(sender)) => sender.try_send_request(request).await,
+            Some(Sender::Http2(seated)) => seated.sender.try_send_request(request).await,
             // The sender leaves only with the lease.
             None => unreachable!("a lease has its sender until it is given back"),
         };
@@ -484,13 +540,7 @@ where
     pub fn give_back(mut self, now: Instant) {
         match self.sender.take() {
             Some(Sender::Http1(sender)) => self.connections.keep(sender, now),
-            // Nobody else is on it, and a worker without one waits for its place.
-            Some(Sender::Http2(_))
-                if self.connections.active.get() == 1 && self.connections.endpoint.capacity.is_crowded() =>
-            {
-                self.connections.shared.take();
-            }
-            Some(Sender::Http2(_)) | None => {}
+            other => self.sender = other,
         }
     }
 }
@@ -499,5 +549,9 @@ impl<B: 'static> Drop for Lease<B> {
     fn drop(&mut self) {
         let active = &self.connections.active;
         active.set(active.get().saturating_sub(1));
+        if let Some(Sender::Http2(seated)) = self.sender.take() {
+            drop(seated);
+            self.connections.seat_is_free();
+        }
     }
 }

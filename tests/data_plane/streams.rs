@@ -1,13 +1,14 @@
 //! The streams of one HTTP/2 connection: what one client does to one of them is nothing to the others.
 
 use crate::support::{
-    Serin,
+    HEAD, Serin,
     h2::{DATA, H2, HEADERS, RST_STREAM, WINDOW_UPDATE, request},
+    http::{Server, Speaks},
     now,
     upstream::Upstream,
     wait_for,
 };
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 const LONG: Duration = Duration::from_secs(20);
 const CANCEL: u32 = 8;
@@ -84,4 +85,81 @@ fn an_upload_that_stops_ends_by_itself_and_the_others_go_on() {
     let whole = client.response(3).unwrap();
     assert_eq!((whole.status, whole.reset), (200, None));
     assert_eq!(timed_out(&serin), 1);
+}
+
+/// A version that speaks HTTP/2 and takes that many requests at once on a connection.
+fn narrow(streams: u32) -> Server {
+    Server::start(Speaks {
+        http2: true,
+        streams: Some(streams),
+        ..Speaks::default()
+    })
+}
+
+fn in_front_of(version: &Server, limits: &str) -> Serin {
+    Serin::start_with(&format!(
+        "{HEAD}services:
+  - name: shop
+    stable: {{version: v1, endpoints: [\"h2c://127.0.0.1:{}\"]}}
+    timeouts: {{connect: 1m}}
+    limits: {limits}",
+        version.port()
+    ))
+}
+
+/// Asks for answers without an end on these streams, and waits until each has begun.
+fn begin(client: &mut H2, streams: impl Iterator<Item = u32>) {
+    let mut waiting = BTreeSet::new();
+    for stream in streams {
+        client.head(stream, &request("GET", "/hang"), true);
+        waiting.insert(stream);
+    }
+    while !waiting.is_empty() {
+        let frame = client
+            .read()
+            .unwrap_or_else(|| panic!("{waiting:?} wait behind others"));
+        match frame.kind {
+            DATA => drop(waiting.remove(&frame.stream)),
+            HEADERS => drop(client.decode(frame.payload, frame.flags)),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn requests_beyond_what_a_version_takes_on_one_connection_get_further_ones() {
+    let version = narrow(2);
+    let serin = in_front_of(&version, "{}");
+    // One client, so that one worker has them all, and all at once: the first must not take more than it can carry.
+    let mut client = H2::connect(serin.web);
+    begin(&mut client, (1..21).step_by(2));
+    assert_eq!(version.seen.connections.load(Ordering::SeqCst), 5);
+    // Those that come free are used again.
+    for stream in (1..21).step_by(2) {
+        client.send(RST_STREAM, 0, stream, &CANCEL.to_be_bytes());
+    }
+    wait_for("their ends", LONG, || {
+        (version.seen.canceled.load(Ordering::SeqCst) == 10).then_some(())
+    });
+    begin(&mut client, (21..41).step_by(2));
+    assert_eq!(version.seen.connections.load(Ordering::SeqCst), 5);
+}
+
+#[test]
+fn requests_beyond_what_all_connections_may_carry_wait_for_one_that_ends() {
+    let version = narrow(2);
+    let serin = in_front_of(&version, "{connections: 2}");
+    let mut client = H2::connect(serin.web);
+    begin(&mut client, (1..9).step_by(2));
+    for (ends, next, then) in [(1, 9, 11), (3, 13, 15)] {
+        client.head(next, &request("GET", "/"), true);
+        wait_for("it to wait", LONG, || {
+            (serin.count("serin_http_requests_in_flight", &[]) == 5).then_some(())
+        });
+        client.send(RST_STREAM, 0, ends, &CANCEL.to_be_bytes());
+        assert_eq!(client.response(next).unwrap().status, 200);
+        // It has left its seat to the next one again.
+        begin(&mut client, std::iter::once(then));
+    }
+    assert_eq!(version.seen.connections.load(Ordering::SeqCst), 2);
 }

@@ -287,6 +287,8 @@ pub struct Speaks {
     pub port: u16,
     /// Listens at a Unix socket.
     pub unix: Option<PathBuf>,
+    /// Over HTTP/2, the most requests at once on a connection.
+    pub streams: Option<u32>,
 }
 
 impl Server {
@@ -353,7 +355,7 @@ where
 {
     seen.connections.fetch_add(1, Ordering::SeqCst);
     let Some(config) = speaks.tls else {
-        return speak(stream, speaks.http2, seen).await;
+        return speak(stream, (speaks.http2, speaks.streams), seen).await;
     };
     let Ok(stream) = TlsAcceptor::from(config).accept(stream).await else {
         return;
@@ -362,10 +364,10 @@ where
     let name = handshake.server_name().unwrap_or("").to_owned();
     let http2 = handshake.alpn_protocol() == Some(b"h2");
     seen.names.lock().unwrap().push(name);
-    speak(stream, http2, seen).await;
+    speak(stream, (http2, speaks.streams), seen).await;
 }
 
-async fn speak<S>(stream: S, http2: bool, seen: Arc<Seen>)
+async fn speak<S>(stream: S, (http2, streams): (bool, Option<u32>), seen: Arc<Seen>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -373,6 +375,7 @@ where
     let io = TokioIo::new(stream);
     let _ = if http2 {
         http2::Builder::new(TokioExecutor::new())
+            .max_concurrent_streams(streams)
             .serve_connection(io, service)
             .await
     } else {
