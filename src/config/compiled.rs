@@ -377,6 +377,8 @@ pub struct Service {
     pub ejection: Ejection,
     /// How long a new or recovered endpoint takes to get its full share; none: it has it at once.
     pub slow_start: Option<Span>,
+    /// Which of a version's endpoints gets a request.
+    pub balance: Balance,
     /// What happens when a whole version stops answering.
     pub hard_failure: HardFailure,
     /// Which endpoints a deploy may name.
@@ -479,6 +481,16 @@ pub struct StickyCookie {
     pub name: String,
     /// How long a browser keeps it; 24h.
     pub max_age: Span,
+}
+
+/// Which of a version's endpoints gets a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Balance {
+    /// The less busy of two drawn at random.
+    #[default]
+    LeastRequest,
+    /// Each in turn, on every worker.
+    RoundRobin,
 }
 
 /// Where a request without a sticky key goes.

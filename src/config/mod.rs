@@ -37,7 +37,7 @@ mod watch;
 mod yaml;
 
 pub use compiled::{
-    Admin, BindAddress, Config, DeployRule, FailureHeader, FailureRule, Force, HardFailure,
+    Admin, Balance, BindAddress, Config, DeployRule, FailureHeader, FailureRule, Force, HardFailure,
     HardFailureAction, Limits, Listener, ListenerLimits, MissingKey, Mode, ProxyProtocol, Ready, Retries,
     Service, StateStore, Sticky, StickyCookie, StickySource, Timeouts, TimeoutsSet, Token, TokenHash,
     TokenRole, VersionBlock,

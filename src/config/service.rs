@@ -2,8 +2,8 @@
 
 use super::admin::secret;
 use super::compiled::{
-    DeployRule, FailureHeader, FailureRule, Force, HardFailure, HardFailureAction, MissingKey, Ready,
-    Retries, Service, Sticky, StickyCookie, StickySource, VersionBlock,
+    Balance, DeployRule, FailureHeader, FailureRule, Force, HardFailure, HardFailureAction, MissingKey,
+    Ready, Retries, Service, Sticky, StickyCookie, StickySource, VersionBlock,
 };
 use super::cx::Cx;
 use super::decode::Located;
@@ -52,6 +52,8 @@ pub(super) struct ServiceConfig {
     ejection: EjectionConfig,
     /// How long a new or recovered endpoint takes to get its full share. Absent: off.
     slow_start: Option<OrOff<Span>>,
+    /// Absent: leastRequest.
+    balance: Option<BalanceConfig>,
     /// Absent: the defaults written at each.
     #[serde(default)]
     hard_failure: HardFailureConfig,
@@ -72,6 +74,13 @@ pub(super) struct ServiceConfig {
     retries: RetriesConfig,
     /// Protocols that connections may switch to (`Upgrade`). Absent: websocket.
     upgrades: Option<Vec<Located<String>>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum BalanceConfig {
+    LeastRequest,
+    RoundRobin,
 }
 
 #[derive(Debug, Deserialize)]
@@ -283,6 +292,10 @@ pub(super) fn compile(
             .map(|health| health.compile(&ready, &at("health"), cx)),
         ejection: config.ejection.compile(&at("ejection"), cx),
         slow_start: config.slow_start.and_then(|slow_start| slow_start.0),
+        balance: match config.balance {
+            Some(BalanceConfig::LeastRequest) | None => Balance::LeastRequest,
+            Some(BalanceConfig::RoundRobin) => Balance::RoundRobin,
+        },
         hard_failure: hard_failure(&config.hard_failure, &at("hardFailure"), cx),
         ready,
         stable,

@@ -1091,6 +1091,11 @@ fn how_endpoints_are_looked_after_is_said_in_a_few_words() {
     let service = &config.services[0];
     assert_eq!(service.health.as_ref().unwrap().check, Check::Grpc(String::new()));
     assert_eq!(service.slow_start, Some(Span::secs(30)));
+    assert_eq!(service.balance, Balance::LeastRequest);
+    let in_turn = good(&with("balance: roundRobin"));
+    assert_eq!(in_turn.services[0].balance, Balance::RoundRobin);
+    let unknown = read(&with("balance: random")).unwrap_err();
+    assert!(shown(&unknown).contains("roundRobin"), "{}", shown(&unknown));
     assert_eq!(
         (service.ejection.failures, service.ejection.bad_responses),
         (3, Some(5))

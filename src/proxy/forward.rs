@@ -18,6 +18,7 @@ use super::{
     upgrade,
 };
 use crate::{
+    config::Balance,
     metrics::{Attempt, Outcome, Retry},
     model::Role,
     upstream::{ConnectError, Connections, Endpoint, Fault, Lease, SendError, balance},
@@ -178,8 +179,15 @@ impl Outbound<'_> {
         let now = worker.since_epoch(self.started);
         self.split.with_endpoints(role, |endpoints| {
             let dice = if endpoints.len() > 1 { worker.dice64() } else { 0 };
-            let active = |endpoint: &Endpoint| worker.pools.active(endpoint);
-            balance::pick(endpoints, tried, now, dice, active).map(|endpoint| worker.pools.of(endpoint))
+            let picked = if endpoints.len() > 1 && self.entry.service.balance == Balance::RoundRobin {
+                self.split.in_turn(role, worker.index, |turn| {
+                    balance::rotate(endpoints, tried, now, dice, turn)
+                })
+            } else {
+                let active = |endpoint: &Endpoint| worker.pools.active(endpoint);
+                balance::pick(endpoints, tried, now, dice, active)
+            };
+            picked.map(|endpoint| worker.pools.of(endpoint))
         })
     }
 

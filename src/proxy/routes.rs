@@ -14,7 +14,13 @@ use crate::{
     upstream::{Endpoint, FollowedEndpoints, LiveService, Target},
 };
 use arc_swap::{ArcSwap, Cache};
-use std::{cell::RefCell, ops::Deref, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    ops::Deref,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 /// One generation of a service's split, which a request keeps to its end.
 #[derive(Debug)]
@@ -23,6 +29,8 @@ pub(super) struct LiveSplit {
     split: Arc<Split<Arc<Target>>>,
     stable: RefCell<FollowedEndpoints>,
     canary: Option<RefCell<FollowedEndpoints>>,
+    /// Whose turn it is on this worker among the endpoints of stable and of the canary; none: nobody has had one.
+    turns: [Cell<Option<u64>>; 2],
 }
 
 impl LiveSplit {
@@ -33,7 +41,22 @@ impl LiveSplit {
             split: Arc::clone(split),
             stable: follow(&split.stable),
             canary: split.canary.as_ref().map(follow),
+            turns: Default::default(),
         }
+    }
+
+    /// Lets `take` have a turn of a role. Workers begin at different places, and at another one in each generation.
+    pub(super) fn in_turn<T>(&self, role: Role, worker: usize, take: impl FnOnce(&mut u64) -> T) -> T {
+        let turns = &self.turns[usize::from(role == Role::Canary)];
+        let first = || {
+            u64::try_from(worker)
+                .unwrap_or_default()
+                .wrapping_add(self.split.generation)
+        };
+        let mut turn = turns.get().unwrap_or_else(first);
+        let taken = take(&mut turn);
+        turns.set(Some(turn));
+        taken
     }
 
     /// What `look` makes of the endpoints that a role has now.

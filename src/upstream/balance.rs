@@ -1,6 +1,6 @@
-//! Which endpoint of a version gets a request: the less busy of two drawn at random.
+//! Which endpoint of a version gets a request: the less busy of two drawn at random, or each in turn.
 //!
-//! Pure: load, eligibility and the dice are arguments.
+//! Pure: load, eligibility, the dice and whose turn it is are arguments.
 
 use std::time::Duration;
 
@@ -52,6 +52,35 @@ pub fn pick<'a>(
     around
         .filter(|e| !tried.contains(&e.id))
         .min_by_key(|e| (!e.is_eligible(now), active(e)))
+}
+
+/// The next in turn of those that are not in `tried`, each of them once in a round. `turn` moves on. One that starts slowly
+/// lets some of its turns pass to the next; those that just failed have none while others are left.
+pub fn rotate<'a>(
+    endpoints: &'a [Arc<Endpoint>],
+    tried: &[u64],
+    now: Duration,
+    mut dice: u64,
+    turn: &mut u64,
+) -> Option<&'a Arc<Endpoint>> {
+    let left = || endpoints.iter().filter(|e| !tried.contains(&e.id));
+    let are_eligible = left().any(|e| e.is_eligible(now));
+    let round = || left().filter(|e| !are_eligible || e.is_eligible(now));
+    let most = round().map(|e| e.share(now)).fold(0.0, f64::max);
+    let count = round().count();
+    let mut in_turn = || {
+        let place = *turn % u64::try_from(count.max(1)).unwrap_or(u64::MAX);
+        *turn = turn.wrapping_add(1);
+        round().nth(usize::try_from(place).unwrap_or_default())
+    };
+    for _ in 1..count {
+        let next = in_turn()?;
+        if passes(dice, next.share(now) / most) {
+            return Some(next);
+        }
+        dice = dice.rotate_left(17) ^ 0x9E37_79B9_7F4A_7C15;
+    }
+    in_turn()
 }
 
 /// A uniform index below `len` from the high half of 64 random bits.
@@ -159,6 +188,60 @@ mod tests {
                 "{share} instead of {expected} at {second} s"
             );
         }
+    }
+
+    /// Where `count` requests go in turn, by the endpoint's place in the set.
+    fn in_turn(set: &[Arc<Endpoint>], now: Duration, turn: &mut u64, count: usize) -> Vec<usize> {
+        let mut dice = SmallRng::seed_from_u64(6);
+        let next = |_| rotate(set, &[], now, dice.random(), turn).unwrap().id;
+        let picked: Vec<u64> = (0..count).map(next).collect();
+        let place = |id: &u64| set.iter().position(|e| e.id == *id).unwrap();
+        picked.iter().map(place).collect()
+    }
+
+    #[test]
+    fn in_turn_each_of_those_that_are_ready_gets_exactly_one_request_in_a_round() {
+        let set = endpoints(4);
+        let mut turn = 2;
+        assert_eq!(in_turn(&set, Duration::ZERO, &mut turn, 6), [2, 3, 0, 1, 2, 3]);
+        // One that just failed leaves its turns to all others alike, and has them back after a while.
+        set[1].failed(Fault::Hard, Duration::ZERO);
+        let mut turn = 0;
+        assert_eq!(in_turn(&set, Duration::ZERO, &mut turn, 6), [0, 2, 3, 0, 2, 3]);
+        assert_eq!(in_turn(&set, Duration::from_secs(9), &mut 0, 4), [0, 1, 2, 3]);
+        // A retry goes to another; the failed one is taken when it alone is left.
+        let ids: Vec<u64> = set.iter().map(|e| e.id).collect();
+        let again = |tried: &[u64]| rotate(&set, tried, Duration::ZERO, 5, &mut 0).map(|e| e.id);
+        assert_eq!(again(&ids[..1]), Some(ids[2]));
+        assert_eq!(again(&[ids[0], ids[2], ids[3]]), Some(ids[1]));
+        assert_eq!(again(&ids), None);
+        assert!(rotate(&[], &[], Duration::ZERO, 5, &mut 0).is_none());
+        // A count that has come to its end begins again.
+        let mut last = u64::MAX;
+        assert_eq!(in_turn(&set, Duration::from_secs(9), &mut last, 3), [3, 0, 1]);
+    }
+
+    #[test]
+    fn in_turn_too_an_endpoint_that_starts_slowly_gets_its_part() {
+        let set = endpoints(4);
+        set[2].start_slowly(Some(Duration::ZERO), Duration::from_secs(30));
+        for (second, least, most) in [(0, 0.06, 0.14), (15, 0.45, 0.55), (30, 1.0, 1.0)] {
+            let picked = in_turn(&set, Duration::from_secs(second), &mut 0, 8_000);
+            let got = picked.iter().filter(|place| **place == 2).count();
+            // Against the one whose turn no other's passes to.
+            let full = picked.iter().filter(|place| **place == 1).count();
+            #[allow(clippy::cast_precision_loss, reason = "a few thousand")]
+            let share = got as f64 / full as f64;
+            assert!((least..=most).contains(&share), "{share} at {second} s");
+        }
+        for one in &set {
+            one.start_slowly(Some(Duration::ZERO), Duration::from_secs(30));
+        }
+        assert_eq!(
+            in_turn(&set, Duration::ZERO, &mut 0, 4),
+            [0, 1, 2, 3],
+            "all alike"
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::support::{
     answers::full,
     client::{Plan, ask, get, request},
     now,
+    raw::RawClient,
     upstream::Upstream,
     wait_for,
 };
@@ -288,4 +289,27 @@ fn an_endpoint_that_answers_badly_is_ejected_when_that_is_asked_for() {
     a.fail(1000);
     Plan::new(serin.web, 2).total(50).start().finish();
     assert!(healthy(&serin, &a.url()) > 0.5);
+}
+
+#[test]
+fn in_turn_each_endpoint_gets_exactly_its_part_and_one_that_is_gone_leaves_its_own_to_the_others() {
+    let mut copies = Vec::from(["a", "b", "c"].map(Upstream::start));
+    let urls: Vec<String> = copies.iter().map(Upstream::url).collect();
+    let serin = Serin::start(&service(&urls, ", balance: roundRobin"));
+    // One connection stays on one worker.
+    let mut client = RawClient::connect(serin.web);
+    let mut asks = |count: usize| {
+        for _ in 0..count {
+            client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n");
+            assert_eq!(client.answer("GET").unwrap().status, 200);
+        }
+    };
+    asks(30);
+    let counts: Vec<u64> = copies.iter().map(Upstream::requests).collect();
+    assert_eq!(counts, [10, 10, 10]);
+    drop(copies.pop());
+    asks(40);
+    let counts: Vec<u64> = copies.iter().map(Upstream::requests).collect();
+    assert_eq!(counts.iter().sum::<u64>(), 60);
+    assert!(counts.iter().all(|count| (26..=34).contains(count)), "{counts:?}");
 }
