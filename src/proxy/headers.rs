@@ -21,23 +21,15 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Fields that `Connection` may name without effect: they frame or route the message, or say who asks (9110 7.6.1 lets a
+/// Fields that `Connection` may name without effect, besides [`VOUCHED_FOR`]: they frame or route the message, or say who asks (9110 7.6.1 lets a
 /// recipient refuse to treat end-to-end fields as connection options; removing these would be an attack).
 const PROTECTED: &[&str] = &[
     "host",
-    "content-length",
-    "transfer-encoding",
     "content-type",
     "cookie",
     "authorization",
     "forwarded",
     "via",
-    "x-forwarded-for",
-    "x-forwarded-proto",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-real-ip",
-    "x-request-id",
     "traceparent",
     "tracestate",
     "set-cookie",
@@ -128,7 +120,7 @@ fn remove_nominated(headers: &mut HeaderMap) {
             let Ok(name) = HeaderName::from_bytes(name) else {
                 continue;
             };
-            if !PROTECTED.contains(&name.as_str()) {
+            if !PROTECTED.contains(&name.as_str()) && !VOUCHED_FOR.contains(&name.as_str()) {
                 headers.remove(&name);
             }
         }
