@@ -22,7 +22,7 @@ use utoipa::{
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     paths(
-        read::list, read::status, read::metrics_window, read::analysis, read::history, read::recordings,
+        read::list, read::status, read::metrics_window, read::analysis, read::history, read::recordings, read::stable,
         write::deploy, write::endpoints, write::promote, write::abort, write::retry, write::undo, write::pause,
         write::resume, write::weight, events::follow, operate::show, operate::check, operate::reload, probes::livez,
         probes::readyz, probes::startupz, probes::metrics, probes::metrics_compat, serve, page::show

@@ -7,7 +7,7 @@ use super::{
     openapi::{Problems, ServiceProblems},
 };
 use crate::{
-    control::{AnalysisStatus, History, MetricsWindow, Recordings, ServiceStatus},
+    control::{AnalysisStatus, History, MetricsWindow, Recordings, ServiceStatus, StableUnits},
     model::{Span, VersionName},
 };
 use axum::{
@@ -209,4 +209,16 @@ pub(super) async fn recordings(
     Path((service, rollout)): Path<(String, String)>,
 ) -> Result<Json<Recordings>, Problem> {
     Ok(Json(admin.parts.control.recordings(&service, &rollout).await?))
+}
+
+/// What stable has served since the split in force began, as the judge counts it: what `serin calibrate` reads every second.
+#[utoipa::path(get, path = "/v1/services/{service}/stable", tag = "services",
+    params(("service" = String, Path, description = "Its name")),
+    responses((status = 200, description = "Counters", body = StableUnits), ServiceProblems))]
+pub(super) async fn stable(
+    State(admin): State<Admin>,
+    Path(service): Path<String>,
+) -> Result<Json<StableUnits>, Problem> {
+    let units = admin.parts.control.stable_units(&service);
+    units.map(Json).ok_or_else(|| Problem::no_service(&service))
 }

@@ -21,7 +21,9 @@ mod validate;
 pub use args::{ArgSpec, ArgValue, Args, BadArgs};
 pub use condition::{BadCondition, Conditions};
 pub use json_path::JsonPath;
-pub use judge::{Advice, Batch, Eta, Fault, Judge, JudgeConfig, JudgeReport, TestReport, record, replay};
+pub use judge::{
+    Advice, Batch, Eta, Fault, Judge, JudgeConfig, JudgeReport, TestReport, against_itself, record, replay,
+};
 pub use outcome::{Measurement, Outcome, RunPhase};
 pub use run::{Ignored, MetricState, Run};
 pub use spec::{

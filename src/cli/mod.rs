@@ -1,9 +1,10 @@
 //! Words for humans: the verbs of the command line.
 //!
 //! `args` says what can be typed and `exit` how a command ends. `verbs` and `show` talk to a running Serin through
-//! `client`; `replay` and `what_if` judge again what `past` brings; `render`, `explain` and `github` make text of what it answers, and nothing else.
+//! `client`; `replay` and `what_if` judge again what `past` brings, `calibrate` what stable serves now; `render`, `explain` and `github` make text of what it answers, and nothing else.
 
 pub mod args;
+mod calibrate;
 pub mod check;
 mod client;
 pub mod demo;
@@ -94,7 +95,8 @@ fn dispatch(command: &Command, out: &mut Out) -> Result<u8, Failure> {
         | Command::Events(_)
         | Command::Explain(_)
         | Command::Replay(_)
-        | Command::WhatIf(_) => {
+        | Command::WhatIf(_)
+        | Command::Calibrate(_) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime =
                 runtime.map_err(|error| Failure::new(Exit::Internal, format!("cannot start: {error}")))?;
@@ -122,6 +124,7 @@ async fn ask(command: &Command, out: &mut Out) -> Result<Exit, Failure> {
         Command::Explain(args) => show::explain_service(args, out).await,
         Command::Replay(args) => replay::run(args, out).await,
         Command::WhatIf(args) => what_if::run(args, out).await,
+        Command::Calibrate(args) => calibrate::run(args, out).await,
         Command::Serve(_)
         | Command::Demo(_)
         | Command::Check(_)
@@ -148,6 +151,7 @@ fn format_of(command: &Command) -> args::Format {
         Command::Events(args) => args.output,
         Command::Replay(args) => args.output,
         Command::WhatIf(args) => args.output,
+        Command::Calibrate(args) => args.output,
         Command::Serve(_)
         | Command::Demo(_)
         | Command::Check(_)

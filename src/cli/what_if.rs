@@ -15,7 +15,8 @@ use serde::Serialize;
 use std::{fmt::Write as _, time::Duration};
 
 impl Otherwise {
-    fn change(self, mut config: JudgeConfig) -> JudgeConfig {
+    /// These parameters, but for those that are given.
+    pub(super) fn change(self, mut config: JudgeConfig) -> JudgeConfig {
         let set = |place: &mut f64, given: Option<f64>| *place = given.unwrap_or(*place);
         set(&mut config.alpha, self.alpha);
         set(&mut config.beta, self.beta);
@@ -69,6 +70,11 @@ impl From<Moment> for Said {
 
 /// `serin what-if`.
 pub(super) async fn run(args: &WhatIfArgs, out: &mut Out) -> Result<Exit, Failure> {
+    if args.otherwise == Otherwise::default() {
+        let failure = Failure::new(Exit::Usage, "nothing is said to be otherwise");
+        return Err(failure
+            .hint("give one of --alpha, --beta, --tolerance, --error-tolerance, --harm-budget, --warmup"));
+    }
     let source = Source::of(&args.past)?;
     let mut rows = Vec::new();
     let mut unreadable = 0;

@@ -5,7 +5,7 @@
 
 use super::{
     Accepted, AnalysisStatus, Attempt, Caller, Command, Expect, History, MetricsWindow, Recordings, Refusal,
-    RefusalKind, ServiceStatus, StoredEvent,
+    RefusalKind, ServiceStatus, StableUnits, StoredEvent,
     engine::{Ask, Engine, Parts, Route, UndoTarget},
     judging::Shown,
     observe::KeptRun,
@@ -411,6 +411,12 @@ impl Control {
             })
         })
         .await
+    }
+
+    /// What stable has served since the split in force began; none when there is no such service, or no split yet.
+    pub fn stable_units(&self, service: &str) -> Option<StableUnits> {
+        let split = self.services.get(service)?.cell.load_full();
+        (split.generation > 0).then(|| StableUnits::of(&split))
     }
 
     /// Everything that the judges of a rollout were fed, and what came of it.

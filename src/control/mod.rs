@@ -35,7 +35,7 @@ pub use command::{
 pub use handle::{
     Change, Control, OpenStore, ReadError, ReloadRefused, StartError, StartOptions, StoreChoice,
 };
-pub use recordings::{Recording, Recordings, StateFile, StretchBytes};
+pub use recordings::{Recording, Recordings, StableUnits, StateFile, StretchBytes};
 pub use status::{
     AbortStatus, AnalysisStatus, Attempt, EndpointStatus, EvidenceStatus, History, MetricStatus,
     MetricsWindow, Observed, PausedStatus, RolloutStatus, ServiceStatus, StepStatus, StoredEvent,

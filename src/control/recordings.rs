@@ -5,10 +5,15 @@ use super::{
     handle::ReadError,
     store::{SqliteStore, Store, StoreError},
 };
-use crate::model::Timestamp;
+use crate::{
+    model::{Timestamp, VersionName},
+    split::Split,
+    stats::{BUCKETS, UnitCounts},
+    upstream::Target,
+};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 /// Everything that the judges of one rollout were fed, and what came of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -56,6 +61,49 @@ fn to_base64<S: Serializer>(bytes: &Vec<u8>, serializer: S) -> Result<S::Ok, S::
 fn of_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
     let text = String::deserialize(deserializer)?;
     BASE64_STANDARD.decode(text).map_err(D::Error::custom)
+}
+
+/// What stable has served since the split in force began; readings of one generation subtract.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StableUnits {
+    /// Who is stable.
+    pub version: VersionName,
+    /// Of the split: with another one counters begin anew.
+    pub generation: u64,
+    /// Failed units of evidence: requests, or sticky keys.
+    pub failed: u64,
+    /// Those that ended by duration: pairs of a bucket of the judge's histogram and a count, ascending, without empty ones.
+    pub latency: Vec<[u64; 2]>,
+}
+
+impl StableUnits {
+    pub(super) fn of(split: &Split<Arc<Target>>) -> StableUnits {
+        let units = split.stable.evidence.units(&UnitCounts::default());
+        let mut sums = vec![0; BUCKETS];
+        units.add_latency_to(&mut sums);
+        let full = (0..).zip(sums).filter(|(_, count)| *count > 0);
+        StableUnits {
+            version: split.stable.version.name.clone(),
+            generation: split.generation,
+            failed: units.failed,
+            latency: full.map(|(bucket, count)| [bucket, count]).collect(),
+        }
+    }
+
+    /// As the judge counts.
+    pub fn units(&self) -> UnitCounts {
+        let mut sums = vec![0; BUCKETS];
+        for [bucket, count] in &self.latency {
+            let place = usize::try_from(*bucket)
+                .ok()
+                .and_then(|bucket| sums.get_mut(bucket));
+            if let Some(place) = place {
+                *place += count;
+            }
+        }
+        UnitCounts::of(self.failed, sums)
+    }
 }
 
 /// The recordings of a rollout; none when there is no such rollout.

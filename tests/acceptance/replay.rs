@@ -3,7 +3,7 @@
 
 use crate::{
     judge::{ends, shop},
-    support::{Serin, load::Load, upstream::Upstream, wait_for},
+    support::{Serin, load::Load, say, upstream::Upstream, wait_for},
 };
 use rusqlite::Connection;
 use serde_json::Value;
@@ -142,6 +142,7 @@ fn a_changed_store_is_told_of(serin: &Serin) {
 
 fn what_cannot_be_read_is_said(serin: &Serin) {
     for (line, code, told) in [
+        ("what-if shop", 2, "nothing is said to be otherwise"),
         ("replay nothing", 2, "there is no service `nothing`"),
         (
             "replay nothing --store serin.db",
@@ -155,4 +156,45 @@ fn what_cannot_be_read_is_said(serin: &Serin) {
         let said = ends(serin, code, line);
         assert!(said.contains(told), "{line}\n{said}");
     }
+}
+
+#[test]
+fn stable_against_itself_is_calibrated_on_live_traffic_that_stays_where_it_is() {
+    let v1 = Upstream::start("v1");
+    v1.fail(20);
+    let serin = Serin::start_with(&shop(&v1, "auto: {weights: [5, 50]}", ""));
+    let silent = ends(&serin, 1, "calibrate shop --for 1s");
+    assert!(silent.contains("had no request in that time"), "{silent}");
+    let load = Load::start(serin.web, 300);
+    let calibrated = |more: &str| -> Value {
+        let (code, out, err) = serin.run(&format!("calibrate shop --for 3s --runs 100 -o json {more}"));
+        assert!(err.contains("no request goes elsewhere"), "{err}");
+        let mut found: Value = serde_json::from_str(&out).unwrap();
+        found["code"] = code.into();
+        say(&format!(
+            "stable against itself, `{more}`: {} of 100 rolled back",
+            found["rolledBack"]
+        ));
+        found
+    };
+    let found = calibrated("");
+    assert_eq!((&found["code"], &found["version"]), (&0.into(), &"v1".into()));
+    assert!(
+        found["requests"].as_u64() > Some(100) && found["failed"].as_u64() > Some(0),
+        "{found:#}"
+    );
+    assert!(
+        found["rolledBack"].as_u64() <= Some(5) && found["runs"] == 100,
+        "{found:#}"
+    );
+    // Whoever bets everything on nothing is told how often it goes wrong.
+    let rash = calibrated("--alpha 99% --weight 40 --error-tolerance 0pp");
+    assert!(
+        rash["rolledBack"].as_u64() > found["rolledBack"].as_u64(),
+        "{rash:#}"
+    );
+    let seen = load.stop();
+    assert_eq!(seen.of_version("v1"), seen.total(), "nobody else served");
+    let nobody = ends(&serin, 2, "calibrate nothing --for 1s");
+    assert!(nobody.contains("nothing"), "{nobody}");
 }

@@ -4,6 +4,7 @@
 //! every proceed test has ruled out the harm that the next weight could do. Pure: `control::judging` reads the counters and
 //! keeps the state, `serin rehearse` replays cases.
 
+pub mod against_itself;
 mod config;
 pub mod record;
 pub mod replay;
