@@ -133,8 +133,9 @@ async fn secured<S>(
 {
     // To the client's first byte there is the same time again: `firstByte` bounds what a silent client can hold.
     let limit = listener.config.timeouts.first_byte.as_duration();
-    let stream = match tokio::time::timeout(limit, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
+    // Both apart: a task would keep room for the handshake, and for the session wherever it is handed on.
+    let stream = match Box::pin(tokio::time::timeout(limit, acceptor.accept(stream))).await {
+        Ok(Ok(stream)) => Box::new(stream),
         Ok(Err(error)) => {
             // Load balancers look whether a port answers by connecting and leaving: nothing to count.
             if error.kind() != io::ErrorKind::UnexpectedEof {

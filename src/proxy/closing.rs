@@ -30,6 +30,12 @@ pub(super) trait Resets {
     fn reset(&self);
 }
 
+impl<S: Resets> Resets for Box<S> {
+    fn reset(&self) {
+        S::reset(self);
+    }
+}
+
 impl Resets for TcpStream {
     fn reset(&self) {
         // What cannot be done to a socket that is gone is not needed either.

@@ -282,29 +282,44 @@ where
     let places = worker.shelf.places(&make);
     let serve = service_fn(move |request| places.make(|| make(request)));
     loop {
-        let mut connection = builder.serve_connection(io, serve.clone());
-        let serving = drained(&progress, &mut connection, |mut c| {
-            Pin::new(&mut **c).graceful_shutdown();
+        let (connection, watched) = (builder.serve_connection(io, serve.clone()), &progress);
+        // Apart, for it is the most of what a connection takes, and idle ones do without.
+        let serving = Box::pin(async move {
+            let mut connection = connection;
+            let served = drained(watched, &mut connection, |mut c| {
+                Pin::new(&mut **c).graceful_shutdown();
+            })
+            .await;
+            // What is left of the request goes with the connection.
+            (served, watched.is_idle(), connection.into_parts())
         });
-        let Some(served) = guarded(&worker.shared.metrics.control, serving).await else {
+        let control = &worker.shared.metrics.control;
+        let Some((served, idle, parts)) = guarded(control, serving).await else {
             return Ended::idle(None);
         };
-        // What is left of the request goes with the connection.
-        let idle = progress.is_idle();
         let http1::Parts {
             io: mut back,
             read_buf,
             ..
-        } = connection.into_parts();
+        } = parts;
         match progress.late.get() {
-            Some(Late::Look | Late::KeepAlive) if closing::is_begun(&read_buf) => {
+            Some(Late::KeepAlive) if closing::is_begun(&read_buf) => {
                 progress.late.set(Some(Late::Begun));
             }
             Some(Late::Look) => {
-                // It is idle indeed, and has the rest of its time.
                 progress.late.set(None);
                 io = back;
-                continue;
+                if closing::is_begun(&read_buf) {
+                    io.begun(read_buf);
+                    continue;
+                }
+                // It is idle indeed, and has the rest of its time.
+                drop((read_buf, served));
+                if guarded(control, io.rest()).await == Some(true) {
+                    continue;
+                }
+                let _ = guarded(control, io.close()).await;
+                return Ended::idle(Some(Ok(())));
             }
             Some(Late::KeepAlive | Late::Begun | Late::Head | Late::Drained | Late::WriteStall) | None => {}
         }

@@ -10,6 +10,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     io,
     pin::Pin,
     rc::Rc,
@@ -17,7 +18,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
 };
 
@@ -39,8 +40,8 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Which deadline has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Late {
-    /// An idle HTTP/1.1 connection has had the time that a head may take: has it begun one? hyper may have read its beginning
-    /// together with the request before, and does not say so.
+    /// An idle HTTP/1.1 connection has had the time that a head may take, or shall wait without hyper: has it begun a request?
+    /// hyper may have read its beginning together with the request before, and does not say so.
     Look,
     /// No next request came.
     KeepAlive,
@@ -65,6 +66,17 @@ impl Late {
             Late::WriteStall => "write stall",
         }
     }
+}
+
+/// Whether somebody has looked, since the last request, if the next one has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Nobody has.
+    Due,
+    /// It shall be done without delay.
+    Asked,
+    /// Nothing had begun: what comes is seen as it comes.
+    Done,
 }
 
 /// The deadlines of one listener.
@@ -98,8 +110,9 @@ pub(super) struct Progress {
     waker: RefCell<Option<Waker>>,
     /// The last deadline that has passed.
     pub(super) late: Cell<Option<Late>>,
-    /// Since its last request somebody has looked whether another one has begun.
-    looked: Cell<bool>,
+    look: Cell<Look>,
+    /// Since when the client has not read what waits to be written; none: nothing waits.
+    unsent_since: Cell<Option<Instant>>,
     /// The timer of the request being served (HTTP/1.1 serves one at a time, on the connection's own task).
     pub(super) request_timer: RefCell<LazyTimer>,
 }
@@ -119,7 +132,8 @@ impl Progress {
             draining: Cell::new(false),
             waker: RefCell::default(),
             late: Cell::new(None),
-            looked: Cell::new(false),
+            look: Cell::new(Look::Due),
+            unsent_since: Cell::new(None),
             request_timer: RefCell::default(),
         })
     }
@@ -138,7 +152,7 @@ impl Progress {
         if left == 0 {
             self.waiting.set(Waiting::Idle);
             self.since.set(None);
-            self.looked.set(false);
+            self.look.set(Look::Due);
         }
     }
 
@@ -147,11 +161,11 @@ impl Progress {
         self.requests.get() == 0
     }
 
-    /// Since when, as far as anybody noticed, it has waited for a next request; none while it is asked for anything, or on its
-    /// way out. hyper does not read between a response and the next request when it has read in vain during the response: the
+    /// Since when, as far as anybody noticed, it has waited for a next request; none while it is asked for anything, has not
+    /// read the last answer, or is on its way out. hyper does not read between a response and the next request when it has read in vain during the response: the
     /// wait may be noticed here first.
     pub(super) fn idle_since(&self, now: Instant) -> Option<Instant> {
-        if self.waiting.get() != Waiting::Idle || self.draining.get() {
+        if self.waiting.get() != Waiting::Idle || self.draining.get() || self.unsent_since.get().is_some() {
             return None;
         }
         let since = self.since.get().unwrap_or(now);
@@ -170,6 +184,18 @@ impl Progress {
         }
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
+        }
+    }
+
+    /// Asks the task of an idle HTTP/1.1 connection to wait without hyper, whose buffers take 16 KiB.
+    pub(super) fn rest(&self) {
+        if self.http2 || self.look.get() != Look::Due {
+            return;
+        }
+        self.look.set(Look::Asked);
+        // hyper reads whenever it is polled, and is told then.
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
         }
     }
 
@@ -220,7 +246,6 @@ pub(super) struct ClientIo<S: Resets> {
     progress: Rc<Progress>,
     timeouts: ConnectionTimeouts,
     timer: LazyTimer,
-    stalled_since: Option<Instant>,
     stall_timer: LazyTimer,
     /// HTTP/1.1 clients get a 408 when their head does not arrive in time.
     http1: bool,
@@ -235,6 +260,9 @@ enum Refusal {
     /// Somebody else answers.
     Taken,
 }
+
+/// How much of a request is read before hyper does: most heads whole.
+const MOST_FIRST: usize = 2048;
 
 const REQUEST_TIMEOUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
@@ -261,7 +289,6 @@ impl<S: Resets> ClientIo<S> {
             progress,
             timeouts,
             timer: LazyTimer::default(),
-            stalled_since: None,
             stall_timer: LazyTimer::default(),
             http1,
             refusal: Refusal::None,
@@ -289,12 +316,20 @@ impl<S: AsyncRead + AsyncWrite + Resets + Unpin> ClientIo<S> {
     /// Nothing to read: may this wait go on?
     fn waits(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let ConnectionTimeouts { head, keep_alive, .. } = self.timeouts;
-        let looks = self.http1 && !self.progress.looked.get() && head < keep_alive;
         let (limit, late) = match self.progress.waiting.get() {
             Waiting::Busy => return Poll::Pending,
             // Who has begun something and does not go on holds nobody up.
             Waiting::Idle | Waiting::Head if self.progress.draining.get() => (LINGER, Late::Drained),
-            Waiting::Idle if looks => (head, Late::Look),
+            // hyper would forget what it has not written; how long that may take is asked where it is.
+            Waiting::Idle if self.http1 && self.progress.unsent_since.get().is_some() => {
+                return Poll::Pending;
+            }
+            Waiting::Idle if self.http1 && self.progress.look.get() == Look::Asked => {
+                (Duration::ZERO, Late::Look)
+            }
+            Waiting::Idle if self.http1 && self.progress.look.get() == Look::Due && head < keep_alive => {
+                (head, Late::Look)
+            }
             Waiting::Idle => (keep_alive, Late::KeepAlive),
             Waiting::Head => (head, Late::Head),
         };
@@ -310,7 +345,7 @@ impl<S: AsyncRead + AsyncWrite + Resets + Unpin> ClientIo<S> {
             return self.waits(cx);
         }
         if late == Late::Look {
-            self.progress.looked.set(true);
+            self.progress.look.set(Look::Done);
         }
         if late == Late::Head && self.http1 {
             // Best effort: a client that still reads learns why; one that does not is closed all the same.
@@ -330,6 +365,37 @@ impl<S: AsyncRead + AsyncWrite + Resets + Unpin> ClientIo<S> {
         keeps && self.refusal == Refusal::KeptBack
     }
 
+    /// Puts back what was read of a request that has begun with the wait: its time began there as well.
+    pub(super) fn begun(&mut self, read: Bytes) {
+        self.progress.waiting.set(Waiting::Head);
+        self.prefix = read;
+    }
+
+    /// Waits without hyper for a next request, whose first bytes are read again by whoever reads next; `false`: none comes.
+    /// One that is there in the moment when the connection shall close is served.
+    pub(super) async fn rest(&mut self) -> bool {
+        poll_fn(|cx| {
+            let draining = self.progress.is_draining(cx);
+            let mut first = [0; MOST_FIRST];
+            let mut read = ReadBuf::new(&mut first);
+            match Pin::new(self.inner.inner_mut()).poll_read(cx, &mut read) {
+                Poll::Ready(Ok(())) => {
+                    self.prefix = Bytes::copy_from_slice(read.filled());
+                    Poll::Ready(!self.prefix.is_empty())
+                }
+                Poll::Ready(Err(_)) => Poll::Ready(false),
+                Poll::Pending if draining => Poll::Ready(false),
+                Poll::Pending => self.waits(cx).map(|_| false),
+            }
+        })
+        .await
+    }
+
+    /// Closes our side.
+    pub(super) async fn close(&mut self) {
+        let _ = poll_fn(|cx| Pin::new(&mut *self).poll_shutdown(cx)).await;
+    }
+
     fn late(&self, late: Late) -> io::Error {
         self.progress.late.set(Some(late));
         io::Error::new(io::ErrorKind::TimedOut, late.as_str())
@@ -337,11 +403,12 @@ impl<S: AsyncRead + AsyncWrite + Resets + Unpin> ClientIo<S> {
 
     fn written<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
-            self.stalled_since = None;
+            self.progress.unsent_since.set(None);
             return result;
         }
         let now = Instant::now();
-        let since = *self.stalled_since.get_or_insert(now);
+        let since = self.progress.unsent_since.get().unwrap_or(now);
+        self.progress.unsent_since.set(Some(since));
         if self
             .stall_timer
             .poll(cx, now, since + self.timeouts.write_stall)

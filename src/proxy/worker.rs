@@ -111,6 +111,8 @@ pub(super) struct WorkerState {
     dice: RefCell<SmallRng>,
     pub(super) open: RefCell<HashMap<u64, Rc<Progress>>>,
     next_key: Cell<u64>,
+    /// What the next key was when so many were open that idle ones were told to rest.
+    crowd: Cell<u64>,
     /// Client connections of this worker, those included whose protocol is not known yet.
     pub(super) connections: Cell<u32>,
     /// How long an idle client connection lasts, by listener.
@@ -129,6 +131,11 @@ pub(super) struct WorkerState {
     /// Where the futures of its requests are.
     pub(super) shelf: Shelf,
 }
+
+/// After this time an idle HTTP/1.1 connection waits without hyper's buffers; in a crowd, when so many more have come, earlier.
+const REST: Duration = Duration::from_secs(2);
+const REST_IN_A_CROWD: Duration = Duration::from_millis(50);
+const MOST_AWAKE: u64 = 64;
 
 /// How long before the end of a drain tunnels are closed.
 const TO_CLOSE: Duration = Duration::from_millis(1500);
@@ -190,6 +197,7 @@ impl WorkerState {
         let key = self.next_key.get();
         self.next_key.set(key + 1);
         self.open.borrow_mut().insert(key, Rc::clone(progress));
+        self.rest_in_a_crowd();
         Open {
             worker: Rc::clone(self),
             key,
@@ -210,7 +218,25 @@ impl WorkerState {
         }
     }
 
-    /// Tells connections to close that have waited for a next request for too long.
+    /// When many connections come at once, those before them make room for their buffers early.
+    fn rest_in_a_crowd(&self) {
+        let (open, opened) = (self.open.borrow(), self.next_key.get());
+        // A part of them each time: the cost of looking at all is spread over as many as pay for it.
+        let enough = MOST_AWAKE.max(u64::try_from(open.len() / 16).unwrap_or(u64::MAX));
+        if opened - self.crowd.get() < enough {
+            return;
+        }
+        self.crowd.set(opened);
+        let now = Instant::now();
+        for progress in open.values() {
+            let since = progress.idle_since(now);
+            if since.is_some_and(|since| now.saturating_duration_since(since) >= REST_IN_A_CROWD) {
+                progress.rest();
+            }
+        }
+    }
+
+    /// Tells connections to close that have waited for a next request for too long, and those to rest that have for a while.
     fn close_idle(&self, now: Instant) {
         for progress in self.open.borrow().values() {
             let limit = self
@@ -218,9 +244,14 @@ impl WorkerState {
                 .get(progress.listener)
                 .copied()
                 .unwrap_or(Duration::MAX);
-            let since = progress.idle_since(now);
-            if since.is_some_and(|since| now.saturating_duration_since(since) >= limit) {
+            let Some(since) = progress.idle_since(now) else {
+                continue;
+            };
+            let waited = now.saturating_duration_since(since);
+            if waited >= limit {
                 progress.drain();
+            } else if waited >= REST {
+                progress.rest();
             }
         }
     }
@@ -313,6 +344,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         dice: RefCell::new(SmallRng::seed_from_u64(seed)),
         open: RefCell::default(),
         next_key: Cell::new(0),
+        crowd: Cell::new(0),
         connections: Cell::new(0),
         keep_alive,
         all_busy: Cell::new(epoch),

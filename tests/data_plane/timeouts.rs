@@ -123,7 +123,7 @@ fn a_head_that_begins_within_the_bytes_of_the_request_before_has_no_more_time_th
     let whole = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
     let (text, at) = until_closed(&mut connect(&serin, &format!("{whole}GET / HT")));
     assert!(
-        text.starts_with("HTTP/1.1 200 ") && text.contains("HTTP/1.1 400 "),
+        text.starts_with("HTTP/1.1 200 ") && text.contains("HTTP/1.1 408 "),
         "{text}"
     );
     assert_eq!(text.matches("HTTP/1.1 ").count(), 2, "{text}");
