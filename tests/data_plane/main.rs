@@ -21,7 +21,7 @@
 //! | 12 | name servers fail | 0 errors | `dns::a_name_server_that_fails_leaves_the_last_good_addresses_in_use`, `dns::a_version_whose_name_has_no_address_is_not_ready_and_serves_as_soon_as_it_has_one` |
 //! | 13 | an address changes | 0 errors | `dns::every_address_of_a_name_gets_its_share_and_a_change_is_followed_without_an_error` |
 //! | 14 | no descriptors | no spinning, nobody blamed, served again at once | `descriptors::without_a_single_file_left_nothing_spins_and_nobody_is_blamed`, `descriptors::beyond_the_cap_clients_are_told_to_come_again_and_operators_are_served_as_ever` |
-//! | 15 | 10,000 idle connections | 0 errors, at most 30 KiB each | `memory::a_client_that_waits_with_an_open_connection_costs_little` |
+//! | 15 | 10,000 idle and 10,000 active connections | 0 errors, an idle one takes at most 30 KiB, with TLS 60 KiB | `idle::ten_thousand_that_are_idle_take_at_most_thirty_kib_each_and_sixty_with_tls`, `idle::ten_thousand_idle_ones_and_ten_thousand_requests_in_flight_get_all_their_answers`, `idle::who_has_waited_for_long_is_served_and_closed_as_anybody_else`, `memory::a_client_that_waits_with_an_open_connection_costs_little` |
 //! | 16 | broken, cut off, missing and hasty configuration files | 0 errors, the last good one holds | `lifecycle::a_file_that_cannot_be_used_changes_nothing_and_is_told_of`, `lifecycle::of_a_hundred_files_a_second_half_of_them_cut_off_the_last_one_holds_and_no_client_notices`; links as Kubernetes swaps them: `tests/acceptance/reload.rs` |
 //! | 17 | reloads and weight changes under load | 0 errors, the split's bound at each | `lifecycle::a_hundred_reloads_and_weight_changes_cost_no_client_an_error`, `lifecycle::services_that_come_go_and_are_renamed_are_served_throughout` |
 //! | 18 | SIGTERM under load | 0 errors | `lifecycle::a_graceful_stop_under_load_loses_nothing_whatever_clients_speak`, `lifecycle::readiness_ends_first_then_new_connections_then_what_is_in_flight` |
@@ -58,6 +58,7 @@ mod forwarded;
 mod hard_failure;
 mod health;
 mod http2;
+mod idle;
 mod lifecycle;
 mod limits;
 mod memory;
