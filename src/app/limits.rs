@@ -1,14 +1,17 @@
-//! What the process may use of the system: how many files, and so how many clients; how much memory it keeps at hand.
+//! What the process may use of the system: how many files and how much memory, and so how many clients; how much memory it
+//! keeps at hand.
 //!
 //! Descriptors are divided once, at the start: some are kept for what an operator and Serin itself need (the admin side,
 //! health checks, names, files), some for connections to versions, the rest is for clients. Whoever finds none left in their
-//! part waits or is refused there, and takes none from the others.
+//! part waits or is refused there, and takes none from the others. Where a control group limits the memory there are no more
+//! clients than fit into it when each holds as much as it can.
 
+use super::memory;
 use crate::config::Config;
 
 /// More files than this are not asked for, whatever is allowed.
 const MOST_FILES: u64 = 1 << 20;
-/// Descriptors that a worker's runtime needs.
+/// Resources that a worker's runtime needs.
 const PER_WORKER: u64 = 4;
 /// With fewer for clients than this there is nothing to serve.
 const FEWEST: u64 = 8;
@@ -24,31 +27,65 @@ pub struct TooFew {
     needed: u64,
 }
 
-/// Who may use how many descriptors.
+/// What limits the number of clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Descriptors {
+pub enum Scarce {
+    /// So many files may be open.
+    Files(u64),
+    /// The control group allows so many bytes of memory.
+    Memory(u64),
+}
+
+impl std::fmt::Display for Scarce {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Scarce::Files(limit) => write!(f, "{limit} files may be open"),
+            Scarce::Memory(limit) => write!(f, "the control group allows {} MiB of memory", limit >> 20),
+        }
+    }
+}
+
+impl Scarce {
+    /// How there would be more.
+    pub fn mend(self) -> &'static str {
+        match self {
+            Scarce::Files(_) => "raise `ulimit -n` or LimitNOFILE=",
+            Scarce::Memory(_) => "raise the memory limit of the container, or MemoryMax=",
+        }
+    }
+}
+
+/// What the process may use, and who of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resources {
     /// What the system allows the process.
     pub limit: u64,
     /// For the admin side, health checks, names and files, beside what is open anyway.
     pub spare: u64,
     /// What clients and versions share.
     shared: u64,
+    /// How many bytes of memory the process may have, if that is limited.
+    pub memory: Option<u64>,
 }
 
-impl Descriptors {
+impl Resources {
     /// Raises the soft limit to the hard one and divides it, when `open` are in use.
-    pub(super) fn divide(open: u64, workers: usize) -> Result<Descriptors, TooFew> {
+    pub(super) fn divide(open: u64, workers: usize) -> Result<Resources, TooFew> {
         let limit = rlimit::increase_nofile_limit(MOST_FILES).unwrap_or(1024);
-        Descriptors::of(limit, open, workers)
+        let divided = Resources::of(limit, open, workers)?;
+        Ok(Resources {
+            memory: memory::limit(),
+            ..divided
+        })
     }
 
-    /// As [`Descriptors::divide`], before anything is open: about what it will say.
-    pub fn estimate(config: &Config, workers: usize) -> Result<Descriptors, TooFew> {
+    /// As [`Resources::divide`], before anything is open: about what it will say.
+    pub fn estimate(config: &Config, workers: usize) -> Result<Resources, TooFew> {
         let listeners = u64::try_from(config.listeners.len() * workers).unwrap_or(u64::MAX);
-        Descriptors::divide(24 + listeners, workers)
+        Resources::divide(24 + listeners, workers)
     }
 
-    fn of(limit: u64, open: u64, workers: usize) -> Result<Descriptors, TooFew> {
+    fn of(limit: u64, open: u64, workers: usize) -> Result<Resources, TooFew> {
         let spare = (limit / 8).clamp(24, 1024);
         let workers = u64::try_from(workers).unwrap_or(u64::MAX);
         let taken = open
@@ -59,7 +96,12 @@ impl Descriptors {
             let needed = taken.saturating_add(2 * FEWEST);
             return Err(TooFew { limit, needed });
         }
-        Ok(Descriptors { limit, spare, shared })
+        Ok(Resources {
+            limit,
+            spare,
+            shared,
+            memory: None,
+        })
     }
 
     /// Connections at each address of the admin side, at the most: health checks and files have their part of the spare ones.
@@ -73,7 +115,7 @@ impl Descriptors {
         self.shared.div_ceil(2)
     }
 
-    /// How many of [`Descriptors::versions`] the services of a configuration can need.
+    /// How many of [`Resources::versions`] the services of a configuration can need.
     pub fn needed_for_versions(&self, config: &Config) -> u64 {
         let services = config.services.iter();
         // A canary beside stable.
@@ -83,9 +125,20 @@ impl Descriptors {
         wanted.min(self.versions())
     }
 
-    /// Client connections, at the most: what services cannot use for versions is theirs.
+    /// Client connections, at the most: what services cannot use for versions is theirs, as far as the memory goes.
     pub fn clients(&self, config: &Config) -> u64 {
-        self.shared - self.needed_for_versions(config)
+        let by_files = self.shared - self.needed_for_versions(config);
+        self.memory
+            .map_or(by_files, |limit| by_files.min(memory::clients(limit)))
+    }
+
+    /// What there would have to be more of for more clients.
+    pub fn scarce(&self, config: &Config) -> Scarce {
+        let by_files = self.shared - self.needed_for_versions(config);
+        match self.memory {
+            Some(limit) if memory::clients(limit) < by_files => Scarce::Memory(limit),
+            Some(_) | None => Scarce::Files(self.limit),
+        }
     }
 }
 
@@ -119,22 +172,42 @@ mod tests {
 
     #[test]
     fn a_small_limit_is_halved_between_clients_and_versions() {
-        let divided = Descriptors::of(256, 24, 2).unwrap();
+        let divided = Resources::of(256, 24, 2).unwrap();
         assert_eq!(divided.spare, 32);
         assert_eq!((divided.clients(&config("1024")), divided.versions()), (96, 96));
     }
 
     #[test]
     fn what_versions_may_not_use_is_for_clients() {
-        let divided = Descriptors::of(1 << 20, 24, 2).unwrap();
+        let divided = Resources::of(1 << 20, 24, 2).unwrap();
         assert_eq!(divided.clients(&config("1000")), (1 << 20) - 24 - 8 - 1024 - 2000);
     }
 
     #[test]
+    fn where_memory_is_limited_there_are_no_more_clients_than_fit_into_it() {
+        let config = config("1000");
+        let many = Resources::of(1 << 20, 24, 2).unwrap();
+        let small = Resources {
+            memory: Some(128 << 20),
+            ..many
+        };
+        assert_eq!(
+            (small.clients(&config), small.scarce(&config)),
+            (256, Scarce::Memory(128 << 20))
+        );
+        let large = Resources {
+            memory: Some(1 << 50),
+            ..many
+        };
+        assert_eq!(large.clients(&config), many.clients(&config));
+        assert_eq!(large.scarce(&config), Scarce::Files(1 << 20));
+    }
+
+    #[test]
     fn too_small_a_limit_is_told_with_what_is_needed() {
-        let error = Descriptors::of(64, 24, 2).unwrap_err();
+        let error = Resources::of(64, 24, 2).unwrap_err();
         assert_eq!(error.needed, 72);
-        assert!(Descriptors::of(72, 24, 2).is_ok());
-        assert!(Descriptors::of(10, 24, usize::MAX).is_err());
+        assert!(Resources::of(72, 24, 2).is_ok());
+        assert!(Resources::of(10, 24, usize::MAX).is_err());
     }
 }

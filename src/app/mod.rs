@@ -6,6 +6,7 @@
 mod certificates;
 mod clock;
 mod limits;
+mod memory;
 mod observers;
 mod reload;
 mod serve;
@@ -29,7 +30,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use certificates::Certificates;
-pub use limits::{Descriptors, TooFew};
+pub use limits::{Resources, Scarce, TooFew};
 use rand::Rng;
 use std::{
     net::SocketAddr,
@@ -131,7 +132,7 @@ pub struct Serin {
     shared: Arc<Shared>,
     grace: Duration,
     addresses: Addresses,
-    descriptors: Descriptors,
+    resources: Resources,
 }
 
 impl Serin {
@@ -152,7 +153,7 @@ impl Serin {
         let bound = Bound::bind(&config, &certificates, count, options.passed)?;
         let listeners =
             admin::Listeners::bind(&config.admin, certificates.of_admin(), config.telemetry).await?;
-        let (services, descriptors) = no_services_yet(&config, &metrics)?;
+        let (services, resources) = no_services_yet(&config, &metrics)?;
         let upstreams =
             Upstreams::start(&config, &services, &metrics, Arc::new(clock)).map_err(AppError::Config)?;
 
@@ -174,7 +175,7 @@ impl Serin {
             metrics: metrics.clone(),
             epoch: clock.epoch,
             connections: AtomicU64::new(0),
-            most_connections: AtomicU64::new(descriptors.clients(&config)),
+            most_connections: AtomicU64::new(resources.clients(&config)),
             crowded: services.crowded(),
             observers: proxy::Observers::default(),
             beats: (0..count).map(|_| AtomicU64::new(0)).collect(),
@@ -201,7 +202,7 @@ impl Serin {
             observers: Arc::clone(&observers),
             certificates,
             upstreams,
-            descriptors,
+            resources,
         };
         let reload = Reload::new(options.file, Arc::clone(&config), parts);
         let addresses = Addresses {
@@ -219,7 +220,7 @@ impl Serin {
             hosts: reload.hosts().clone(),
             operator: Arc::new(reload.clone()),
             clock: Arc::new(clock),
-            connections: descriptors.admin(),
+            connections: resources.admin(),
         };
         let served = admin::Admin::new(parts, stopping);
         let admin = tokio::spawn(async move { served.serve(listeners).await });
@@ -239,7 +240,7 @@ impl Serin {
             shared: kept,
             grace,
             addresses,
-            descriptors,
+            resources,
         })
     }
 
@@ -248,9 +249,9 @@ impl Serin {
         &self.addresses
     }
 
-    /// Who may use how many descriptors.
-    pub fn descriptors(&self) -> &Descriptors {
-        &self.descriptors
+    /// What the process may use, and who of it.
+    pub fn resources(&self) -> &Resources {
+        &self.resources
     }
 
     /// The control plane.
@@ -318,14 +319,14 @@ impl Serin {
 }
 
 /// Where services will be, with what all of them share.
-fn no_services_yet(config: &Config, metrics: &Registry) -> Result<(Services, Descriptors), AppError> {
+fn no_services_yet(config: &Config, metrics: &Registry) -> Result<(Services, Resources), AppError> {
     // The store and the sockets are open by now.
-    let descriptors = Descriptors::divide(limits::open(), metrics.workers())?;
-    let connections = usize::try_from(descriptors.versions()).unwrap_or(usize::MAX);
+    let resources = Resources::divide(limits::open(), metrics.workers())?;
+    let connections = usize::try_from(resources.versions()).unwrap_or(usize::MAX);
     let services = Services::new(metrics.clone()).limited(connections);
     services.names().set(config.dns.clone());
     metrics.register(Box::new(ServicesCollector::new(services.clone())?))?;
-    Ok((services, descriptors))
+    Ok((services, resources))
 }
 
 /// Starts what looks after endpoints beside the workers, and waits until every name has been asked for: the first request

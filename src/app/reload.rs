@@ -1,7 +1,7 @@
 //! Taking a new configuration: parse, check, swap; a bad one changes nothing and says why.
 
 use super::observers::Observers;
-use super::{Descriptors, certificates::Certificates, upstream_tls::Upstreams};
+use super::{Resources, certificates::Certificates, upstream_tls::Upstreams};
 use crate::{
     admin::{Answer, ConfigCheck, Hosts, Operator, Tokens},
     config::{self, Config, Loaded, Problem},
@@ -34,7 +34,7 @@ pub(super) struct Parts {
     pub(super) observers: Arc<Observers>,
     pub(super) certificates: Certificates,
     pub(super) upstreams: Upstreams,
-    pub(super) descriptors: Descriptors,
+    pub(super) resources: Resources,
 }
 
 /// Reloads one instance. Cheap to clone.
@@ -196,7 +196,7 @@ impl Reload {
                 self.parts.hosts.replace(config.admin.hosts.clone());
                 self.parts.services.names().set(config.dns.clone());
                 self.parts.observers.replace(observers);
-                let clients = self.parts.descriptors.clients(&config);
+                let clients = self.parts.resources.clients(&config);
                 self.parts
                     .shared
                     .most_connections

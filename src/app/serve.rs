@@ -1,6 +1,6 @@
 //! `serin serve`: one instance from a file, until a signal ends it.
 
-use super::{AppError, Descriptors, Options, Reload, Serin, systemd};
+use super::{AppError, Options, Reload, Resources, Scarce, Serin, systemd};
 use crate::{
     config::{self, Config, Loaded, Problem},
     control::StoreChoice,
@@ -130,30 +130,32 @@ fn announce(serin: &Serin, config: &Config) {
     if let Some(telemetry) = addresses.telemetry {
         tracing::info!(%telemetry, "metrics and probes at http://{telemetry}");
     }
-    say_limits(serin.descriptors(), config);
+    say_limits(serin.resources(), config);
     tracing::info!("ready");
 }
 
 /// How many clients there may be, and what stands in the way of more.
-fn say_limits(descriptors: &Descriptors, config: &Config) {
-    let (clients, versions, limit) = (
-        descriptors.clients(config),
-        descriptors.needed_for_versions(config),
-        descriptors.limit,
+fn say_limits(resources: &Resources, config: &Config) {
+    let (clients, versions, scarce) = (
+        resources.clients(config),
+        resources.needed_for_versions(config),
+        resources.scarce(config),
     );
-    tracing::info!(
-        "up to {clients} client connections: {limit} files may be open, of which {versions} are for versions and {} for \
-         everything else",
-        limit.saturating_sub(clients + versions)
-    );
+    match scarce {
+        Scarce::Files(limit) => tracing::info!(
+            "up to {clients} client connections: {scarce}, of which {versions} are for versions and {} for everything else",
+            limit.saturating_sub(clients + versions)
+        ),
+        Scarce::Memory(_) => tracing::info!("up to {clients} client connections: {scarce}"),
+    }
     for listener in &config.listeners {
         let wanted = listener.limits.connections.map_or(0, u64::from);
         if wanted > clients {
             tracing::warn!(
                 listener = %listener.name,
-                "listener `{}`: limits.connections {wanted} cannot be reached with {limit} open files: raise `ulimit -n` or \
-                 LimitNOFILE=",
-                listener.name
+                "listener `{}`: limits.connections {wanted} cannot be reached where {scarce}: {}",
+                listener.name,
+                scarce.mend()
             );
         }
     }

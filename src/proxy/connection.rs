@@ -37,7 +37,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The most that waits for a client to read or for a version to take it, in bytes.
-const MOST_BUFFERED: usize = 128 * 1024;
+const MOST_BUFFERED: usize = 64 * 1024;
 
 /// The most of one HTTP/2 stream's response that waits to be written, in bytes.
 const MOST_QUEUED: usize = 64 * 1024;

@@ -206,7 +206,7 @@ where
     let (sender, connection) = http1::Builder::new()
         .writev(false)
         // What is read ahead of a client that does not read; also the most a response head may take.
-        .max_buf_size(128 * 1024)
+        .max_buf_size(48 * 1024)
         .handshake(TokioIo::new(Patient::new(stream, place)))
         .await
         .map_err(ConnectError::Handshake)?;

@@ -14,7 +14,7 @@
 //! | 5 | a port that refuses | 0 errors; 503 or 502 at once when all do | `health::one_of_two_that_is_gone_costs_no_client_an_error_and_is_back_when_it_answers`, `health::when_every_endpoint_refuses_clients_are_told_at_once`, `hard_failure::a_canary_of_many_endpoints_that_all_die_costs_nobody_an_error` |
 //! | 6 | half-open, packets dropped, silence | one connect timeout; one 504 for each open connection; nothing left in the pool | `unreachable::an_endpoint_that_drops_the_first_packet_adds_at_most_the_connect_timeout`, `unreachable::who_is_silent_on_a_kept_connection_is_answered_for_with_504_and_its_connection_is_never_used_again`, `unreachable::a_firewall_that_begins_to_drop_costs_each_open_connection_one_504_and_nobody_else_an_error`, `health::an_endpoint_that_drops_connections_delays_by_the_connect_timeout_and_costs_no_error` |
 //! | 7 | a version that drips | the other's p99 is within 10 % (`benches/faults` measures it); a total limit cuts | `slow::a_version_that_drips_goes_on_while_bytes_flow_shows_in_its_own_latency_and_slows_no_other_down`, `slow::a_drip_is_cut_when_the_whole_request_has_a_limit_and_never_looks_whole` |
-//! | 8 | a slow reader | bounded memory; closed after the write stall | `protocols::a_reader_that_does_not_read_costs_no_memory_and_gets_everything_later`, `timeouts::a_client_that_reads_nothing_is_closed_after_the_write_stall` |
+//! | 8 | a slow reader | less than 256 KiB each; closed after the write stall | `memory::a_client_that_does_not_read_holds_less_than_256_kib_over_http1_and_for_each_stream_of_http2`, `protocols::a_reader_that_does_not_read_costs_no_memory_and_gets_everything_later`, `timeouts::a_client_that_reads_nothing_is_closed_after_the_write_stall` |
 //! | 9 | 1,000 slow senders | 0 errors elsewhere, places back in 10 s | `slow::a_thousand_clients_that_never_finish_their_heads_cost_the_others_nothing_and_their_places_are_back_in_ten_seconds` |
 //! | 10 | a client leaves while it sends | no failure of the version | `pairs::every_pair_of_protocols_carries_every_kind_of_exchange`, `streaming::an_upload_that_is_given_up_never_looks_whole` |
 //! | 11 | a client leaves while it waits | the same | `protocols::a_client_that_goes_away_frees_the_version_at_once`, `metrics::a_client_that_goes_away_is_a_499_and_no_verdict_on_the_version` |
@@ -36,7 +36,8 @@
 //! | 27 | a full disk | 0 errors, each lost line counted | `access_log::a_full_disk_costs_lines_and_no_request`, `access_log::a_disk_that_fills_up_under_load_costs_exactly_the_lines_that_do_not_fit_until_there_is_room`; the state: `tests/acceptance/disk.rs` |
 //! | 28 | a certificate half written or expired | 0 errors, the old one is served | `tls::a_renewed_certificate_is_served_and_a_bad_one_never` |
 //! | 29 | a panic | one request over HTTP/2, one connection over HTTP/1.1; counted | not from outside: `src/proxy/guard.rs`, `src/proxy/streams.rs` |
-//! | 30 | memory near its limit | not killed | not here yet |
+//! | 30 | memory near its limit | not killed | `group::where_memory_is_limited_stalled_clients_are_no_more_than_it_is_enough_for_and_nobody_is_killed` |
+//! | | bodies of 1 GiB, both ways | at most 16 MiB more | `memory::a_large_body_costs_no_more_memory_than_a_small_one_either_way` |
 //! | | no local ports | a local error, not the version's | `unreachable::a_machine_without_a_free_port_is_not_the_versions_fault` |
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on shall fail")]
 
@@ -55,6 +56,7 @@ mod dns;
 mod ejection;
 mod ends;
 mod forwarded;
+mod group;
 mod hard_failure;
 mod health;
 mod http2;

@@ -71,6 +71,51 @@ async fn a_large_body_costs_no_more_memory_than_a_small_one_either_way() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_holds_less_than_256_kib_over_http1_and_for_each_stream_of_http2() {
+    let kinds = [
+        ("HTTP/1.1", false, 32, 1),
+        ("HTTP/2", true, 32, 1),
+        ("HTTP/2, streams of one connection", true, 1, 32),
+    ];
+    for http2_to_version in [false, true] {
+        for (kind, http2, connections, streams) in kinds {
+            let upstream = if http2_to_version {
+                Upstream::h2c("v1")
+            } else {
+                Upstream::start("v1")
+            };
+            let serin = in_front_of(&upstream.url());
+            let client = Client::plain(serin.web, http2);
+            // Whatever grows with the first requests has grown.
+            assert_eq!(length(&client, &format!("/stream/{MIB}")).await, MIB);
+            let before = serin.resident();
+            let mut held = Vec::new();
+            for _ in 0..connections {
+                let mut connection = client.connect().await.unwrap();
+                let mut answers = Vec::new();
+                for _ in 0..streams {
+                    let asked = request("GET", &format!("/stream/{}", 64 * MIB), whole(""));
+                    answers.push(connection.open(asked).await.unwrap());
+                }
+                held.push((connection, answers));
+            }
+            serin.standstill();
+            let each = serin.resident().saturating_sub(before) / (connections * streams);
+            say(&format!(
+                "stalled: {kind} to {}: {} KiB each",
+                upstream.url(),
+                each / KIB
+            ));
+            assert!(
+                each < 256 * KIB,
+                "{each} bytes each, {kind} to {}",
+                upstream.url()
+            );
+        }
+    }
+}
+
 #[test]
 fn a_client_that_waits_with_an_open_connection_costs_little() {
     let upstream = Upstream::start("v1");

@@ -231,14 +231,7 @@ fn a_reader_that_does_not_read_costs_no_memory_and_gets_everything_later() {
             .collect();
         let sent = || serin.metric("serin_http_response_first_byte_seconds_count", &[]);
         wait_for("all heads", SOON, || (sent() > 8.5).then_some(()));
-        // Once memory has not grown for a while, nothing moves any more.
-        let (mut last, mut still) = (0, 0);
-        wait_for("the standstill", SOON, || {
-            let now = serin.resident();
-            still = if now <= last { still + 1 } else { 0 };
-            last = now;
-            (still > 100).then_some(())
-        });
+        serin.standstill();
         let grown = serin.resident().saturating_sub(before);
         assert!(
             grown < 8 * MIB,

@@ -15,6 +15,7 @@ pub mod answers;
 pub mod authority;
 pub mod client;
 pub mod dns;
+pub mod group;
 pub mod h2;
 pub mod http;
 mod huffman;
@@ -327,6 +328,17 @@ impl Serin {
     /// The memory it has now, in bytes.
     pub fn resident(&self) -> u64 {
         self.memory("VmRSS:")
+    }
+
+    /// Waits until its memory has not grown for a while: nothing moves any more.
+    pub fn standstill(&self) {
+        let (mut last, mut still) = (0, 0);
+        wait_for("the standstill", Duration::from_secs(60), || {
+            let now = self.resident();
+            still = if now <= last { still + 1 } else { 0 };
+            last = now;
+            (still > 100).then_some(())
+        });
     }
 
     /// The processor time it has used so far.

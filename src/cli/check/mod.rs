@@ -5,7 +5,7 @@ mod gates;
 mod timeline;
 
 use super::Out;
-use crate::app::Descriptors;
+use crate::app::Resources;
 use crate::config::{self, Config, Loaded, Problem, Service};
 use gates::{Sight, Traffic};
 use std::{
@@ -83,7 +83,7 @@ fn report(
 /// How many clients each listener may have, where this runs.
 fn clients(config: &Config, out: &mut Out) -> io::Result<()> {
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    let divided = match Descriptors::estimate(config, workers) {
+    let divided = match Resources::estimate(config, workers) {
         Ok(divided) => divided,
         Err(too_few) => {
             out.note(format!("warning: {too_few}"));
@@ -102,10 +102,10 @@ fn clients(config: &Config, out: &mut Out) -> io::Result<()> {
             .map(|limit| format!(", not limits.connections {limit}"));
         writeln!(
             out,
-            "listener {place}: up to {} client connections{} where {} files may be open, as here",
+            "listener {place}: up to {} client connections{} where {}, as here",
             limit.map_or(most, |limit| limit.min(most)),
             beyond.unwrap_or_default(),
-            divided.limit
+            divided.scarce(config)
         )?;
     }
     writeln!(out)
