@@ -40,7 +40,8 @@ struct Place {
 }
 
 impl Place {
-    fn start(url: &str, tls: bool, timeouts: &str) -> Place {
+    /// `connections`: to the version; the more of them are allowed, the fewer clients are.
+    fn start(url: &str, tls: bool, timeouts: &str, connections: u64) -> Place {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new("test");
         authority.issue(&["shop.test"]).write(folder.path(), "web");
@@ -52,7 +53,7 @@ impl Place {
         let configuration = format!(
             "listeners: [{{name: web, address: \"127.0.0.1:0\", timeouts: {{{timeouts}}}{key}}}]\n\
              admin: {{address: \"127.0.0.1:0\"}}\n\
-             services: [{{name: shop, timeouts: {{connect: 60s}}, limits: {{requests: 10000, connections: 10000}}, \
+             services: [{{name: shop, timeouts: {{connect: 60s}}, limits: {{requests: 10000, connections: {connections}}}, \
              stable: {{version: v1, endpoints: [\"{url}\"]}}}}]"
         );
         std::fs::write(folder.path().join("serin.yaml"), configuration).unwrap();
@@ -112,12 +113,12 @@ fn rest(client: &mut Box<dyn Both>) -> String {
 fn ten_thousand_that_are_idle_take_at_most_thirty_kib_each_and_sixty_with_tls() {
     let upstream = Upstream::start("v1");
     for (tls, most) in [(false, 30 * KIB), (true, 60 * KIB)] {
-        let place = Place::start(&upstream.url(), tls, "keepAlive: 10m");
+        let place = Place::start(&upstream.url(), tls, "keepAlive: 10m", 100);
         drop(place.connect_and_ask(50));
         let open = || place.serin.metric("serin_client_connections", &[]);
         wait_for("their ends", LONG, || (open() < 0.5).then_some(()));
         let before = place.serin.resident();
-        let count = full_form(300, 10_000).min(files() / 2 - 500);
+        let count = full_form(300, 10_000).min((files() - 2_000) / 2);
         let mut idle = place.connect_and_ask(count);
         let each = place.serin.resident().saturating_sub(before) / count;
         say(&format!(
@@ -137,9 +138,14 @@ fn files() -> u64 {
 #[test]
 fn ten_thousand_idle_ones_and_ten_thousand_requests_in_flight_get_all_their_answers() {
     let upstream = Upstream::start("v1");
-    let place = Place::start(&upstream.url(), false, "keepAlive: 10m, responseHeaders: 10m");
-    // Each idle one takes a file here; each request in flight one here, and one for the version, which is in this process.
-    let count = full_form(300, 10_000).min((files() - 1_000) / 3);
+    let place = Place::start(
+        &upstream.url(),
+        false,
+        "keepAlive: 10m, responseHeaders: 10m",
+        10_000,
+    );
+    // Of the files that Serin may open half are for versions: both kinds of clients share the other half.
+    let count = full_form(300, 10_000).min((files() - 2_000) / 4);
     let mut idle = place.connect_and_ask(count);
     let before = place.serin.resident();
     let mut busy: Vec<RawClient> = (0..count).map(|_| RawClient::connect(place.serin.web)).collect();
@@ -163,7 +169,7 @@ fn who_has_waited_for_long_is_served_and_closed_as_anybody_else() {
     let upstream = Upstream::start("v1");
     for tls in [false, true] {
         // Idle for as long as a head may take, they wait with as little as they can.
-        let mut place = Place::start(&upstream.url(), tls, "requestHeaders: 300ms, keepAlive: 3s");
+        let mut place = Place::start(&upstream.url(), tls, "requestHeaders: 300ms, keepAlive: 3s", 100);
         let begun = now();
         let mut clients = place.connect_and_ask(6);
         let mut silent = clients.pop().unwrap();

@@ -330,6 +330,12 @@ impl Serin {
         self.memory("VmRSS:")
     }
 
+    /// From here on `VmHWM` is the most that it has had since.
+    pub fn forget_peak(&self) {
+        // proc(5): 5 resets the peak, and nothing else.
+        std::fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").unwrap();
+    }
+
     /// Waits until its memory has not grown for a while: nothing moves any more.
     pub fn standstill(&self) {
         let (mut last, mut still) = (0, 0);
