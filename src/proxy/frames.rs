@@ -1,7 +1,7 @@
 //! What passes on an HTTP/2 connection of a client, frame by frame: no more of each than its header.
 //!
 //! The HTTP/2 library refuses malformed requests by itself, past every service: here its `RST_STREAM` and `GOAWAY` frames are
-//! seen on their way out and counted. On the way in this knows whether something has begun that must be completed soon (a
+//! seen on their way out and counted, and its answer to a head that is too large, a lone `:status`. On the way in this knows whether something has begun that must be completed soon (a
 //! half frame, an open header block), which an idle connection has not, and ends a connection whose client sends control
 //! frames faster than anybody needs them: the library answers each, memory stays flat, and the work is ours (CVE-2019-9512,
 //! 9513, 9515). The same holds for streams that are reset when a version has been asked already; the library limits only those
@@ -10,6 +10,7 @@
 use super::{closing::Resets, io::Progress, worker::ListenerState};
 use crate::metrics::Rejection;
 use std::{
+    collections::HashSet,
     io,
     pin::Pin,
     rc::Rc,
@@ -32,20 +33,27 @@ const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+
+/// The longest header block that can be a lone `:status`: its name's index, a length, three digits.
+const STATUS: usize = 5;
 
 /// A frame's header, and its error code where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Frame {
     pub(super) kind: u8,
     pub(super) flags: u8,
+    pub(super) stream: u32,
     pub(super) error: u32,
+    /// The last header block of a stream, with one field in it that can be a `:status`.
+    pub(super) lone: bool,
 }
 
 /// Follows one direction.
 #[derive(Debug, Default)]
 pub(super) struct Follower {
-    /// The header, and of `RST_STREAM` and `GOAWAY` the bytes up to the error code.
+    /// The header, and of `RST_STREAM` and `GOAWAY` the bytes up to the error code, of a short block of fields all of it.
     head: [u8; 17],
     have: usize,
     /// Bytes of a payload that are still to come.
@@ -69,13 +77,17 @@ impl Follower {
             }
             (self.have, bytes) = (self.have + n, rest);
             if self.have == self.wanted() {
-                let [a, b, c, kind, flags, ..] = self.head;
-                let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+                let [_, _, _, kind, flags, ..] = self.head;
+                let number = |bytes: &[u8]| bytes.iter().fold(0, |code, byte| code << 8 | u32::from(*byte));
                 let error = self.head.get(self.have - 4..self.have).unwrap_or_default();
+                let block = self.head.get(9..self.have).unwrap_or_default();
+                let length = self.length();
                 on_frame(Frame {
                     kind,
                     flags,
-                    error: error.iter().fold(0, |code, byte| code << 8 | u32::from(*byte)),
+                    stream: number(&self.head[5..9]) & 0x7fff_ffff,
+                    error: number(error),
+                    lone: kind == HEADERS && is_lone_status(block),
                 });
                 self.skip = length.saturating_sub(self.have - 9);
                 self.have = 0;
@@ -83,11 +95,22 @@ impl Follower {
         }
     }
 
+    fn length(&self) -> usize {
+        let [a, b, c, ..] = self.head;
+        usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c)
+    }
+
     /// How many bytes of the frame being read must be looked at.
     fn wanted(&self) -> usize {
+        if self.have < 9 {
+            return 9;
+        }
         match self.head[3] {
-            RST_STREAM if self.have >= 9 => 13,
-            GOAWAY if self.have >= 9 => 17,
+            RST_STREAM => 13,
+            GOAWAY => 17,
+            HEADERS if self.head[4] == END_STREAM | END_HEADERS && self.length() <= STATUS => {
+                9 + self.length()
+            }
             _ => 9,
         }
     }
@@ -106,6 +129,16 @@ fn refusal(code: u32) -> Option<Rejection> {
         7 => Some(Rejection::Overload),
         11 => Some(Rejection::Flood),
         _ => Some(Rejection::Malformed),
+    }
+}
+
+/// Whether a whole header block (RFC 7541) is one field that can be a `:status` other than the seven of the static table: an
+/// entry of the dynamic one, or a literal with that name.
+fn is_lone_status(block: &[u8]) -> bool {
+    match block {
+        [entry] => *entry >= 0x80 + 62,
+        [0x48 | 0x08 | 0x18, length, value @ ..] => usize::from(length & 0x7f) == value.len(),
+        _ => false,
     }
 }
 
@@ -141,6 +174,8 @@ pub(super) struct Watched<S> {
     outgoing: Follower,
     /// A header block has begun and not ended.
     block: bool,
+    /// Streams whose answers have begun and not ended.
+    answering: HashSet<u32>,
     control: Rate,
     resets: Rate,
     /// The first frame has been SETTINGS, as it must be (9113 3.4).
@@ -165,6 +200,7 @@ impl<S> Watched<S> {
             incoming: Follower::default(),
             outgoing: Follower::default(),
             block: false,
+            answering: HashSet::new(),
             control: Rate::default(),
             resets: Rate::default(),
             settled: false,
@@ -182,6 +218,7 @@ impl<S> Watched<S> {
     fn received(&mut self, bytes: &[u8]) {
         let (mut control, mut resets, mut block) = (0, 0, self.block);
         let (mut settled, mut cut) = (self.settled, self.cut);
+        let answering = &mut self.answering;
         self.incoming.follow(bytes, |frame| {
             if !settled {
                 settled = true;
@@ -190,7 +227,10 @@ impl<S> Watched<S> {
             }
             match frame.kind {
                 HEADERS | CONTINUATION => block = frame.flags & END_HEADERS == 0,
-                RST_STREAM => resets += 1,
+                RST_STREAM => {
+                    resets += 1;
+                    answering.remove(&frame.stream);
+                }
                 // Those have limits of the library's, or come with the data that a client reads.
                 DATA | WINDOW_UPDATE => {}
                 _ => control += 1,
@@ -210,8 +250,19 @@ impl<S> Watched<S> {
     }
 
     fn sent(&mut self, bytes: &[u8]) {
-        let listener = &self.listener;
+        let (listener, answering) = (&self.listener, &mut self.answering);
         self.outgoing.follow(bytes, |frame| {
+            let ends = frame.flags & END_STREAM != 0;
+            let begun = match frame.kind {
+                HEADERS if !ends => !answering.insert(frame.stream),
+                HEADERS | RST_STREAM => answering.remove(&frame.stream),
+                DATA if ends => answering.remove(&frame.stream),
+                _ => true,
+            };
+            // Every answer of ours has a date as well; trailers come after a beginning.
+            if frame.kind == HEADERS && frame.lone && !begun {
+                listener.metrics.reject(Rejection::HeaderLimit);
+            }
             if (frame.kind == RST_STREAM || frame.kind == GOAWAY)
                 && let Some(reason) = refusal(frame.error)
             {
@@ -322,6 +373,33 @@ mod tests {
             assert_eq!(kinds, [HEADERS, RST_STREAM, GOAWAY, DATA], "pieces of {size}");
             assert_eq!((seen[1].1, seen[2].1), (1, 11));
             assert!(!follower.is_within());
+        }
+    }
+
+    #[test]
+    fn a_lone_status_is_told_from_other_short_blocks() {
+        let lone = |flags: u8, block: &[u8]| {
+            let mut lone = Vec::new();
+            for size in [1, 3, 99] {
+                let mut follower = Follower::default();
+                let bytes = [frame(HEADERS, flags, block), frame(DATA, 0, b"c")].concat();
+                for piece in bytes.chunks(size) {
+                    follower.follow(piece, |frame| {
+                        lone.extend((frame.kind == HEADERS).then_some(frame.lone));
+                    });
+                }
+            }
+            assert_eq!(lone.len(), 3, "{block:x?}");
+            lone.iter().all(|lone| *lone)
+        };
+        // Written out, Huffman-coded, remembered.
+        for block in [&b"\x48\x03431"[..], b"\x08\x03431", b"\x48\x82\x64\x0f", b"\xbe"] {
+            assert!(lone(5, block), "{block:x?}");
+            assert!(!lone(4, block), "the stream goes on: {block:x?}");
+        }
+        // 200 and a date, both remembered; 200 alone is not refused; a longer value; nothing.
+        for block in [&b"\x88\xbe"[..], b"\x88", b"\x48\x04431", b""] {
+            assert!(!lone(5, block), "{block:x?}");
         }
     }
 

@@ -2,8 +2,11 @@
 
 use crate::proxy::frames::{Follower, Frame};
 
+const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
+/// The end of a stream and of its fields.
+const LAST: u8 = 5;
 
 /// The input is a connection's bytes behind the preface.
 pub fn frames(input: &[u8]) {
@@ -35,7 +38,7 @@ fn followed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<(u8, u8, u32)>, 
     (seen, follower.is_within())
 }
 
-/// The frames up to the first whose header is cut off or whose length is none that its kind may have.
+/// The frames up to the first that is cut off before what is looked at has come, or whose length is none that its kind may have.
 fn there(mut bytes: &[u8]) -> Vec<(u8, u8, u32)> {
     let mut found = Vec::new();
     while let [a, b, c, kind, flags, _, _, _, _, rest @ ..] = bytes {
@@ -44,6 +47,8 @@ fn there(mut bytes: &[u8]) -> Vec<(u8, u8, u32)> {
             RST_STREAM if length == 4 => rest.get(..4),
             GOAWAY if length >= 8 => rest.get(4..8),
             RST_STREAM | GOAWAY => None,
+            // So short that all of it is looked at.
+            HEADERS if *flags == LAST && length <= 5 && rest.len() < length => None,
             _ => Some(&[0; 4][..]),
         };
         let Some(code) = code else { break };
