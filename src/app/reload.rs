@@ -335,8 +335,9 @@ fn needs_restart(file: &str, old: &Config, new: &Config) -> Vec<Problem> {
             .iter()
             .map(|l| {
                 format!(
-                    "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+                    "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
                     l.socket_mode,
+                    l.forwarded,
                     l.mode,
                     l.trusted_proxies,
                     l.proxy_protocol,

@@ -102,6 +102,8 @@ pub struct Listener {
     pub socket_mode: Option<u32>,
     /// What happens to forwarded fields.
     pub mode: Mode,
+    /// Whether versions are told by `Forwarded` (RFC 7239) as well.
+    pub forwarded: bool,
     /// Peers whose forwarded fields are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whose connections begin by saying who the client is; none: a connection's peer is its client.

@@ -26,6 +26,9 @@ pub(super) struct ListenerConfig {
     tls: Option<TlsConfig>,
     /// Absent: edge.
     mode: Option<ModeConfig>,
+    /// Absent: false; `X-Forwarded-…` say the same.
+    #[serde(default)]
+    forwarded: bool,
     /// Absent: nobody's forwarded fields are believed.
     #[serde(default)]
     trusted_proxies: Vec<Network>,
@@ -357,6 +360,7 @@ pub(super) fn compile(configs: &[Located<ListenerConfig>], cx: &mut Cx) -> Vec<L
                 Some(ModeConfig::Edge) | None => Mode::Edge,
                 Some(ModeConfig::Sidecar) => Mode::Sidecar,
             },
+            forwarded: config.forwarded,
             trusted_proxies: config.trusted_proxies.iter().map(|net| net.0).collect(),
             proxy_protocol,
             tls: config

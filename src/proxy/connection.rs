@@ -75,7 +75,10 @@ impl Client {
             .iter()
             .any(|net| net.contains(&ip));
         let address = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        let peer = Peer::new(address, listener.config.mode, behind_proxy, arrival.secure);
+        let mut peer = Peer::new(address, listener.config.mode, behind_proxy, arrival.secure);
+        if listener.config.forwarded {
+            peer.say_forwarded(ip);
+        }
         Client {
             worker,
             listener,

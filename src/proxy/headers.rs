@@ -11,6 +11,7 @@ use super::{
 use crate::config::Mode;
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header, uri::PathAndQuery};
+use std::net::IpAddr;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -75,6 +76,8 @@ pub(super) struct Peer {
     pub(super) trusted: bool,
     /// `http` or `https`.
     pub(super) proto: HeaderValue,
+    /// What `Forwarded` says of it (RFC 7239 4), without the host; none: it is not said.
+    element: Option<String>,
 }
 
 impl Peer {
@@ -84,7 +87,26 @@ impl Peer {
             address,
             trusted: trusted_proxy || mode == Mode::Sidecar,
             proto: HeaderValue::from_static(if secure { "https" } else { "http" }),
+            element: None,
         }
+    }
+
+    /// Has `Forwarded` say it, too: IPv6 in brackets and quotes (RFC 7239 6).
+    pub(super) fn say_forwarded(&mut self, ip: IpAddr) {
+        let proto = if self.proto == "https" { "https" } else { "http" };
+        self.element = Some(match ip {
+            IpAddr::V4(ip) => format!("for={ip};proto={proto}"),
+            IpAddr::V6(ip) => format!("for=\"[{ip}]\";proto={proto}"),
+        });
+    }
+
+    /// Its element of `Forwarded`, with the host that was asked for, if it is said.
+    fn forwarded(&self, host: Option<&HeaderValue>) -> Option<HeaderValue> {
+        let element = self.element.as_deref()?;
+        // A host that was accepted has nothing in it that would end the quotes.
+        let host = host.and_then(|host| host.to_str().ok());
+        let text = host.map(|host| format!("{element};host=\"{host}\""));
+        HeaderValue::from_str(text.as_deref().unwrap_or(element)).ok()
     }
 }
 
@@ -248,6 +270,12 @@ pub(super) fn join_cookies(headers: &mut HeaderMap) {
 }
 
 fn forwarded(headers: &mut HeaderMap, peer: &Peer, host: Option<HeaderValue>, seen: &Seen) {
+    if let Some(value) = peer.forwarded(host.as_ref()) {
+        if !peer.trusted {
+            headers.remove(header::FORWARDED);
+        }
+        append_list(headers, &header::FORWARDED, &value);
+    }
     if peer.trusted {
         append_list(headers, &X_FORWARDED_FOR, &peer.address);
         if !headers.contains_key(X_FORWARDED_PROTO) {
@@ -261,7 +289,7 @@ fn forwarded(headers: &mut HeaderMap, peer: &Peer, host: Option<HeaderValue>, se
         return;
     }
     // What an untrusted client says about itself is worth nothing, and worse when somebody behind us believes it.
-    if seen.forwarded {
+    if seen.forwarded && peer.element.is_none() {
         headers.remove(header::FORWARDED);
     }
     headers.insert(X_FORWARDED_FOR, peer.address.clone());
@@ -550,6 +578,25 @@ mod tests {
         assert_eq!(all(&headers, "x-forwarded-proto"), ["https"]);
         assert_eq!(all(&headers, "x-request-id"), ["mine"]);
         assert_eq!(all(&headers, "via"), ["1.1 other, 1.1 serin"]);
+    }
+
+    #[test]
+    fn an_element_of_forwarded_quotes_what_is_no_token() {
+        let said = |ip: &str, host: Option<&'static str>| {
+            let mut peer = peer(Mode::Edge);
+            peer.say_forwarded(ip.parse().unwrap());
+            let host = host.map(HeaderValue::from_static);
+            peer.forwarded(host.as_ref())
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(
+            said("192.0.2.7", Some("shop.test:8080")),
+            "for=192.0.2.7;proto=http;host=\"shop.test:8080\""
+        );
+        assert_eq!(said("2001:db8::7", None), "for=\"[2001:db8::7]\";proto=http");
     }
 
     #[test]

@@ -129,3 +129,19 @@ fn what_concerns_one_connection_only_stays_there() {
         );
     }
 }
+
+#[test]
+fn whoever_wants_it_is_told_by_forwarded_as_well() {
+    let lies = [("forwarded", "for=9.9.9.9;host=evil.test")];
+    let at_the_edge = told(", forwarded: true", false, false, &lies);
+    assert_eq!(
+        all(&at_the_edge, "forwarded"),
+        ["for=127.0.0.1;proto=http;host=\"SERIN\""]
+    );
+    let as_a_sidecar = told(", forwarded: true, mode: sidecar", true, false, &lies);
+    assert_eq!(
+        all(&as_a_sidecar, "forwarded"),
+        ["for=9.9.9.9;host=evil.test, for=127.0.0.1;proto=http;host=\"SERIN\""]
+    );
+    assert!(all(&told("", false, false, &lies), "forwarded").is_empty());
+}
