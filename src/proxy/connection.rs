@@ -309,7 +309,7 @@ where
             Some(Late::KeepAlive) if closing::is_begun(&read_buf) => {
                 progress.late.set(Some(Late::Begun));
             }
-            Some(Late::Look) => {
+            Some(Late::Look) if !progress.unread.get() => {
                 progress.late.set(None);
                 io = back;
                 if closing::is_begun(&read_buf) {
@@ -324,7 +324,10 @@ where
                 let _ = guarded(control, io.close()).await;
                 return Ended::idle(Some(Ok(())));
             }
-            Some(Late::KeepAlive | Late::Begun | Late::Head | Late::Drained | Late::WriteStall) | None => {}
+            Some(
+                Late::Look | Late::KeepAlive | Late::Begun | Late::Head | Late::Drained | Late::WriteStall,
+            )
+            | None => {}
         }
         let limits = &switches.listener.config.limits;
         let most = (
@@ -398,10 +401,13 @@ where
     let mut connection = pin!(connection);
     let mut told = false;
     poll_fn(|cx| {
-        if !told && progress.is_draining(cx) {
-            told = true;
-            stop(connection.as_mut());
+        // First: a request that has been read is answered, which hyper does not know of before it is polled.
+        let polled = connection.as_mut().poll(cx);
+        if polled.is_ready() || told || !progress.is_draining(cx) {
+            return polled;
         }
+        told = true;
+        stop(connection.as_mut());
         connection.as_mut().poll(cx)
     })
     .await

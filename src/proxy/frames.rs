@@ -36,6 +36,9 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
+/// Streams on one connection whose answers are remembered to have begun.
+const MOST_ANSWERING: usize = 4096;
+
 /// The longest header block that can be a lone `:status`: its name's index, a length, three digits.
 const STATUS: usize = 5;
 
@@ -254,7 +257,13 @@ impl<S> Watched<S> {
         self.outgoing.follow(bytes, |frame| {
             let ends = frame.flags & END_STREAM != 0;
             let begun = match frame.kind {
-                HEADERS if !ends => !answering.insert(frame.stream),
+                HEADERS if !ends => {
+                    // Those that were reset before their beginning went out stay: a miscount at worst.
+                    if answering.len() >= MOST_ANSWERING {
+                        answering.clear();
+                    }
+                    !answering.insert(frame.stream)
+                }
                 HEADERS | RST_STREAM => answering.remove(&frame.stream),
                 DATA if ends => answering.remove(&frame.stream),
                 _ => true,

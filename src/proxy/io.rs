@@ -156,16 +156,21 @@ impl Progress {
         }
     }
 
+    /// Whether something waits until the client reads.
+    pub(super) fn is_unsent(&self) -> bool {
+        self.unsent_since.get().is_some()
+    }
+
     /// Whether no request is being served.
     pub(super) fn is_idle(&self) -> bool {
         self.requests.get() == 0
     }
 
     /// Since when, as far as anybody noticed, it has waited for a next request; none while it is asked for anything, has not
-    /// read the last answer, or is on its way out. hyper does not read between a response and the next request when it has read in vain during the response: the
-    /// wait may be noticed here first.
+    /// read the last answer, or is on its way out. hyper does not read between a response and the next request when it has read
+    /// in vain during the response: the wait may be noticed here first.
     pub(super) fn idle_since(&self, now: Instant) -> Option<Instant> {
-        if self.waiting.get() != Waiting::Idle || self.draining.get() || self.unsent_since.get().is_some() {
+        if self.waiting.get() != Waiting::Idle || self.draining.get() || self.is_unsent() {
             return None;
         }
         let since = self.since.get().unwrap_or(now);
@@ -189,7 +194,8 @@ impl Progress {
 
     /// Asks the task of an idle HTTP/1.1 connection to wait without hyper, whose buffers take 16 KiB.
     pub(super) fn rest(&self) {
-        if self.http2 || self.look.get() != Look::Due {
+        // What is left of a request's body must never be taken for the next request.
+        if self.http2 || self.unread.get() || self.look.get() != Look::Due {
             return;
         }
         self.look.set(Look::Asked);
@@ -316,20 +322,17 @@ impl<S: AsyncRead + AsyncWrite + Resets + Unpin> ClientIo<S> {
     /// Nothing to read: may this wait go on?
     fn waits(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let ConnectionTimeouts { head, keep_alive, .. } = self.timeouts;
+        let look = self.progress.look.get();
+        // What is left of a request's body must never be taken for the next request.
+        let may_look = self.http1 && !self.progress.unread.get();
         let (limit, late) = match self.progress.waiting.get() {
             Waiting::Busy => return Poll::Pending,
+            // hyper would forget what it has not written; how long that may take is asked where it is.
+            Waiting::Idle if self.progress.is_unsent() => return Poll::Pending,
             // Who has begun something and does not go on holds nobody up.
             Waiting::Idle | Waiting::Head if self.progress.draining.get() => (LINGER, Late::Drained),
-            // hyper would forget what it has not written; how long that may take is asked where it is.
-            Waiting::Idle if self.http1 && self.progress.unsent_since.get().is_some() => {
-                return Poll::Pending;
-            }
-            Waiting::Idle if self.http1 && self.progress.look.get() == Look::Asked => {
-                (Duration::ZERO, Late::Look)
-            }
-            Waiting::Idle if self.http1 && self.progress.look.get() == Look::Due && head < keep_alive => {
-                (head, Late::Look)
-            }
+            Waiting::Idle if may_look && look == Look::Asked => (Duration::ZERO, Late::Look),
+            Waiting::Idle if may_look && look == Look::Due && head < keep_alive => (head, Late::Look),
             Waiting::Idle => (keep_alive, Late::KeepAlive),
             Waiting::Head => (head, Late::Head),
         };
@@ -444,8 +447,9 @@ impl<S: AsyncRead + AsyncWrite + Resets + Unpin> Read for ClientIo<S> {
 
 impl<S: AsyncRead + AsyncWrite + Resets + Unpin> Write for ClientIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        // In the middle of a head nobody but hyper has anything to say.
-        if self.progress.waiting.get() == Waiting::Head && self.keeps_back(buf) {
+        // In the middle of a head nobody but hyper has anything to say, once the answer before is written.
+        let within = self.progress.waiting.get() == Waiting::Head && !self.progress.is_unsent();
+        if within && self.keeps_back(buf) {
             return Poll::Ready(Ok(buf.len()));
         }
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);

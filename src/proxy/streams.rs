@@ -32,6 +32,7 @@ pub(super) struct Stream {
     since: Cell<Option<Instant>>,
     /// How long it may wait.
     limit: Duration,
+    progress: Rc<Progress>,
     stalled: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Where it is among its worker's streams.
@@ -54,6 +55,11 @@ impl Stream {
         if !self.offered.get() {
             return;
         }
+        if self.progress.is_unsent() {
+            // The whole connection waits for its client to read, which has its own limit: streams take turns on a slow one.
+            self.since.set(None);
+            return;
+        }
         let since = self.since.get().unwrap_or(now);
         self.since.set(Some(since));
         if now.saturating_duration_since(since) >= self.limit {
@@ -70,12 +76,13 @@ impl Stream {
 pub(super) struct Streams(RefCell<Vec<Rc<Stream>>>);
 
 impl Streams {
-    fn add(&self, limit: Duration) -> Rc<Stream> {
+    fn add(&self, limit: Duration, progress: &Rc<Progress>) -> Rc<Stream> {
         let mut all = self.0.borrow_mut();
         let stream = Rc::new(Stream {
             offered: Cell::new(false),
             since: Cell::new(None),
             limit,
+            progress: Rc::clone(progress),
             stalled: Cell::new(false),
             waker: RefCell::default(),
             place: Cell::new(all.len()),
@@ -147,7 +154,7 @@ pub(super) struct StreamExecutor(pub(super) Rc<Scope>);
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for StreamExecutor {
     fn execute(&self, task: F) {
-        let stream = self.0.streams.add(self.0.write_stall);
+        let stream = self.0.streams.add(self.0.write_stall, &self.0.progress);
         let scope = Rc::clone(&self.0);
         tokio::task::spawn_local(Running {
             task,
@@ -253,7 +260,8 @@ mod tests {
     #[test]
     fn a_stream_is_stalled_when_a_piece_has_waited_and_each_piece_begins_anew() {
         let (streams, start) = (Streams::default(), Instant::now());
-        let [idle, moves, stands] = [(); 3].map(|()| streams.add(Duration::from_secs(30)));
+        let [idle, moves, stands] =
+            [(); 3].map(|()| streams.add(Duration::from_secs(30), &Progress::new(true, 0)));
         let at = |seconds| start + Duration::from_secs(seconds);
         for second in 0..=30 {
             moves.taken();
@@ -269,7 +277,7 @@ mod tests {
     #[test]
     fn a_stream_leaves_its_place_to_another_one() {
         let streams = Streams::default();
-        let all = [(); 4].map(|()| streams.add(Duration::ZERO));
+        let all = [(); 4].map(|()| streams.add(Duration::ZERO, &Progress::new(true, 0)));
         for gone in [1, 3, 0, 2] {
             streams.remove(&all[gone]);
             for (place, left) in streams.0.borrow().iter().enumerate() {

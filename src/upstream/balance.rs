@@ -73,14 +73,15 @@ pub fn rotate<'a>(
         *turn = turn.wrapping_add(1);
         round().nth(usize::try_from(place).unwrap_or_default())
     };
+    // Health may change between two looks at it: then any that is left.
     for _ in 1..count {
-        let next = in_turn()?;
+        let next = in_turn().or_else(|| left().next())?;
         if passes(dice, next.share(now) / most) {
             return Some(next);
         }
         dice = dice.rotate_left(17) ^ 0x9E37_79B9_7F4A_7C15;
     }
-    in_turn()
+    in_turn().or_else(|| left().next())
 }
 
 /// A uniform index below `len` from the high half of 64 random bits.

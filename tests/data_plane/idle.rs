@@ -1,7 +1,13 @@
 //! Many clients at once, most of whom want nothing now: what they cost, and that each is still served when it asks.
 
 use crate::support::{
-    Serin, authority::Authority, full_form, now, raw::RawClient, say, upstream::Upstream, wait_for,
+    Serin,
+    authority::Authority,
+    full_form, now,
+    raw::{Next, RawClient, RawUpstream},
+    say,
+    upstream::Upstream,
+    wait_for,
 };
 use std::{
     io::{ErrorKind, Read, Write},
@@ -221,6 +227,49 @@ fn who_has_waited_for_long_is_served_and_closed_as_anybody_else() {
         assert_eq!(rest(&mut last[1]), "");
         assert_eq!(place.serin.wait_end(LONG), 0, "{}", place.serin.log());
     }
+}
+
+#[test]
+fn what_is_left_of_a_body_is_never_taken_for_the_next_request() {
+    let upstream = RawUpstream::start(|seen, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nv1");
+        if seen.method() == "GET" {
+            return Next::Keep;
+        }
+        // It has answered before the body has come, and goes on reading.
+        while matches!(stream.read(&mut [0; 64]), Ok(1..)) {}
+        Next::Close
+    });
+    let place = Place::start(
+        &upstream.url(),
+        false,
+        "requestHeaders: 200ms, keepAlive: 3s",
+        100,
+    );
+    let mut client = place.connect();
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: shop.test\r\n\r\n";
+    let length = 10 + smuggled.len();
+    let begin = format!("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: {length}\r\n\r\n0123456789");
+    client.write_all(begin.as_bytes()).unwrap();
+    assert!(read_until_v1(&mut client).starts_with("HTTP/1.1 200 "));
+    // Others come in numbers, so that whoever waits shall wait with less; and a head's time passes.
+    let _crowd = place.connect_and_ask(100);
+    client
+        .socket()
+        .set_read_timeout(Some(Duration::from_millis(400)))
+        .unwrap();
+    let _ = client.read(&mut [0; 1]);
+    client.socket().set_read_timeout(Some(LONG)).unwrap();
+    let _ = client.write_all(smuggled.as_bytes());
+    let mut told = Vec::new();
+    let _ = client.read_to_end(&mut told);
+    let told = String::from_utf8_lossy(&told);
+    assert!(!told.contains("HTTP/1.1 200 "), "{told}");
+    let seen = upstream.since(0);
+    assert!(
+        seen.iter().all(|one| !one.target().contains("smuggled")),
+        "{seen:?}"
+    );
 }
 
 /// A request that comes while Serin stops is answered, and told that it was the last.
