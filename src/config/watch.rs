@@ -36,6 +36,8 @@ pub struct Watch {
     /// What counts: what else lies in the directories (the store!) is nobody's business.
     files: Arc<Mutex<BTreeSet<PathBuf>>>,
     events: mpsc::Receiver<()>,
+    /// Something has changed that has not been told yet: whoever waited for it may have been called away.
+    due: bool,
 }
 
 impl Watch {
@@ -61,6 +63,7 @@ impl Watch {
             watched: BTreeSet::new(),
             files: ours,
             events,
+            due: false,
         };
         watch.follow(files)?;
         Ok(watch)
@@ -93,16 +96,22 @@ impl Watch {
         result
     }
 
-    /// Waits until something has changed and [`DEBOUNCE`] has passed without another change. `None`: the watch is dead.
+    /// Waits until something has changed and [`DEBOUNCE`] has passed without another change. `None`: the watch is dead. Who
+    /// stops waiting loses nothing: the next one is told.
     pub async fn changed(&mut self) -> Option<()> {
-        self.events.recv().await?;
+        if !self.due {
+            self.events.recv().await?;
+            self.due = true;
+        }
         let deadline = tokio::time::Instant::now() + LONGEST;
         loop {
             let quiet = tokio::time::timeout(DEBOUNCE, self.events.recv()).await;
             match quiet {
-                Err(_) | Ok(None) => return Some(()),
-                Ok(Some(())) if tokio::time::Instant::now() >= deadline => return Some(()),
-                Ok(Some(())) => {}
+                Ok(Some(())) if tokio::time::Instant::now() < deadline => {}
+                Err(_) | Ok(None | Some(())) => {
+                    self.due = false;
+                    return Some(());
+                }
             }
         }
     }
@@ -179,6 +188,21 @@ mod tests {
             .await
             .is_ok()
         {}
+    }
+
+    #[tokio::test]
+    async fn a_change_is_told_though_whoever_waited_for_it_was_called_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("serin.yaml");
+        fs::write(&path, "a").unwrap();
+        let mut watch = Watch::new(std::slice::from_ref(&path)).unwrap();
+        settle(&mut watch).await;
+        fs::write(&path, "b").unwrap();
+        while !watch.due {
+            let called_away = tokio::time::timeout(DEBOUNCE / 10, watch.changed()).await;
+            assert!(called_away.is_err(), "told before it was quiet");
+        }
+        assert!(told(&mut watch).await);
     }
 
     #[tokio::test]

@@ -84,7 +84,10 @@ impl Engine {
             .rev()
         {
             match serde_json::from_str::<KeptRun>(&row.json) {
-                Ok(kept) if kept.run.phase.is_completed() => managed.remember_run(kept.shown),
+                // One that is over may have been stored last while it went on: the process was killed before its end was.
+                Ok(kept) if kept.run.phase.is_completed() || !managed.saved.runs.contains_key(&row.run) => {
+                    managed.remember_run(kept.shown);
+                }
                 Ok(kept) => {
                     managed.kept_runs.insert(row.run, kept);
                 }

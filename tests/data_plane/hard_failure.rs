@@ -70,8 +70,10 @@ fn assert_within_bounds(seen: &Tally, killed: Instant, trip: Instant) {
     assert!(broken.is_none(), "{broken:?}");
     for failed in &seen.failed {
         assert!(failed.method == "POST", "{failed:?} could have been repeated");
+        // On a busy machine Serin runs some milliseconds after the kernel has closed the canary's sockets, and hears of a request
+        // and of that at once.
         assert!(
-            failed.sent <= killed,
+            failed.sent <= killed + Duration::from_millis(20),
             "{failed:?} was sent after the kill at {killed:?}"
         );
         assert!(
