@@ -48,8 +48,8 @@ impl Threshold {
         let parts = CONDITION.as_ref()?.captures(condition)?;
         let number: f64 = parts.get(2)?.as_str().parse().ok()?;
         let operator = parts.get(1)?.as_str();
-        let (least, certain, rate_of) = match &metric.provider {
-            Provider::Serin(query) => (query.min_samples, true, query.metric),
+        let (requests, certain, rate_of) = match &metric.provider {
+            Provider::Serin(query) => (requests.unwrap_or(0).max(query.min_samples), true, query.metric),
             // What a query returns is not known; small numbers are error rates.
             Provider::Prometheus(query) if query.query.contains('/') && metric.failure_limit == 0 => {
                 let metric = if operator.starts_with('<') == fails_when_true {
@@ -57,13 +57,9 @@ impl Threshold {
                 } else {
                     SerinMetric::ErrorRate
                 };
-                (ASSUMED_REQUESTS, requests.is_some(), metric)
+                (requests.unwrap_or(ASSUMED_REQUESTS), requests.is_some(), metric)
             }
             Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) => return None,
-        };
-        let requests = match &metric.provider {
-            Provider::Serin(_) => requests.unwrap_or(0).max(least),
-            Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) => requests.unwrap_or(least),
         };
         // Everything becomes "fails from this error rate on".
         let (limit, healthy) = match rate_of {

@@ -127,16 +127,19 @@ impl Resources {
 
     /// Client connections, at the most: what services cannot use for versions is theirs, as far as the memory goes.
     pub fn clients(&self, config: &Config) -> u64 {
-        let by_files = self.shared - self.needed_for_versions(config);
+        let by_files = self.clients_by_files(config);
         self.memory
             .map_or(by_files, |limit| by_files.min(memory::clients(limit)))
     }
 
+    fn clients_by_files(&self, config: &Config) -> u64 {
+        self.shared - self.needed_for_versions(config)
+    }
+
     /// What there would have to be more of for more clients.
     pub fn scarce(&self, config: &Config) -> Scarce {
-        let by_files = self.shared - self.needed_for_versions(config);
         match self.memory {
-            Some(limit) if memory::clients(limit) < by_files => Scarce::Memory(limit),
+            Some(limit) if memory::clients(limit) < self.clients_by_files(config) => Scarce::Memory(limit),
             Some(_) | None => Scarce::Files(self.limit),
         }
     }

@@ -48,16 +48,8 @@ fn canary(service: &Service, path: &str, cx: &mut Cx) {
     let steps = service.plan.steps();
     let key = format!("{path}.strategy.canary.steps");
     let weights = || {
-        steps.iter().enumerate().filter_map(|(index, step)| match step {
-            Step::SetWeight(weight) if !weight.is_zero() => Some((index, *weight)),
-            Step::SetWeight(_)
-            | Step::Pause(_)
-            | Step::Analysis(_)
-            | Step::Experiment(_)
-            | Step::SetHeaderRoute(_)
-            | Step::SetMirrorRoute(_)
-            | Step::Skipped(_) => None,
-        })
+        let given = steps.iter().enumerate();
+        given.filter_map(|(index, step)| Some((index, step.weight().filter(|weight| !weight.is_zero())?)))
     };
     let first = weights().next();
     if let Some((index, weight)) = first.filter(|(_, weight)| *weight > Weight::percent(5)) {

@@ -258,14 +258,7 @@ impl Judging {
             batch.stable.add_latency_to(&mut stable);
         }
         let leader = self.leader.clone();
-        let by_end = || -> Vec<Batch> {
-            let one = |batch: &Batch| Batch {
-                weight: batch.weight,
-                canary: batch.canary.by_their_end(),
-                stable: batch.stable.by_their_end(),
-            };
-            batches.iter().map(one).collect()
-        };
+        let by_end = || -> Vec<Batch> { batches.iter().map(Batch::by_their_end).collect() };
         for (metric, seat) in &mut self.seats {
             if Some(metric) == leader.as_ref() {
                 seat.take_in(dt, &batches);

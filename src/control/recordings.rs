@@ -80,9 +80,7 @@ pub struct StableUnits {
 impl StableUnits {
     pub(super) fn of(split: &Split<Arc<Target>>) -> StableUnits {
         let units = split.stable.evidence.units(&UnitCounts::default());
-        let mut sums = vec![0; BUCKETS];
-        units.add_latency_to(&mut sums);
-        let full = (0..).zip(sums).filter(|(_, count)| *count > 0);
+        let full = (0..).zip(units.durations()).filter(|(_, count)| *count > 0);
         StableUnits {
             version: split.stable.version.name.clone(),
             generation: split.generation,

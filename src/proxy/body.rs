@@ -36,8 +36,10 @@ pub(super) const MOST_KEPT: u64 = 64 * 1024;
 /// How much of a request body is still read after its answer is over, and for how long.
 const MOST_REST: u64 = 64 * 1024;
 const LONGEST_REST: Duration = Duration::from_secs(1);
+
 /// Of so many pieces of a response one is worth a look at the clock, as a version that never pauses is withdrawn like others.
 const LOOK_EVERY: u8 = 8;
+
 /// Why a body broke off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BodyError {

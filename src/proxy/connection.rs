@@ -329,14 +329,11 @@ where
             )
             | None => {}
         }
-        let limits = &switches.listener.config.limits;
-        let most = (
-            limits.header_bytes.as_usize(),
-            usize::try_from(limits.headers).unwrap_or(usize::MAX),
-        );
-        let too_large = back
-            .takes_refusal()
-            .then(|| TooLarge::of(&read_buf, most.0, most.1));
+        let too_large = back.takes_refusal().then(|| {
+            let limits = &switches.listener.config.limits;
+            let fields = usize::try_from(limits.headers).unwrap_or(usize::MAX);
+            TooLarge::of(&read_buf, limits.header_bytes.as_usize(), fields)
+        });
         let tunnel = switches.tunnel.take();
         // Apart, as its state would be carried by every connection from its beginning.
         let left = Box::pin(after(

@@ -1,11 +1,12 @@
 //! What passes on an HTTP/2 connection of a client, frame by frame: no more of each than its header.
 //!
 //! The HTTP/2 library refuses malformed requests by itself, past every service: here its `RST_STREAM` and `GOAWAY` frames are
-//! seen on their way out and counted, and its answer to a head that is too large, a lone `:status`. On the way in this knows whether something has begun that must be completed soon (a
-//! half frame, an open header block), which an idle connection has not, and ends a connection whose client sends control
-//! frames faster than anybody needs them: the library answers each, memory stays flat, and the work is ours (CVE-2019-9512,
-//! 9513, 9515). The same holds for streams that are reset when a version has been asked already; the library limits only those
-//! that are reset before (CVE-2023-44487).
+//! seen on their way out and counted, and its answer to a head that is too large, a lone `:status`.
+//!
+//! On the way in this knows whether something has begun that must be completed soon (a half frame, an open header block),
+//! which an idle connection has not, and ends a connection whose client sends control frames faster than anybody needs them:
+//! the library answers each, memory stays flat, and the work is ours (CVE-2019-9512, 9513, 9515). The same holds for streams
+//! that are reset when a version has been asked already; the library limits only those that are reset before (CVE-2023-44487).
 
 use super::{closing::Resets, io::Progress, worker::ListenerState};
 use crate::metrics::Rejection;

@@ -22,8 +22,8 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Fields that `Connection` may name without effect, besides [`VOUCHED_FOR`]: they frame or route the message, or say who asks (9110 7.6.1 lets a
-/// recipient refuse to treat end-to-end fields as connection options; removing these would be an attack).
+/// Fields that `Connection` may name without effect, besides [`VOUCHED_FOR`]: they frame or route the message, or say who asks
+/// (9110 7.6.1 lets a recipient refuse to treat end-to-end fields as connection options; removing these would be an attack).
 const PROTECTED: &[&str] = &[
     "host",
     "content-type",
@@ -270,13 +270,11 @@ pub(super) fn join_cookies(headers: &mut HeaderMap) {
 }
 
 fn forwarded(headers: &mut HeaderMap, peer: &Peer, host: Option<HeaderValue>, seen: &Seen) {
-    if let Some(value) = peer.forwarded(host.as_ref()) {
-        if !peer.trusted {
-            headers.remove(header::FORWARDED);
-        }
-        append_list(headers, &header::FORWARDED, &value);
-    }
+    let element = peer.forwarded(host.as_ref());
     if peer.trusted {
+        if let Some(element) = element {
+            append_list(headers, &header::FORWARDED, &element);
+        }
         append_list(headers, &X_FORWARDED_FOR, &peer.address);
         if !headers.contains_key(X_FORWARDED_PROTO) {
             headers.insert(X_FORWARDED_PROTO, peer.proto.clone());
@@ -289,7 +287,9 @@ fn forwarded(headers: &mut HeaderMap, peer: &Peer, host: Option<HeaderValue>, se
         return;
     }
     // What an untrusted client says about itself is worth nothing, and worse when somebody behind us believes it.
-    if seen.forwarded && peer.element.is_none() {
+    if let Some(element) = element {
+        headers.insert(header::FORWARDED, element);
+    } else if seen.forwarded {
         headers.remove(header::FORWARDED);
     }
     headers.insert(X_FORWARDED_FOR, peer.address.clone());

@@ -300,9 +300,7 @@ impl<S: Resets> ClientIo<S> {
             refusal: Refusal::None,
         }
     }
-}
 
-impl<S: Resets> ClientIo<S> {
     /// Whether hyper has called a head too large, and the client waits for an answer: what is written from here on is it.
     pub(super) fn takes_refusal(&mut self) -> bool {
         let kept = self.refusal == Refusal::KeptBack;

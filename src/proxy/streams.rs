@@ -214,23 +214,13 @@ impl<F: Future<Output = ()>> Future for Running<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::LocalExecutor;
     use bytes::Bytes;
     use http::{Request, StatusCode};
     use http_body::{Body, Frame};
     use http_body_util::{BodyExt, Collected, Either, Empty};
     use hyper::{client::conn::http2 as client, server::conn::http2 as server, service::service_fn};
     use hyper_util::rt::TokioIo;
-
-    #[derive(Clone)]
-    struct Local;
-
-    impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
-        fn execute(&self, task: F) {
-            tokio::task::spawn_local(async move {
-                task.await;
-            });
-        }
-    }
 
     /// A body with a bug in it.
     struct Broken;
@@ -321,7 +311,7 @@ mod tests {
         let executor = StreamExecutor(Rc::clone(&scope));
         let serving = server::Builder::new(executor).serve_connection(TokioIo::new(ours), serve);
         tokio::task::spawn_local(serving);
-        let made = client::handshake(Local, TokioIo::new(theirs)).await;
+        let made = client::handshake(LocalExecutor, TokioIo::new(theirs)).await;
         let (sender, connection) = made.unwrap();
         tokio::task::spawn_local(connection);
         let panics = || scope.control.panics.with_label_values::<&str>(&[]).get();

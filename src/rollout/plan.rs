@@ -49,18 +49,17 @@ impl Plan {
 
     /// The canary's share after `now`, which was in force at `step`: the next larger one, or everything.
     pub fn next_weight(&self, step: usize, now: Weight) -> Weight {
-        let mut later = self.steps().iter().skip(step);
-        let next = later.find_map(|step| match step {
-            Step::SetWeight(weight) if *weight > now => Some(*weight),
-            Step::SetWeight(_)
-            | Step::Pause(_)
-            | Step::Analysis(_)
-            | Step::Experiment(_)
-            | Step::SetHeaderRoute(_)
-            | Step::SetMirrorRoute(_)
-            | Step::Skipped(_) => None,
-        });
-        next.unwrap_or(Weight::FULL)
+        let mut later = self.steps().iter().skip(step).filter_map(Step::weight);
+        later.find(|weight| *weight > now).unwrap_or(Weight::FULL)
+    }
+
+    /// Every step with its place and the share that the canary has there.
+    pub fn weighed_steps(&self) -> impl Iterator<Item = (usize, &Step, Weight)> {
+        let mut weight = Weight::ZERO;
+        self.steps().iter().enumerate().map(move |(index, step)| {
+            weight = step.weight().unwrap_or(weight);
+            (index, step, weight)
+        })
     }
 
     /// The background analysis and the step it starts at.
@@ -155,6 +154,21 @@ pub enum Step {
     SetMirrorRoute(MirrorRoute),
     /// A step that only moves pods in Kubernetes (named here): done at once.
     Skipped(String),
+}
+
+impl Step {
+    /// The share that it gives the canary, if it does.
+    pub fn weight(&self) -> Option<Weight> {
+        match self {
+            Step::SetWeight(weight) => Some(*weight),
+            Step::Pause(_)
+            | Step::Analysis(_)
+            | Step::Experiment(_)
+            | Step::SetHeaderRoute(_)
+            | Step::SetMirrorRoute(_)
+            | Step::Skipped(_) => None,
+        }
+    }
 }
 
 /// How long a pause step waits.

@@ -330,15 +330,7 @@ impl Simulation {
             "a pool without endpoints has traffic",
         )?;
         let planned = self.plan.steps().iter().take(rolling.step);
-        let planned = planned.rev().find_map(|step| match step {
-            Step::SetWeight(weight) => Some(*weight),
-            Step::Pause(_)
-            | Step::Analysis(_)
-            | Step::Experiment(_)
-            | Step::SetHeaderRoute(_)
-            | Step::SetMirrorRoute(_)
-            | Step::Skipped(_) => None,
-        });
+        let planned = planned.rev().find_map(Step::weight);
         let weight = new.weight();
         let green = matches!(self.plan.strategy, Strategy::BlueGreen(_)) && weight.is_full();
         let allowed = weight.is_zero() || planned == Some(weight) || self.hand == Some(weight) || green;

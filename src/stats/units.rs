@@ -54,11 +54,9 @@ impl UnitCounts {
     /// The same units for somebody who has thresholds of his own: they count when they end.
     #[must_use]
     pub fn by_their_end(&self) -> UnitCounts {
-        let mut all = vec![0; BUCKETS];
-        self.add_latency_to(&mut all);
         UnitCounts {
             in_flight: self.in_flight,
-            ..UnitCounts::of(self.failed, all)
+            ..UnitCounts::of(self.failed, self.durations())
         }
     }
 
@@ -72,7 +70,14 @@ impl UnitCounts {
         self.failed == 0 && self.ended() == 0 && self.overdue == [0; MOST_CUTS]
     }
 
-    /// Every duration, whatever thresholds were passed.
+    /// Units that ended, by duration, whatever thresholds were passed.
+    pub fn durations(&self) -> Vec<u64> {
+        let mut all = vec![0; BUCKETS];
+        self.add_latency_to(&mut all);
+        all
+    }
+
+    /// Adds every duration, whatever thresholds were passed.
     pub fn add_latency_to(&self, sums: &mut [u64]) {
         for level in &self.latency {
             for (sum, count) in sums.iter_mut().zip(level) {

@@ -1,8 +1,8 @@
 //! One worker's connections to endpoints: kept, handed out last in first out, given back.
 //!
 //! `!Send` on purpose: no lock and no wake-up across threads. HTTP/1.1 connections serve one request at a time and are
-//! reused newest first, so that the oldest fall idle; an HTTP/2 connection is shared by as many requests of the worker as the other
-//! side allows, and the first of several is used first.
+//! reused newest first, so that the oldest fall idle; an HTTP/2 connection is shared by as many requests of the worker as the
+//! other side allows, and the first of several is used first.
 
 use super::{
     Endpoint, LiveService,
@@ -95,6 +95,14 @@ type Joining<B> = oneshot::Sender<Option<Seated<B>>>;
 enum Sender<B> {
     Http1(http1::SendRequest<B>),
     Http2(Seated<B>),
+}
+
+/// What became of a free seat.
+#[derive(PartialEq, Eq)]
+enum Seating {
+    Taken,
+    NoSeat,
+    NobodyWaits,
 }
 
 /// What a request waited for.
@@ -252,16 +260,23 @@ impl<B> Connections<B> {
     /// A seat on an HTTP/2 connection has come free: for whoever waits longest for one here, or else, when others wait for a
     /// place, an empty connection makes way.
     fn seat_is_free(&self) {
-        if !self.endpoint.capacity.is_crowded() {
-            return;
+        if self.endpoint.capacity.is_crowded() && self.seat_next() == Seating::NobodyWaits {
+            self.close_empty();
         }
-        while !self.waiting.borrow().is_empty() {
-            let Some(seat) = self.seat() else { return };
-            if self.hand_over(Sender::Http2(seat)).is_none() {
-                return;
-            }
+    }
+
+    /// Gives a seat on an HTTP/2 connection to whoever has waited longest for a connection here.
+    fn seat_next(&self) -> Seating {
+        if self.waiting.borrow().is_empty() {
+            return Seating::NobodyWaits;
         }
-        self.close_empty();
+        let Some(seat) = self.seat() else {
+            return Seating::NoSeat;
+        };
+        match self.hand_over(Sender::Http2(seat)) {
+            None => Seating::Taken,
+            Some(_) => Seating::NobodyWaits,
+        }
     }
 
     /// Gives a connection to whoever has waited longest for one here; gives it back when nobody does.
@@ -353,12 +368,7 @@ where
         let own = shared.first_seat();
         self.shared.borrow_mut().push(shared);
         // Those who wait for a place may share it, too.
-        while !self.waiting.borrow().is_empty() {
-            let Some(seat) = self.seat() else { break };
-            if self.hand_over(Sender::Http2(seat)).is_some() {
-                break;
-            }
-        }
+        while self.seat_next() == Seating::Taken {}
         Sender::Http2(own)
     }
 
@@ -390,8 +400,8 @@ where
         }
     }
 
-    /// A seat on the HTTP/2 connection that another request is opening. Otherwise one has to be opened here: for others as well when
-    /// nobody else does, and alone when that one has failed or speaks HTTP/1.1, for then each needs its own.
+    /// A seat on the HTTP/2 connection that another request is opening. Otherwise one has to be opened here: for others as well
+    /// when nobody else does, and alone when that one has failed or speaks HTTP/1.1, for then each needs its own.
     async fn join(&self, timeout: Duration) -> Result<Seated<B>, Option<Opening<'_, B>>> {
         loop {
             if let Some(opening) = Opening::begin(&self.opening) {

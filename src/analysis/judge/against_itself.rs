@@ -79,9 +79,8 @@ fn divided(
     weight: Weight,
     draw: &mut dyn FnMut() -> u64,
 ) -> Batch {
-    let mut stable = vec![0; crate::stats::BUCKETS];
-    counts.add_latency_to(&mut stable);
-    let mut canary = vec![0; crate::stats::BUCKETS];
+    let mut stable = counts.durations();
+    let mut canary = vec![0; stable.len()];
     let full: Vec<usize> = (0..stable.len()).filter(|bucket| stable[*bucket] > 0).collect();
     for taken in 0..canaries {
         let mut at = below(draw(), ended - taken);

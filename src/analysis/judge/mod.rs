@@ -338,6 +338,17 @@ impl Recent {
 }
 
 impl Batch {
+    /// The same for a judge with thresholds of its own: what was slow in flight was so by somebody else's, and counts when it
+    /// ends.
+    #[must_use]
+    pub fn by_their_end(&self) -> Batch {
+        Batch {
+            weight: self.weight,
+            canary: self.canary.by_their_end(),
+            stable: self.stable.by_their_end(),
+        }
+    }
+
     fn errors(&self) -> Counts {
         Counts {
             w: self.weight,

@@ -213,7 +213,8 @@ pub fn rejudge(
             match one? {
                 Recorded::Begin(_) | Recorded::Check { .. } => {}
                 Recorded::Tick { dt, batches } => {
-                    let batches: Vec<Batch> = batches.iter().map(by_end).collect();
+                    // What was slow in flight was so by the thresholds of then.
+                    let batches: Vec<Batch> = batches.iter().map(Batch::by_their_end).collect();
                     canary += batches.iter().map(|batch| batch.canary.ended()).sum::<u64>();
                     seconds += dt.as_secs_f64();
                     let done = would
@@ -271,15 +272,6 @@ fn moment(judge: &Judge, seconds: f64, canary: u64) -> Moment {
         seconds,
         canary,
         sentence: report.sentence,
-    }
-}
-
-/// What was slow in flight was so by the thresholds of then: for other parameters requests count when they end.
-fn by_end(batch: &Batch) -> Batch {
-    Batch {
-        weight: batch.weight,
-        canary: batch.canary.by_their_end(),
-        stable: batch.stable.by_their_end(),
     }
 }
 

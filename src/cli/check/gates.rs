@@ -75,9 +75,13 @@ impl Sight {
     pub(super) fn of(service: &Service, traffic: Traffic) -> Sight {
         let mut sight = Sight::default();
         let gates = gates(service);
+        let mut judges = Vec::new();
         for gate in &gates {
             match &gate.metric.provider {
-                Provider::Judge(judge) => sight.judge(gate, judge, traffic),
+                Provider::Judge(judge) => {
+                    sight.judge(gate, judge, traffic);
+                    judges.extend((!gate.metric.dry_run).then_some(judge));
+                }
                 Provider::Serin(query) => {
                     sight.threshold(gate, traffic);
                     sight.starved(gate, query, traffic);
@@ -85,11 +89,6 @@ impl Sight {
                 Provider::Prometheus(_) | Provider::Web(_) => sight.threshold(gate, traffic),
             }
         }
-        let judges = gates.iter().filter_map(|gate| match &gate.metric.provider {
-            Provider::Judge(judge) if !gate.metric.dry_run => Some(judge),
-            Provider::Judge(_) | Provider::Serin(_) | Provider::Prometheus(_) | Provider::Web(_) => None,
-        });
-        let judges: Vec<&JudgeConfig> = judges.collect();
         sight.overdue(&service.plan, &judges, traffic);
         sight
     }
@@ -231,23 +230,13 @@ impl Sight {
     /// Pauses that end before the evidence suffices.
     fn overdue(&mut self, plan: &Plan, judges: &[&JudgeConfig], traffic: Traffic) {
         let stable = traffic.error_rate.unwrap_or(USUAL);
-        let mut weight = Weight::ZERO;
-        for (index, step) in plan.steps().iter().enumerate() {
-            let max = match step {
-                Step::SetWeight(next) => {
-                    weight = *next;
-                    continue;
-                }
-                Step::Pause(Pause {
-                    until_evidence: Some(UntilEvidence { max: Some(max) }),
-                    ..
-                }) => max,
-                Step::Pause(_)
-                | Step::Analysis(_)
-                | Step::Experiment(_)
-                | Step::SetHeaderRoute(_)
-                | Step::SetMirrorRoute(_)
-                | Step::Skipped(_) => continue,
+        for (index, step, weight) in plan.weighed_steps() {
+            let Step::Pause(Pause {
+                until_evidence: Some(UntilEvidence { max: Some(max) }),
+                ..
+            }) = step
+            else {
+                continue;
             };
             let next = plan.next_weight(index, weight);
             let slowest = judges.iter().filter_map(|judge| {
@@ -329,16 +318,18 @@ fn slow(judge: &JudgeConfig) -> Vec<(String, Fault)> {
 fn gates(service: &Service) -> Vec<Gate<'_>> {
     let plan = &service.plan;
     let mut gates = Vec::new();
-    let mut weight = Weight::ZERO;
-    for (index, step) in plan.steps().iter().enumerate() {
+    for (index, step, weight) in plan.weighed_steps() {
+        if weight.is_zero() || weight.is_full() {
+            continue;
+        }
         let analysis = match step {
             Step::Analysis(analysis) => Some(analysis),
             Step::Experiment(experiment) => Some(&experiment.analysis),
-            Step::SetWeight(next) => {
-                weight = *next;
-                None
-            }
-            Step::Pause(_) | Step::SetHeaderRoute(_) | Step::SetMirrorRoute(_) | Step::Skipped(_) => None,
+            Step::SetWeight(_)
+            | Step::Pause(_)
+            | Step::SetHeaderRoute(_)
+            | Step::SetMirrorRoute(_)
+            | Step::Skipped(_) => None,
         };
         let beside = plan
             .background()
@@ -347,11 +338,9 @@ fn gates(service: &Service) -> Vec<Gate<'_>> {
             .map(|background| &background.analysis)
             .into_iter()
             .chain(analysis);
-        if !weight.is_zero() && !weight.is_full() {
-            let at = (weight, plan.next_weight(index, weight));
-            for metric in here.flat_map(|analysis| metrics(analysis, &service.templates)) {
-                decides(&mut gates, metric, at);
-            }
+        let at = (weight, plan.next_weight(index, weight));
+        for metric in here.flat_map(|analysis| metrics(analysis, &service.templates)) {
+            decides(&mut gates, metric, at);
         }
     }
     gates

@@ -7,18 +7,17 @@ use std::{sync::Arc, time::Duration};
 
 /// When each step of a plan begins, if every analysis passes; one line each.
 pub(super) fn timeline(plan: &Plan, templates: &[Arc<Template>]) -> Vec<String> {
-    let steps = match &plan.strategy {
-        Strategy::Canary(canary) => &canary.steps,
+    match &plan.strategy {
+        Strategy::Canary(_) => {}
         Strategy::Immediate => {
             return vec!["immediate: all traffic as soon as the endpoints are ready".to_owned()];
         }
         Strategy::BlueGreen(_) => return vec!["blue-green: all traffic at once, after its gates".to_owned()],
-    };
+    }
     let mut lines = Vec::new();
     let mut clock = Clock::default();
-    let mut weight = Weight::ZERO;
     let background = plan.background();
-    for (index, step) in steps.iter().enumerate() {
+    for (index, step, weight) in plan.weighed_steps() {
         if let Some(background) = background.filter(|background| background.starting_step == index) {
             lines.push(format!(
                 "{clock}  background analysis {}",
@@ -26,10 +25,7 @@ pub(super) fn timeline(plan: &Plan, templates: &[Arc<Template>]) -> Vec<String> 
             ));
         }
         let what = match step {
-            Step::SetWeight(next) => {
-                weight = *next;
-                format!("weight {next}")
-            }
+            Step::SetWeight(next) => format!("weight {next}"),
             Step::Pause(pause) => match (pause.duration, pause.until_evidence) {
                 (Some(duration), _) => format!("pause {duration}"),
                 (None, Some(UntilEvidence { max: Some(max) })) => {

@@ -1,22 +1,20 @@
 //! What judges were fed, in the state file: parts in their order, of which a long recording keeps the last two stretches.
 
-use super::{RecordPart, StretchRow};
-use crate::model::Timestamp;
+use super::{
+    RecordPart, StretchRow,
+    sqlite::{millis, moment, number},
+};
 use rusqlite::{Connection, params};
 
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn unsigned(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
-}
-
 /// Writes one part, in a transaction of the caller. What is there beyond it is of a past that a crash has undone.
 pub(super) fn write(connection: &Connection, part: &RecordPart) -> rusqlite::Result<()> {
-    let began = signed(part.began.as_millis());
-    let (stretch, number) = (signed(part.stretch), signed(part.part));
-    let of = params![part.service, part.rollout, part.metric, began, stretch, number];
+    let began = millis(part.began);
+    let (stretch, place) = (signed(part.stretch), signed(part.part));
+    let of = params![part.service, part.rollout, part.metric, began, stretch, place];
     connection
         .prepare_cached(
             "DELETE FROM recorded WHERE service = ?1 AND rollout = ?2 AND metric = ?3 AND began = ?4
@@ -34,7 +32,7 @@ pub(super) fn write(connection: &Connection, part: &RecordPart) -> rusqlite::Res
             part.metric,
             began,
             stretch,
-            number,
+            place,
             part.bytes
         ])
         .map(drop)
@@ -55,8 +53,8 @@ pub(super) fn read(
     let mut next = 0;
     while let Some(row) = rows.next()? {
         let metric: String = row.get(0)?;
-        let began = Timestamp::from_millis(unsigned(row.get(1)?));
-        let (stretch, part) = (unsigned(row.get(2)?), unsigned(row.get(3)?));
+        let began = moment(row.get(1)?);
+        let (stretch, part) = (number(row.get(2)?), number(row.get(3)?));
         let same = |last: &&mut StretchRow| {
             (last.metric.as_str(), last.began, last.stretch) == (metric.as_str(), began, stretch)
         };

@@ -33,15 +33,15 @@ pub(crate) struct SqliteStore {
     _lock: Option<Lock>,
 }
 
-fn millis(at: Timestamp) -> i64 {
+pub(super) fn millis(at: Timestamp) -> i64 {
     i64::try_from(at.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn moment(millis: i64) -> Timestamp {
+pub(super) fn moment(millis: i64) -> Timestamp {
     Timestamp::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
-fn number(value: i64) -> u64 {
+pub(super) fn number(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
