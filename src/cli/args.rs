@@ -3,6 +3,7 @@
 use super::exit::EXIT_CODES;
 use crate::{
     admin::{EndpointsVerb, Goal},
+    config,
     control::OnConflict,
     model::{EndpointUrl, Span, VersionName, Weight},
 };
@@ -646,21 +647,16 @@ pub struct Otherwise {
     pub warmup: Option<Span>,
 }
 
-fn part_of_one(text: &str) -> Option<f64> {
-    let number = text.strip_suffix("pp").or_else(|| text.strip_suffix('%'))?;
-    number.trim().parse::<f64>().ok().map(|percent| percent / 100.0)
-}
-
 /// A probability, as a fraction of one; neither nothing nor everything.
 fn share(text: &str) -> Result<f64, String> {
-    part_of_one(text)
+    config::share(text)
         .filter(|share| *share > 0.0 && *share < 1.0)
         .ok_or_else(|| "write a percentage above 0 and below 100, such as 0.1%".to_owned())
 }
 
 /// What is tolerated, as a fraction of one.
 fn tolerance(text: &str) -> Result<f64, String> {
-    part_of_one(text)
+    config::share(text)
         .filter(|share| (0.0..=10.0).contains(share))
         .ok_or_else(|| "write a percentage from 0 to 1000, such as 20% or 0.05pp".to_owned())
 }

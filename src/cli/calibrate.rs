@@ -6,7 +6,7 @@ use super::{
     client::{Ask, Client, segment},
     exit::{Exit, Failure},
     out::Out,
-    render::{short, thousands},
+    render::short,
 };
 use crate::{
     analysis::{
@@ -14,7 +14,7 @@ use crate::{
         against_itself::{Course, against_itself},
     },
     control::StableUnits,
-    model::Weight,
+    model::{Weight, thousands},
     stats::{Interval, UnitCounts, wilson},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};

@@ -1,7 +1,8 @@
 //! Words for humans: the verbs of the command line.
 //!
 //! `args` says what can be typed and `exit` how a command ends. `verbs` and `show` talk to a running Serin through
-//! `client`; `replay` and `what_if` judge again what `past` brings, `calibrate` what stable serves now; `render`, `explain` and `github` make text of what it answers, and nothing else.
+//! `client`; `replay` and `what_if` judge again what `past` brings, `calibrate` what stable serves now; `render`, `explain`
+//! and `github` make text of what it answers, and nothing else.
 
 pub mod args;
 mod calibrate;

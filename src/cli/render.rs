@@ -5,7 +5,7 @@ use crate::{
         AnalysisStatus, EvidenceStatus, MetricStatus, MetricsWindow, ServiceStatus, StoredEvent,
         VersionStatus,
     },
-    model::{Role, Timestamp},
+    model::{Role, Timestamp, thousands},
     rollout::Phase,
 };
 use std::{fmt::Write as _, time::Duration};
@@ -339,19 +339,6 @@ pub(super) fn short(time: Duration) -> String {
         (0, _, _) => format!("{hours}h{minutes:02}m"),
         (_, _, _) => format!("{days}d{hours:02}h"),
     }
-}
-
-/// `1,204`
-pub(super) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// `10:41:07`, UTC.

@@ -5,11 +5,12 @@ use super::{
     exit::{Exit, Failure},
     out::Out,
     past::{Source, stretches},
-    render::{plain, thousands},
+    render::plain,
 };
 use crate::{
     analysis::replay::{Replayed, replay},
     control::{Recording, Recordings, StoredEvent},
+    model::thousands,
 };
 use serde::Serialize;
 

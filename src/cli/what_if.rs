@@ -5,11 +5,14 @@ use super::{
     exit::{Exit, Failure},
     out::Out,
     past::{Source, stretches},
-    render::{plain, short, table, thousands},
+    render::{plain, short, table},
 };
-use crate::analysis::{
-    Advice, JudgeConfig,
-    replay::{Moment, Rejudged, rejudge},
+use crate::{
+    analysis::{
+        Advice, JudgeConfig,
+        replay::{Moment, Rejudged, rejudge},
+    },
+    model::thousands,
 };
 use serde::Serialize;
 use std::{fmt::Write as _, time::Duration};
@@ -36,36 +39,14 @@ struct Row {
     rollout: String,
     version: String,
     metric: String,
-    happened: Vec<Said>,
-    would: Vec<Said>,
+    happened: Vec<Moment>,
+    would: Vec<Moment>,
     /// Shares that were left before the evidence would have sufficed, 0 to 1.
     left_early: Vec<f64>,
     /// Where it ends.
-    end: Said,
+    end: Moment,
     /// Whether it is recorded from the judge's first request on.
     from_the_start: bool,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Said {
-    advice: Advice,
-    weight: f64,
-    seconds: f64,
-    canary_requests: u64,
-    sentence: String,
-}
-
-impl From<Moment> for Said {
-    fn from(moment: Moment) -> Said {
-        Said {
-            advice: moment.advice,
-            weight: moment.weight,
-            seconds: moment.seconds,
-            canary_requests: moment.canary,
-            sentence: moment.sentence,
-        }
-    }
 }
 
 /// `serin what-if`.
@@ -112,15 +93,14 @@ pub(super) async fn run(args: &WhatIfArgs, out: &mut Out) -> Result<Exit, Failur
 }
 
 fn row(rollout: &crate::control::RolloutStatus, metric: &str, rejudged: Rejudged, whole: bool) -> Row {
-    let said = |moments: Vec<Moment>| moments.into_iter().map(Said::from).collect();
     Row {
         rollout: rollout.id.clone(),
         version: rollout.version.to_string(),
         metric: metric.to_owned(),
-        happened: said(rejudged.happened),
-        would: said(rejudged.would),
+        happened: rejudged.happened,
+        would: rejudged.would,
         left_early: rejudged.left_early,
-        end: rejudged.end.into(),
+        end: rejudged.end,
         from_the_start: whole,
     }
 }
@@ -189,11 +169,11 @@ fn text(rows: &[Row]) -> String {
 }
 
 /// `5% passed after 40s (210), rolled back at 50% after 61s (1,020)`.
-fn told(said: &[Said]) -> String {
+fn told(said: &[Moment]) -> String {
     if said.is_empty() {
         return "decided nothing".to_owned();
     }
-    let one = |said: &Said| {
+    let one = |said: &Moment| {
         let (weight, after) = (percent(said.weight), short(Duration::from_secs_f64(said.seconds)));
         let requests = thousands(said.canary_requests);
         match said.advice {

@@ -55,5 +55,6 @@ pub use strategy::{BUILT_IN_GATE, built_in_gate, default_steps, ensure_judge};
 #[cfg(test)]
 pub(crate) use tls::tests as tls_fixtures;
 pub use tls::{Certificate, CertificateFiles, Tls};
+pub use units::share;
 pub use upstream_tls::{CaFile, UpstreamTls, authorities};
 pub use watch::{DEBOUNCE, Watch, WatchError};

@@ -40,6 +40,11 @@ impl FromStr for Share {
     }
 }
 
+/// Reads a share or a difference of shares as configurations write it, `1%` or `0.05pp`, as a fraction of one.
+pub fn share(text: &str) -> Option<f64> {
+    text.parse().ok().map(|Share(share)| share)
+}
+
 impl<'de> Deserialize<'de> for Share {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;

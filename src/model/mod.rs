@@ -11,5 +11,5 @@ mod weight;
 pub use endpoint::{BadEndpoint, EndpointUrl, Scheme};
 pub use names::{BadName, Role, ServiceName, VersionName};
 pub use time::{Clock, ManualClock, Timestamp};
-pub use units::{BadUnit, ByteSize, Span};
+pub use units::{BadUnit, ByteSize, Span, thousands};
 pub use weight::{BadWeight, Weight};

@@ -1,12 +1,6 @@
 //! What an analysis measures and what becomes of a rollout by it, beyond the two ways of the milestones.
 
-use crate::support::{
-    Serin,
-    authority::Authority,
-    http::{Server, Speaks},
-    load::Load,
-    upstream::Upstream,
-};
+use crate::support::{Serin, authority::Authority, http::Server, load::Load, upstream::Upstream};
 use serde_json::Value;
 
 /// A service `shop` with this strategy and these metrics of the template `check`.
@@ -272,14 +266,7 @@ fn an_analysis_that_is_killed_goes_on_with_what_it_had_counted() {
 fn a_provider_whose_authority_is_its_own_is_believed_by_the_ca_that_is_named_and_by_no_other() {
     let (v1, v2) = (Upstream::start("v1"), Upstream::start("v2"));
     let (ours, other) = (Authority::new("ours"), Authority::new("other"));
-    let provider = Server::start(Speaks {
-        tls: Some(Authority::server(
-            &ours.issue(&["127.0.0.1"]),
-            &["http/1.1"],
-            None,
-        )),
-        ..Speaks::default()
-    });
+    let provider = Server::tls_at(0, &ours, &["http/1.1"]);
     let at = format!("https://127.0.0.1:{}", provider.port());
     let web = format!("web: {{url: \"{at}/\"");
     let prometheus =

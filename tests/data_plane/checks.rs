@@ -131,18 +131,6 @@ fn an_endpoint_is_asked_once_an_interval_and_many_are_not_asked_at_once() {
     assert!(took < 20_000, "{took} ms");
 }
 
-fn tls_at(port: u16, authority: &Authority, protocols: &[&str]) -> Server {
-    Server::start(Speaks {
-        tls: Some(Authority::server(
-            &authority.issue(&["127.0.0.1"]),
-            protocols,
-            None,
-        )),
-        port,
-        ..Speaks::default()
-    })
-}
-
 fn with_ca(services: &str, authority: &Authority) -> Serin {
     let folder = tempfile::tempdir().unwrap();
     let text = format!("{}{services}\n", crate::support::HEAD);
@@ -160,7 +148,7 @@ fn a_check_over_tls_wants_the_certificate_that_requests_want() {
         (&["h2"], "http: /alive"),
         (&["http/1.1"], "tcp: true"),
     ] {
-        let server = tls_at(0, &authority, protocols);
+        let server = Server::tls_at(0, &authority, protocols);
         let (port, url) = (server.port(), format!("https://127.0.0.1:{}", server.port()));
         let services = service(
             std::slice::from_ref(&url),
@@ -174,14 +162,14 @@ fn a_check_over_tls_wants_the_certificate_that_requests_want() {
         assert!(!serin.log().contains("fails its health checks"));
         drop(server);
         wait_health(&serin, &url, 0.0);
-        let server = tls_at(port, &stranger, protocols);
+        let server = Server::tls_at(port, &stranger, protocols);
         let before = server.seen.connections.load(Ordering::SeqCst);
         wait_for("several checks of a stranger", SOON, || {
             (server.seen.connections.load(Ordering::SeqCst) > before + 4).then_some(())
         });
         assert!(serin.metric("serin_upstream_endpoint_healthy", &[]) < 0.5);
         drop(server);
-        let _server = tls_at(port, &authority, protocols);
+        let _server = Server::tls_at(port, &authority, protocols);
         wait_health(&serin, &url, 1.0);
     }
 }

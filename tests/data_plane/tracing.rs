@@ -1,12 +1,6 @@
 //! Trace context and spans: passed on untouched without a collector, continued and told with one.
 
-use crate::support::{
-    HEAD, Serin,
-    authority::Authority,
-    exchange,
-    http::{Server, Speaks},
-    wait_for,
-};
+use crate::support::{HEAD, Serin, authority::Authority, exchange, http::Server, wait_for};
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -209,14 +203,7 @@ fn a_collector_that_is_away_costs_spans_and_no_request() {
 fn a_collector_whose_authority_is_its_own_gets_spans_by_the_ca_that_is_named() {
     let (upstream, _requests) = recorder("200 OK");
     let (ours, other) = (Authority::new("ours"), Authority::new("other"));
-    let collector = Server::start(Speaks {
-        tls: Some(Authority::server(
-            &ours.issue(&["127.0.0.1"]),
-            &["http/1.1"],
-            None,
-        )),
-        ..Speaks::default()
-    });
+    let collector = Server::tls_at(0, &ours, &["http/1.1"]);
     let folder = tempfile::tempdir().unwrap();
     let ca = folder.path().join("ca.pem");
     std::fs::write(&ca, other.pem()).unwrap();

@@ -2,6 +2,7 @@
 //!
 //! The server does what the path says, so that one copy serves every case of a test.
 
+use super::authority::Authority;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body::{Body as _, Frame};
@@ -292,6 +293,19 @@ pub struct Speaks {
 }
 
 impl Server {
+    /// One at this port of 127.0.0.1 (0: any) that speaks these protocols over TLS, with a certificate of this authority.
+    pub fn tls_at(port: u16, authority: &Authority, protocols: &[&str]) -> Server {
+        Server::start(Speaks {
+            tls: Some(Authority::server(
+                &authority.issue(&["127.0.0.1"]),
+                protocols,
+                None,
+            )),
+            port,
+            ..Speaks::default()
+        })
+    }
+
     pub fn start(speaks: Speaks) -> Server {
         let seen = Arc::new(Seen::default());
         let (stop, stopping) = watch::channel(false);

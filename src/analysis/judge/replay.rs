@@ -6,6 +6,7 @@ use super::{
     Advice, Batch, Judge, JudgeConfig,
     record::{BadRecord, Begin, Decided, Reader, Recorded, fingerprint},
 };
+use serde::Serialize;
 
 /// One stretch of a recording; a judge that knows much is recorded in several, each of which begins with the judge as it was.
 #[derive(Debug, Clone, Copy)]
@@ -163,7 +164,8 @@ fn begun(reader: &mut Reader<'_>) -> Result<(String, Judge), BadRecord> {
 }
 
 /// A moment at which a judge with other parameters says something.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Moment {
     /// What.
     pub advice: Advice,
@@ -172,7 +174,7 @@ pub struct Moment {
     /// After so many seconds of the recording.
     pub seconds: f64,
     /// After so many requests of the canary.
-    pub canary: u64,
+    pub canary_requests: u64,
     /// In the judge's words.
     pub sentence: String,
 }
@@ -240,7 +242,7 @@ pub fn rejudge(
                     advice: decided.advice,
                     weight: judge.step().0,
                     seconds,
-                    canary,
+                    canary_requests: canary,
                     sentence: decided.sentence,
                 }),
             }
@@ -270,7 +272,7 @@ fn moment(judge: &Judge, seconds: f64, canary: u64) -> Moment {
         advice: report.advice,
         weight: judge.step().0,
         seconds,
-        canary,
+        canary_requests: canary,
         sentence: report.sentence,
     }
 }
@@ -385,7 +387,7 @@ mod tests {
         let when = |moments: &[Moment]| -> Vec<(Advice, u64)> {
             moments
                 .iter()
-                .map(|moment| (moment.advice, moment.canary))
+                .map(|moment| (moment.advice, moment.canary_requests))
                 .collect()
         };
         assert_eq!(when(&same.happened), when(&same.would), "{same:#?}");
@@ -401,7 +403,7 @@ mod tests {
         assert!(strict.end.sentence.starts_with("HOLD at 50%"), "{:?}", strict.end);
         let quick = rejudge(&stretches(&bytes), |config| JudgeConfig { alpha: 0.2, ..config }).unwrap();
         assert!(
-            quick.end.advice == Advice::Rollback && quick.end.canary < same.end.canary,
+            quick.end.advice == Advice::Rollback && quick.end.canary_requests < same.end.canary_requests,
             "{quick:#?}\n{same:#?}"
         );
     }

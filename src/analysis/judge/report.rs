@@ -1,6 +1,7 @@
 //! The judge in numbers, and in the one sentence that people read.
 
-use super::{Advice, Judge, Seen, Test};
+use super::{Advice, Judge, Seen, Test, sight::divided};
+use crate::model::thousands;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -313,8 +314,7 @@ impl Judge {
             Some(q) if stable == 0 => 1.0 - q,
             Some(_) | None => stable_bad as f64 / stable.max(1) as f64,
         };
-        let w = self.weight;
-        [w * bad, w * (1.0 - bad), (1.0 - w) * bad, (1.0 - w) * (1.0 - bad)]
+        divided(self.weight, bad, bad)
     }
 }
 
@@ -371,18 +371,6 @@ fn figure(number: f64) -> String {
     } else {
         general(number, 3)
     }
-}
-
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 fn time(seconds: u64) -> String {

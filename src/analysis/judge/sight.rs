@@ -60,8 +60,8 @@ impl JudgeConfig {
     }
 }
 
-/// How requests divide into canary bad, canary good, stable bad, stable good.
-fn divided(w: f64, canary: f64, stable: f64) -> [f64; 4] {
+/// How requests divide into canary bad, canary good, stable bad, stable good where such shares of both are bad.
+pub(super) fn divided(w: f64, canary: f64, stable: f64) -> [f64; 4] {
     [
         w * canary,
         w * (1.0 - canary),

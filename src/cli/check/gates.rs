@@ -4,13 +4,13 @@
 use super::{
     super::{
         args::CheckArgs,
-        render::{self, short, thousands},
+        render::{self, short},
     },
     timeline::metrics,
 };
 use crate::analysis::{Fault, JudgeConfig, MetricSpec, Provider, SerinMetric, SerinQuery, Threshold};
 use crate::config::Service;
-use crate::model::{Span, Weight};
+use crate::model::{Span, Weight, thousands};
 use crate::rollout::{Pause, Plan, Step, UntilEvidence};
 use std::{fmt::Write, time::Duration};
 
