@@ -9,10 +9,11 @@ use super::{
     command::{Accepted, Command, Expect},
     handle::Shared,
     judging,
+    keeping::Keeping,
     ledger::{Fact, Saved},
     managed::Managed,
     providers::{Outside, Reply},
-    store::{KeyRow, Retention, Row, Store, StoreError},
+    store::{KeyRow, Row, Store, StoreError},
 };
 use crate::{
     config::Config,
@@ -21,27 +22,14 @@ use crate::{
     upstream::{Endpoint, Services, TripReport},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 /// The longest the engine sleeps.
 const BEAT: Duration = Duration::from_secs(1);
-/// How often a sign of life is stored while a version is on trial.
-const ALIVE: Duration = Duration::from_secs(2);
-/// How often the past is swept.
-const SWEEP: Duration = Duration::from_secs(3600);
 /// How often series of versions that are gone are looked through.
 const TIDY: Duration = Duration::from_secs(60);
-/// How long the first retry of a failed write waits; doubles up to [`SLOWEST`].
-const RETRY: Duration = Duration::from_millis(200);
-const SLOWEST: Duration = Duration::from_secs(5);
-/// Attempts that wait for the store at most; they are logged in any case.
-const UNKEPT: usize = 1000;
 
 /// Sends requests where a configuration says, at the moment at which the engine calls it.
 pub(crate) struct Route(pub(crate) Box<dyn FnOnce() + Send>);
@@ -132,26 +120,13 @@ pub(crate) struct Engine {
     pub(super) inbox: mpsc::WeakUnboundedSender<Ask>,
     /// Wall and monotonic clock at the start: between them time never jumps.
     epoch: (Timestamp, Duration),
-    store_fails: Option<StoreFails>,
-    /// Attempts that could not be kept yet.
-    unkept: VecDeque<Attempt>,
+    pub(super) keeping: Keeping,
     /// For how long nobody served before this start.
     pub(super) downtime: Duration,
-    alive: Timestamp,
-    swept: Option<Timestamp>,
     tidied: Option<Timestamp>,
-    /// The last look of all judges, the last one out of turn, and when what they know was stored.
+    /// The last look of all judges, and the last one out of turn.
     judged: Timestamp,
     alarmed: Duration,
-    judges_saved: Timestamp,
-}
-
-/// The store has failed last time.
-#[derive(Debug)]
-struct StoreFails {
-    why: String,
-    wait: Duration,
-    next: Timestamp,
 }
 
 /// What [`Engine::open`] needs.
@@ -193,15 +168,11 @@ impl Engine {
             resting: BTreeMap::new(),
             shared: parts.shared,
             inbox: parts.inbox,
-            store_fails: None,
-            unkept: VecDeque::new(),
+            keeping: Keeping::new(wall),
             downtime: last.map_or(Duration::ZERO, |last| wall.since(last)),
-            alive: wall,
-            swept: None,
             tidied: None,
             judged: wall,
             alarmed: Duration::ZERO,
-            judges_saved: wall,
         };
         for service in stored {
             let name = &service.name;
@@ -332,11 +303,6 @@ impl Engine {
     /// Everything that is due.
     pub(super) fn turn(&mut self) {
         let now = self.now();
-        if self.store_fails.is_none()
-            && let Some(error) = self.store.trouble()
-        {
-            self.store_failed(&error);
-        }
         self.flush(now);
         let names: Vec<ServiceName> = self.managed.keys().cloned().collect();
         // All together, so that many services do not wake the engine one after the other.
@@ -356,18 +322,10 @@ impl Engine {
             self.sample(name, now);
             self.show_time(name, now);
         }
-        if now.since(self.judges_saved) >= judging::SAVE {
-            self.judges_saved = now;
-            self.save_judges();
-        }
-        self.keep_alive(now);
+        self.keep(now);
         if self.tidied.is_none_or(|tidied| now.since(tidied) >= TIDY) {
             self.tidied = Some(now);
             self.services.metrics().sweep(now);
-        }
-        if self.swept.is_none_or(|swept| now.since(swept) >= SWEEP) {
-            self.swept = Some(now);
-            self.sweep(now);
         }
     }
 
@@ -478,130 +436,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Stores rows, those first that could not be stored before.
-    fn append(
-        &mut self,
-        name: &ServiceName,
-        rows: &[Row],
-        saved: &Saved,
-        key: Option<&KeyRow>,
-    ) -> Result<Vec<u64>, Refusal> {
-        let waiting = self.managed.get(name).map_or(0, |managed| managed.unsaved.len());
-        let result = if waiting > 0 {
-            Err(self
-                .store_fails
-                .as_ref()
-                .map_or_else(String::new, |fails| fails.why.clone()))
-        } else {
-            let stored = self.store.append(name, rows, saved, key);
-            stored.map_err(|error| self.store_failed(&error))
-        };
-        match result {
-            Ok(ids) => {
-                self.store_works();
-                Ok(ids)
-            }
-            Err(why) => Err(Refusal::new(
-                RefusalKind::Unavailable,
-                "storeUnhealthy",
-                format!("it cannot be stored, so it was not done: {why}"),
-            )
-            .hint("mend the store; abort and undo work meanwhile")),
-        }
-    }
-
-    /// Counts and says once that the store fails; retried with growing patience.
-    pub(super) fn store_failed(&mut self, error: &StoreError) -> String {
-        let why = error.to_string();
-        self.services
-            .metrics()
-            .control
-            .store_errors
-            .with_label_values::<&str>(&[])
-            .inc();
-        let now = self.now();
-        let wait = self
-            .store_fails
-            .as_ref()
-            .map_or(RETRY, |fails| (fails.wait * 2).min(SLOWEST));
-        if self.store_fails.as_ref().is_none_or(|fails| fails.why != why) {
-            error!(error = %why, "the state cannot be stored, Serin tries again by itself: {why}");
-        }
-        let before = self.store_fails.replace(StoreFails {
-            why: why.clone(),
-            wait,
-            next: now.plus(wait),
-        });
-        self.shared.set_store_healthy(false);
-        if before.is_none_or(|before| before.why != why) {
-            self.publish_all();
-        }
-        why
-    }
-
-    fn store_works(&mut self) {
-        if self.store_fails.take().is_some() {
-            info!("the state can be stored again");
-            self.publish_all();
-        }
-        self.shared.set_store_healthy(true);
-    }
-
-    /// Every status shows whether the store works.
-    fn publish_all(&self) {
-        for name in self.managed.keys() {
-            self.publish_status(name);
-        }
-    }
-
-    /// Why the store fails, when it does.
-    pub(super) fn store_trouble(&self) -> Option<&str> {
-        self.store_fails.as_ref().map(|fails| fails.why.as_str())
-    }
-
-    /// Stores what was acted upon before it could be stored.
-    fn flush(&mut self, now: Timestamp) {
-        if self.store_fails.as_ref().is_none_or(|fails| fails.next > now) {
-            return;
-        }
-        let names: Vec<ServiceName> = self.managed.keys().cloned().collect();
-        let mut tried = false;
-        for name in names {
-            let Some(managed) = self.managed.get_mut(&name) else {
-                continue;
-            };
-            if managed.unsaved.is_empty() {
-                continue;
-            }
-            tried = true;
-            let rows = std::mem::take(&mut managed.unsaved);
-            let key = managed.unsaved_key.take();
-            let saved = managed.saved.clone();
-            match self.store.append(&name, &rows, &saved, key.as_ref()) {
-                Ok(ids) => {
-                    self.broadcast(&name, &rows, &ids);
-                    self.publish_status(&name);
-                }
-                Err(error) => {
-                    if let Some(managed) = self.managed.get_mut(&name) {
-                        (managed.unsaved, managed.unsaved_key) = (rows, key);
-                    }
-                    self.store_failed(&error);
-                    return;
-                }
-            }
-        }
-        if tried {
-            self.store_works();
-            self.keep_attempts();
-        } else if let Err(error) = self.store.settled(now) {
-            self.store_failed(&error);
-        } else {
-            self.store_works();
-            self.keep_attempts();
-        }
-    }
-
     /// The state is in force: the world follows.
     fn commit(&mut self, name: &ServiceName, next: Saved, now: Timestamp) {
         if let Some(managed) = self.managed.get_mut(name) {
@@ -647,72 +481,9 @@ impl Engine {
         self.publish_status(name);
     }
 
-    fn broadcast(&self, name: &ServiceName, rows: &[Row], ids: &[u64]) {
+    pub(super) fn broadcast(&self, name: &ServiceName, rows: &[Row], ids: &[u64]) {
         for (row, id) in rows.iter().zip(ids) {
             self.shared.tell(row.shown(*id, name));
-        }
-    }
-
-    /// Keeps an attempt, and writes it as one line.
-    pub(super) fn audit(&mut self, attempt: &Attempt) {
-        info!(
-            service = %attempt.service,
-            verb = %attempt.verb,
-            actor = %attempt.caller.actor,
-            role = %attempt.caller.role,
-            source = %attempt.caller.source,
-            reason = attempt.caller.reason.as_deref().unwrap_or(""),
-            key = attempt.caller.idempotency_key.as_deref().unwrap_or(""),
-            refused = attempt.refused.as_deref().unwrap_or(""),
-            before = %attempt.before,
-            after = %attempt.after,
-            "{} {} `{}`{}",
-            attempt.caller.actor,
-            attempt.verb,
-            attempt.service,
-            attempt.refused.as_deref().map_or(String::new(), |code| format!(": refused, {code}"))
-        );
-        self.unkept.push_back(attempt.clone());
-        self.unkept.truncate(UNKEPT);
-        self.keep_attempts();
-    }
-
-    fn keep_attempts(&mut self) {
-        while let Some(attempt) = self.unkept.front() {
-            if let Err(error) = self.store.audit(attempt) {
-                self.store_failed(&error);
-                return;
-            }
-            self.unkept.pop_front();
-        }
-    }
-
-    /// What judges know is stored with this turn or the next: something was decided by it.
-    pub(super) fn save_judges_soon(&mut self) {
-        self.judges_saved = Timestamp::default();
-    }
-
-    fn keep_alive(&mut self, now: Timestamp) {
-        let rolling = self
-            .managed
-            .values()
-            .any(|managed| managed.saved.state.rolling().is_some());
-        if !rolling || now.since(self.alive) < ALIVE || self.store_fails.is_some() {
-            return;
-        }
-        self.alive = now;
-        if let Err(error) = self.store.alive(now) {
-            self.store_failed(&error);
-        }
-    }
-
-    fn sweep(&mut self, now: Timestamp) {
-        let retention = Retention {
-            rollouts: self.config.state.keep_rollouts,
-            events: self.config.state.keep_events,
-        };
-        if let Err(error) = self.store.sweep(retention, now) {
-            self.store_failed(&error);
         }
     }
 
@@ -731,12 +502,7 @@ impl Engine {
     }
 
     fn end(&mut self) {
-        let now = self.now();
-        self.flush(now);
-        self.save_judges();
-        if let Err(error) = self.store.settled(now) {
-            self.store_failed(&error);
-        }
+        self.keep_all();
         for managed in self.managed.values_mut() {
             managed.stop_tasks();
         }

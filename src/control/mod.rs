@@ -12,6 +12,7 @@ mod gate;
 mod handle;
 mod hard_failure;
 mod judging;
+mod keeping;
 mod ledger;
 mod managed;
 mod observe;
