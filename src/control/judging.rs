@@ -274,6 +274,11 @@ impl Judging {
         self.feeds.retain(|feed| feed.may_bring_more(now));
     }
 
+    /// Whether there is a decision of which the store may not know what it was made from.
+    pub(super) fn has_decided(&self) -> bool {
+        self.seats.values().any(|seat| seat.recorder.has_decided())
+    }
+
     /// Whether a request of a canary has failed since this was asked last.
     fn take_alarm(&self) -> bool {
         let canaries = self.feeds.iter().filter_map(|feed| feed.canary.as_ref());
@@ -380,6 +385,20 @@ impl Managed {
         Some(seat)
     }
 
+    /// What its judges know, and what they were fed as far as that is not in the store.
+    pub(super) fn judges_to_store(&mut self) -> (Vec<JudgeRow>, Vec<Arc<RecordPart>>) {
+        unwritten(&mut self.judging.parts);
+        self.judging.cut_parts(&self.name);
+        let parts = self.judging.parts.clone();
+        if !self.is_judging() {
+            return (Vec::new(), parts);
+        }
+        let keys = self.failed_keys.as_ref().filter(|_| self.config.sticky.is_some());
+        let mut keys = keys.map(|(_, keys)| keys.taken()).unwrap_or_default();
+        keys.truncate(KEYS_KEPT);
+        (self.judging.rows(&self.name, &keys), parts)
+    }
+
     /// The canary's share after this one, by the plan.
     fn next_weight(&self, now: Weight) -> f64 {
         let step = self.saved.state.rolling().map_or(0, |rolling| rolling.step);
@@ -482,37 +501,33 @@ impl Engine {
         } else {
             managed.runs.insert(id, active);
         }
-        let gone_on = sentence
-            .filter(|_| beside && suffices)
-            .is_some_and(|sentence| self.let_go_on(name, run, sentence, now));
-        let speaker = speaker.filter(|_| gone_on);
-        let judging = self.managed.get_mut(name).map(|managed| &mut managed.judging);
-        if let Some(seat) = speaker.and_then(|speaker| judging?.seats.get_mut(&speaker)) {
-            seat.recorder.decided(&seat.judge, now);
+        let waiting = self.step_that_waits(name, now).filter(|_| beside && suffices);
+        let mut gone_on = false;
+        if let (Some(step), Some(message), Some(metric)) = (waiting, sentence, speaker) {
+            let managed = self.managed.get_mut(name);
+            if let Some(seat) = managed.and_then(|managed| managed.judging.seats.get_mut(&metric)) {
+                seat.recorder.decided(&seat.judge, now);
+            }
+            gone_on = self.let_go_on(name, run, step, message);
         }
         if told || gone_on {
-            // Whoever hears of a decision may ask what it was made from. Not stored while the last keeping goes on: then soon.
-            self.save_judges();
             self.save_judges_soon();
         }
     }
 
-    /// The step that waits for evidence has it; whether there was one.
-    fn let_go_on(&mut self, name: &ServiceName, run: RunId, message: String, now: Timestamp) -> bool {
+    /// The step that waits for evidence, if there is one.
+    fn step_that_waits(&self, name: &ServiceName, now: Timestamp) -> Option<usize> {
+        let managed = self.managed.get(name)?;
+        let rolling = managed.saved.state.rolling()?;
+        let waits = rolling.waits_for_evidence() && managed.quiet_until <= now;
+        waits.then_some(rolling.step)
+    }
+
+    /// The step that waits for evidence has it; whether that could be recorded.
+    fn let_go_on(&mut self, name: &ServiceName, run: RunId, step: usize, message: String) -> bool {
         let Some(managed) = self.managed.get(name) else {
             return false;
         };
-        let waiting = managed
-            .saved
-            .state
-            .rolling()
-            .filter(|rolling| rolling.waits_for_evidence());
-        let Some(step) = waiting.map(|rolling| rolling.step) else {
-            return false;
-        };
-        if managed.quiet_until > now {
-            return false;
-        }
         let analysis = managed.runs.get(&run.0).map(report::analysis);
         let numbers = json!({"analysis": analysis, "evidence": managed.numbers()});
         let event = Event::EvidenceSuffices { run, step, message };
@@ -523,28 +538,17 @@ impl Engine {
     pub(super) fn save_judges(&mut self) {
         let (mut rows, mut parts) = (Vec::new(), Vec::new());
         for managed in self.managed.values_mut() {
-            unwritten(&mut managed.judging.parts);
-            managed.judging.cut_parts(&managed.name);
-            parts.extend(managed.judging.parts.iter().cloned());
-        }
-        for managed in self.managed.values_mut().filter(|managed| managed.is_judging()) {
-            managed.judging.show();
-            let shown = managed
-                .judging
-                .shown
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
-            for active in managed.runs.values_mut() {
-                active.show_judges(&shown);
+            if managed.is_judging() {
+                managed.judging.show();
+                let shown = Arc::clone(&managed.judging.shown);
+                let shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+                for active in managed.runs.values_mut() {
+                    active.show_judges(&shown);
+                }
             }
-            let keys = managed
-                .failed_keys
-                .as_ref()
-                .filter(|_| managed.config.sticky.is_some());
-            let mut keys = keys.map(|(_, keys)| keys.taken()).unwrap_or_default();
-            keys.truncate(KEYS_KEPT);
-            rows.extend(managed.judging.rows(&managed.name, &keys));
+            let (of_one, fed) = managed.judges_to_store();
+            rows.extend(of_one);
+            parts.extend(fed);
         }
         // A store that fails is tried by its own patience.
         if rows.is_empty() && parts.is_empty() || self.store_trouble().is_some() {

@@ -70,6 +70,7 @@ impl Engine {
                 .as_ref()
                 .map_or_else(String::new, |fails| fails.why.clone()))
         } else {
+            self.store_evidence(name);
             let stored = self.store.append(name, rows, saved, key);
             stored.map_err(|error| self.store_failed(&error))
         };
@@ -144,7 +145,12 @@ impl Engine {
         {
             self.store_failed(&error);
         }
-        if self.keeping.fails.as_ref().is_none_or(|fails| fails.next > now) {
+        let is_due = match &self.keeping.fails {
+            Some(fails) => fails.next <= now,
+            // Another service may have found the store working before.
+            None => self.managed.values().any(|managed| !managed.unsaved.is_empty()),
+        };
+        if !is_due {
             return;
         }
         let names: Vec<ServiceName> = self.managed.keys().cloned().collect();
@@ -160,6 +166,7 @@ impl Engine {
             let rows = std::mem::take(&mut managed.unsaved);
             let key = managed.unsaved_key.take();
             let saved = managed.saved.clone();
+            self.store_evidence(&name);
             match self.store.append(&name, &rows, &saved, key.as_ref()) {
                 Ok(ids) => {
                     self.broadcast(&name, &rows, &ids);
@@ -248,6 +255,18 @@ impl Engine {
         }
     }
 
+    /// What a fact was decided from is on its way to the store before the fact: whoever reads of a decision can make it again.
+    fn store_evidence(&mut self, name: &ServiceName) {
+        let Some(managed) = self.managed.get_mut(name) else {
+            return;
+        };
+        if managed.judging.has_decided() {
+            let (rows, parts) = managed.judges_to_store();
+            // A disk that does not take it does not take the fact either, and that is told.
+            let _ = self.store.save_judges(&rows, &parts);
+        }
+    }
+
     /// Everything regular that is due.
     pub(super) fn keep(&mut self, now: Timestamp) {
         if now.since(self.keeping.judges_saved) >= judging::SAVE {
@@ -261,9 +280,12 @@ impl Engine {
         }
     }
 
-    /// The last chance.
+    /// The last chance: no patience any more.
     pub(super) fn keep_all(&mut self) {
         let now = self.now();
+        if let Some(fails) = &mut self.keeping.fails {
+            fails.next = now;
+        }
         self.flush(now);
         self.save_judges();
         if let Err(error) = self.store.settled(now) {

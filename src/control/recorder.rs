@@ -47,8 +47,10 @@ pub(super) struct Whose<'a> {
 pub(super) struct Recorder {
     place: Place,
     open: Vec<u8>,
-    /// So long it was after the last decision: another one without anything in between is the same.
-    decided: usize,
+    /// Nothing has come since the last decision: another one is the same.
+    decided: bool,
+    /// A decision is among what has not been taken yet.
+    has_decided: bool,
 }
 
 impl Recorder {
@@ -62,7 +64,8 @@ impl Recorder {
                 bytes: 0,
             },
             open: Vec::new(),
-            decided: 0,
+            decided: false,
+            has_decided: false,
         };
         recorder.begin_stretch(judge);
         recorder
@@ -73,7 +76,8 @@ impl Recorder {
         Recorder {
             place,
             open: Vec::new(),
-            decided: 0,
+            decided: false,
+            has_decided: false,
         }
     }
 
@@ -88,21 +92,28 @@ impl Recorder {
 
     /// The judge is about to be fed with this.
     pub(super) fn tick(&mut self, judge: &Judge, dt: Duration, batches: &[Batch]) {
+        self.decided = false;
         record::write::tick(&mut self.open, dt, batches, judge.step().0);
     }
 
     /// The judge is at another weight now.
     pub(super) fn entered(&mut self, judge: &Judge) {
+        self.decided = false;
         let (weight, next) = judge.step();
         record::write::enter(&mut self.open, weight, next);
     }
 
     /// Something is decided by what the judge knows now.
     pub(super) fn decided(&mut self, judge: &Judge, now: Timestamp) {
-        if self.decided == 0 || self.decided != self.open.len() {
+        if !self.decided {
             record::write::decided(&mut self.open, &Decided::of(judge, now));
-            self.decided = self.open.len();
+            (self.decided, self.has_decided) = (true, true);
         }
+    }
+
+    /// Whether a decision has been recorded since the last time that parts were taken.
+    pub(super) fn has_decided(&self) -> bool {
+        self.has_decided
     }
 
     /// Takes what has come since the last time into `parts`.
@@ -127,7 +138,7 @@ impl Recorder {
 
     fn take(&mut self, whose: Whose<'_>, parts: &mut Vec<Arc<RecordPart>>) {
         let bytes = std::mem::take(&mut self.open);
-        self.decided = 0;
+        self.has_decided = false;
         let long = bytes.len() as u64;
         parts.push(Arc::new(RecordPart {
             service: whose.service.to_string(),

@@ -110,6 +110,9 @@ pub(super) fn of(store: &dyn Store, service: &str, rollout: &str) -> Result<Opti
     let Some(known) = known else {
         return Ok(None);
     };
+    // Before what they were made from, which is stored before them.
+    let mut decisions = store.rollout_events(service, rollout)?;
+    decisions.retain(|event| ["evidence_suffices", "analysis_finished"].contains(&event.event.as_str()));
     let mut recordings: Vec<Recording> = Vec::new();
     for row in store.recorded(service, rollout)? {
         let stretch = StretchBytes {
@@ -128,8 +131,6 @@ pub(super) fn of(store: &dyn Store, service: &str, rollout: &str) -> Result<Opti
             });
         }
     }
-    let mut decisions = store.rollout_events(service, rollout)?;
-    decisions.retain(|event| ["evidence_suffices", "analysis_finished"].contains(&event.event.as_str()));
     Ok(Some(Recordings {
         rollout: known,
         recordings,

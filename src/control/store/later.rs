@@ -79,9 +79,13 @@ impl Later {
     pub(super) fn retry(&self, store: &dyn Store) {
         loop {
             // Not under the lock: it may take its time.
-            let Some(write) = self.state().failed.pop_front() else {
+            let mut state = self.state();
+            let Some(write) = state.failed.pop_front() else {
+                // What has come about is no trouble any more.
+                state.trouble = None;
                 return;
             };
+            drop(state);
             if let Err(error) = write(store) {
                 let mut state = self.state();
                 state.failed.push_front(write);

@@ -257,13 +257,13 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError>;
     /// The last analysis runs of a service, newest first.
     fn runs(&self, service: &str, limit: usize) -> Result<Vec<RunRow>, StoreError>;
-    /// Keeps what judges know and what they were fed: all of it or nothing. May come about a moment later, or not at all while
-    /// the last one goes on: what was kept before is then in force. Each part says when it is kept.
+    /// Keeps what judges know and what they were fed: all of it or nothing, before everything that is asked for after it. May
+    /// come about later, then together with what came after it. Each part says when it is kept.
     fn save_judges(&self, rows: &[JudgeRow], parts: &[Arc<RecordPart>]) -> Result<(), StoreError>;
     /// What the judges of a service knew.
     fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError>;
     /// What the judges of a rollout were fed, by metric and time.
     fn recorded(&self, service: &str, rollout: &str) -> Result<Vec<StretchRow>, StoreError>;
-    /// Forgets what is older than it must be.
+    /// Forgets what is older than it must be. May come about later.
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError>;
 }

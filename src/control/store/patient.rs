@@ -20,7 +20,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicUsize, Ordering},
         mpsc,
     },
     thread,
@@ -41,14 +41,45 @@ pub(crate) struct Patient {
     path: PathBuf,
     jobs: mpsc::Sender<Job>,
     patience: Duration,
-    /// A call was given up and has not come back.
-    stuck: Arc<AtomicBool>,
+    /// Calls that were given up and have not come back.
+    stuck: Arc<AtomicUsize>,
     later: Later,
-    /// The last keeping of judges is still going on, and how the one before it failed.
-    keeps_judges: Arc<AtomicBool>,
-    judges_failed: Arc<Mutex<Option<StoreError>>>,
+    /// What of the judges waits for its turn.
+    judges: Arc<Mutex<Judges>>,
     /// What is stored for each service: what taking back goes back to.
     stored: Arc<Mutex<BTreeMap<ServiceName, Saved>>>,
+}
+
+/// What judges know and were fed, as far as it waits.
+#[derive(Default)]
+struct Judges {
+    rows: Vec<JudgeRow>,
+    parts: Vec<Arc<RecordPart>>,
+}
+
+impl Judges {
+    fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.parts.is_empty()
+    }
+
+    /// Of each judge the newer is kept, of what it was fed everything.
+    fn add(&mut self, newer: Judges) {
+        let replaced = |row: &JudgeRow| {
+            let same = |new: &JudgeRow| (&new.service, &new.metric) == (&row.service, &row.metric);
+            newer.rows.iter().any(same)
+        };
+        self.rows.retain(|row| !replaced(row));
+        self.rows.extend(newer.rows);
+        for part in newer.parts {
+            if !self.parts.iter().any(|known| Arc::ptr_eq(known, &part)) {
+                self.parts.push(part);
+            }
+        }
+    }
+}
+
+fn lock(judges: &Mutex<Judges>) -> std::sync::MutexGuard<'_, Judges> {
+    judges.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Patient {
@@ -85,8 +116,7 @@ impl Patient {
             patience,
             stuck: Arc::default(),
             later: Later::default(),
-            keeps_judges: Arc::default(),
-            judges_failed: Arc::default(),
+            judges: Arc::default(),
             stored: Arc::default(),
         })
     }
@@ -105,7 +135,7 @@ impl Patient {
         job: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
         take_back: impl Fn(&dyn Store, &T) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        if self.stuck.load(Ordering::Acquire) {
+        if self.stuck.load(Ordering::Acquire) > 0 {
             return Err(self.hangs());
         }
         let (reply, answer) = mpsc::sync_channel(1);
@@ -124,7 +154,7 @@ impl Patient {
                 {
                     thread::sleep(AGAIN);
                 }
-                stuck.store(false, Ordering::Release);
+                stuck.fetch_sub(1, Ordering::AcqRel);
             } else {
                 // Before the answer: whoever has it may close the file and open it again at once.
                 drop(inner);
@@ -143,7 +173,7 @@ impl Patient {
             return result;
         }
         *late = true;
-        self.stuck.store(true, Ordering::Release);
+        self.stuck.fetch_add(1, Ordering::AcqRel);
         Err(self.hangs())
     }
 
@@ -223,6 +253,9 @@ impl Store for Patient {
     }
 
     fn settled(&self, at: Timestamp) -> Result<(), StoreError> {
+        if self.later.hangs(self.patience) {
+            return Err(self.hangs());
+        }
         let later = self.later.clone();
         self.ask_idempotent(move |store| {
             later.retry(store);
@@ -282,28 +315,35 @@ impl Store for Patient {
         self.ask_idempotent(move |store| store.runs(&service, limit))
     }
 
-    /// Without waiting: it comes every second, and nothing depends on it. While the last one goes on there is no next.
+    /// Without waiting. What has not had its turn when the next comes is stored with it.
     fn save_judges(&self, rows: &[JudgeRow], parts: &[Arc<RecordPart>]) -> Result<(), StoreError> {
-        if self.stuck.load(Ordering::Acquire) {
-            return Err(self.hangs());
-        }
-        let failed = || self.judges_failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = failed().take() {
-            return Err(error);
-        }
-        if self.keeps_judges.swap(true, Ordering::AcqRel) {
+        let news = Judges {
+            rows: rows.to_vec(),
+            parts: parts.to_vec(),
+        };
+        let mut waiting = lock(&self.judges);
+        let is_on_its_way = !waiting.is_empty();
+        waiting.add(news);
+        drop(waiting);
+        if is_on_its_way {
             return Ok(());
         }
-        let (inner, rows, parts) = (Arc::clone(&self.inner), rows.to_vec(), parts.to_vec());
-        let (keeps, failed) = (Arc::clone(&self.keeps_judges), Arc::clone(&self.judges_failed));
-        let job: Job = Box::new(move || {
-            if let Err(error) = inner.save_judges(&rows, &parts) {
-                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        let judges = Arc::clone(&self.judges);
+        let sent = self.later(Box::new(move |store| {
+            let mut now = std::mem::take(&mut *lock(&judges));
+            let kept = store.save_judges(&now.rows, &now.parts);
+            if kept.is_err() {
+                let mut waiting = lock(&judges);
+                now.add(std::mem::take(&mut *waiting));
+                *waiting = now;
             }
-            drop(inner);
-            keeps.store(false, Ordering::Release);
-        });
-        self.jobs.send(job).map_err(|_| self.hangs())
+            kept
+        }));
+        if sent.is_err() {
+            // Nobody comes for it; whoever asks next brings all of it again.
+            *lock(&self.judges) = Judges::default();
+        }
+        sent
     }
 
     fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError> {
@@ -317,6 +357,6 @@ impl Store for Patient {
     }
 
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
-        self.ask_idempotent(move |store| store.sweep(retention, now))
+        self.later(Box::new(move |store| store.sweep(retention, now)))
     }
 }

@@ -116,6 +116,7 @@ impl Store for Hanging {
         self.inner.runs(service, limit)
     }
     fn save_judges(&self, rows: &[JudgeRow], parts: &[Arc<RecordPart>]) -> Result<(), StoreError> {
+        self.wait();
         self.inner.save_judges(rows, parts)
     }
     fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError> {
@@ -230,4 +231,47 @@ async fn records_that_hang_are_told_of_and_kept_when_the_disk_answers() {
         .await;
     let kept = disk.inner.attempts("shop", 10).unwrap();
     assert_eq!(kept[0].verb, "promote", "{kept:?}");
+}
+
+fn judge_row(json: &str) -> JudgeRow {
+    JudgeRow {
+        service: "shop".to_owned(),
+        metric: "errors".to_owned(),
+        json: json.to_owned(),
+    }
+}
+
+#[test]
+fn what_judges_know_is_stored_at_a_stop_though_an_older_keeping_is_still_going_on() {
+    let disk = Hanging::new();
+    let patient = Patient::with(disk.clone(), "serin.db".into(), Duration::from_secs(60)).unwrap();
+    disk.hang(Hangs::Records);
+    for known in ["1", "2", "3"] {
+        patient.save_judges(&[judge_row(known)], &[]).unwrap();
+    }
+    disk.hang(Hangs::Nothing);
+    patient.settled(Timestamp::from_secs(1)).unwrap();
+    let kept = disk.inner.judges("shop").unwrap();
+    assert_eq!(kept, [judge_row("3")]);
+}
+
+#[test]
+fn a_disk_that_is_known_to_hang_is_not_waited_for_again() {
+    let disk = Hanging::new();
+    let patience = Duration::from_millis(100);
+    let patient = Patient::with(disk.clone(), "serin.db".into(), patience).unwrap();
+    disk.hang(Hangs::Records);
+    patient.save_judges(&[judge_row("1")], &[]).unwrap();
+    let hung = loop {
+        if let Some(trouble) = patient.trouble() {
+            break trouble;
+        }
+        std::thread::yield_now();
+    };
+    // A call that waited would be given up, and from then on everything would fail until it came back.
+    assert_eq!(patient.settled(Timestamp::from_secs(1)), Err(hung));
+    disk.hang(Hangs::Nothing);
+    patient.recall("shop", "key", Timestamp::from_secs(1)).unwrap();
+    patient.settled(Timestamp::from_secs(1)).unwrap();
+    assert_eq!(disk.inner.judges("shop").unwrap().len(), 1);
 }

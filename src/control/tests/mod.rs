@@ -102,6 +102,8 @@ pub(super) struct Faulty {
     pub(super) fails: AtomicBool,
     /// Facts may be appended so many times; negative: for ever.
     pub(super) appends: AtomicI64,
+    /// Once a fact of this name is stored nothing is stored any more.
+    pub(super) dies_after: Mutex<Option<&'static str>>,
     /// For each run that was stored, its phase and the weight in force at that moment, of the services that are watched.
     pub(super) runs: Mutex<Vec<(String, Weight)>>,
     pub(super) watched: Mutex<Option<Services>>,
@@ -113,6 +115,7 @@ impl Faulty {
             inner,
             fails: AtomicBool::new(false),
             appends: AtomicI64::new(-1),
+            dies_after: Mutex::default(),
             runs: Mutex::default(),
             watched: Mutex::default(),
         })
@@ -146,7 +149,12 @@ impl Store for Faulty {
         self.check()?;
         let left = self.appends.load(Ordering::SeqCst);
         self.appends.store(left - i64::from(left > 0), Ordering::SeqCst);
-        self.inner.append(service, rows, saved, key)
+        let stored = self.inner.append(service, rows, saved, key);
+        let last = *self.dies_after.lock().unwrap();
+        if rows.iter().any(|row| Some(row.fact.name()) == last) {
+            self.fails.store(true, Ordering::SeqCst);
+        }
+        stored
     }
     fn take_back(
         &self,

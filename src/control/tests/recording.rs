@@ -108,6 +108,33 @@ async fn a_recording_goes_on_over_a_kill_and_a_store_that_fails() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_power_cut_right_after_a_decision_leaves_what_it_was_made_from() {
+    for (fact, advice) in [
+        ("evidence_suffices", Advice::Proceed),
+        ("analysis_finished", Advice::Rollback),
+    ] {
+        let config = config(BESIDE, &judge(""));
+        let lab = Lab::new(config.clone());
+        lab.serve(Role::Stable, 20_000, 3);
+        seconds(2).await;
+        lab.deploy("v2", 9002).await.unwrap();
+        lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
+            .await;
+        *lab.store.dies_after.lock().unwrap() = Some(fact);
+        let is_bad = advice == Advice::Rollback;
+        while !lab.store.fails.load(Ordering::SeqCst) {
+            lab.traffic(1000, if is_bad { 0.5 } else { 0.0 }).await;
+        }
+        let lab = lab.kill_and_restart(config, Duration::from_secs(10)).await;
+        let recordings = recorded(&lab).await;
+        assert_eq!(recordings.decisions.last().unwrap().event, fact);
+        let replayed = again(&recordings.recordings[0]);
+        assert!(replayed.is_same(), "{fact}: {replayed:#?}");
+        assert_eq!(advices(&replayed), [advice], "{fact}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_retry_has_its_recording_and_all_go_with_the_rollout() {
     let lab = Lab::new(config(BESIDE, &judge("")));
     for attempt in 1..=2 {

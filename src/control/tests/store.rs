@@ -223,6 +223,55 @@ async fn what_is_left_after_a_sweep_still_replays_to_the_same_state() {
     assert_eq!(loaded[0].replayed.as_ref(), Some(&loaded[0].saved));
 }
 
+/// An abort acted first, and the store could not take it.
+async fn aborted_while_the_store_fails(lab: &Lab) {
+    lab.deploy("v2", 9002).await.unwrap();
+    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
+        .await;
+    lab.store.fails.store(true, Ordering::SeqCst);
+    lab.command(Command::Abort).await.unwrap();
+    // Long enough for the patience to grow to its most.
+    seconds(30).await;
+    lab.store.fails.store(false, Ordering::SeqCst);
+}
+
+fn is_abort_stored(lab: &Lab) -> bool {
+    let events = lab.store.inner.last_events("shop", 10).unwrap();
+    events.iter().any(|event| event.event == "abort")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clean_stop_stores_what_acted_first_though_the_store_failed_a_moment_ago() {
+    let lab = Lab::new(config(STEPS, ERRORS));
+    aborted_while_the_store_fails(&lab).await;
+    lab.control.shutdown().await;
+    assert!(is_abort_stored(&lab));
+    let lab = lab
+        .kill_and_restart(config(STEPS, ERRORS), Duration::from_secs(10))
+        .await;
+    assert_eq!(
+        (lab.status().phase, lab.weight()),
+        (Phase::Degraded, Weight::ZERO)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_acted_first_is_stored_though_another_service_finds_the_store_working_before() {
+    let other = "  - {name: other, stable: {version: v1, endpoints: [\"http://127.0.0.1:9101\"]}}";
+    let lab = Lab::new(config(&format!("{STEPS}\n{other}"), ERRORS));
+    aborted_while_the_store_fails(&lab).await;
+    let deploy = Command::Deploy(Deploy::of(v("v2"), vec![url(9102)]));
+    let accepted = lab
+        .control
+        .command("other", deploy, Expect::default(), caller())
+        .await;
+    accepted.unwrap();
+    assert!(lab.control.is_store_healthy());
+    seconds(10).await;
+    assert!(is_abort_stored(&lab));
+    lab.command(Command::Retry).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_could_not_be_kept_is_kept_when_the_store_works_again() {
     let lab = Lab::new(config(STEPS, ERRORS));
