@@ -6,7 +6,7 @@ use super::decode::Located;
 use super::listener::socket_address;
 use super::secret::Redacted;
 use super::tls::TlsConfig;
-use crate::model::{ServiceName, Span};
+use crate::model::{ByteSize, ServiceName, Span};
 use rustls_pki_types::ServerName;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -59,7 +59,7 @@ pub(super) struct TelemetryConfig {
 pub(super) struct StateConfig {
     /// Relative to this file. Absent: serin.db.
     path: Option<String>,
-    /// Absent: rollouts 100, events 90d.
+    /// Absent: rollouts 100, events 90d, recordings 1GiB.
     #[serde(default)]
     retention: RetentionConfig,
 }
@@ -71,6 +71,8 @@ struct RetentionConfig {
     rollouts: Option<u32>,
     /// Absent: 90d.
     events: Option<Span>,
+    /// When the state file holds more, what judges were fed in older rollouts goes. Absent: 1GiB.
+    recordings: Option<ByteSize>,
 }
 
 /// Where the REST API is served when nothing is written.
@@ -227,5 +229,6 @@ pub(super) fn state(config: Option<&StateConfig>, cx: &Cx) -> StateStore {
         path: cx.resolve(config.path.as_deref().unwrap_or("serin.db")),
         keep_rollouts: config.retention.rollouts.unwrap_or(100),
         keep_events: config.retention.events.unwrap_or(Span::secs(90 * 86_400)),
+        keep_recordings: config.retention.recordings.unwrap_or(ByteSize::kib(1024 * 1024)),
     }
 }

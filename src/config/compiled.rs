@@ -348,6 +348,8 @@ pub struct StateStore {
     pub keep_rollouts: u32,
     /// How long events are kept; 90d.
     pub keep_events: Span,
+    /// What the file may hold before the recordings of older rollouts go; 1GiB. Those of each service's last rollout stay.
+    pub keep_recordings: ByteSize,
 }
 
 /// A service: what requests it takes and how its versions change.

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::analysis::{JudgeConfig, MetricSpec, Provider};
-use crate::model::{Role, Span, Weight};
+use crate::model::{ByteSize, Role, Span, Weight};
 use crate::rollout::{Step, Strategy, UntilEvidence};
 use std::{path::Path, sync::Arc};
 
@@ -91,8 +91,12 @@ fn every_default_is_what_the_design_says() {
     assert_eq!(config.telemetry, None);
     assert_eq!(config.state.path, Path::new("config/serin.db"));
     assert_eq!(
-        (config.state.keep_rollouts, config.state.keep_events),
-        (100, Span::secs(90 * 86_400))
+        (
+            config.state.keep_rollouts,
+            config.state.keep_events,
+            config.state.keep_recordings
+        ),
+        (100, Span::secs(90 * 86_400), ByteSize::bytes(1 << 30))
     );
     let service = &config.services[0];
     assert!(service.matches.is_empty() && service.canary.is_none());

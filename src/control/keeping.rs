@@ -249,6 +249,7 @@ impl Engine {
         let retention = Retention {
             rollouts: self.config.state.keep_rollouts,
             events: self.config.state.keep_events,
+            recordings: self.config.state.keep_recordings,
         };
         if let Err(error) = self.store.sweep(retention, now) {
             self.store_failed(&error);

@@ -18,7 +18,7 @@ use super::{
     ledger::{Fact, Saved},
 };
 use crate::{
-    model::{ServiceName, Span, Timestamp, Weight},
+    model::{ByteSize, ServiceName, Span, Timestamp, Weight},
     rollout::Phase,
 };
 use std::{
@@ -202,6 +202,8 @@ pub(crate) struct KeyRow {
 pub(crate) struct Retention {
     pub(crate) rollouts: u32,
     pub(crate) events: Span,
+    /// When the store holds more bytes, recordings of older rollouts go; those of each service's last rollout stay.
+    pub(crate) recordings: ByteSize,
 }
 
 /// Remembers. A call returns when it is safe on the disk, or has failed and changed nothing; those that say so may come about

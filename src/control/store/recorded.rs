@@ -77,13 +77,48 @@ pub(super) fn read(
     Ok(stretches)
 }
 
-/// Forgets recordings of rollouts that are forgotten.
-pub(super) fn sweep(connection: &Connection) -> rusqlite::Result<()> {
+fn forget(connection: &Connection, service: &str, rollout: &str) -> rusqlite::Result<()> {
     connection
-        .execute(
-            "DELETE FROM recorded WHERE NOT EXISTS (SELECT 1 FROM rollouts WHERE rollouts.service = recorded.service
-             AND rollouts.id = recorded.rollout)",
-            [],
-        )
+        .prepare_cached("DELETE FROM recorded WHERE service = ?1 AND rollout = ?2")?
+        .execute(params![service, rollout])
         .map(drop)
+}
+
+/// Forgets all but the last `keep` rollouts of each service, and their recordings.
+pub(super) fn sweep_rollouts(connection: &Connection, keep: u32) -> rusqlite::Result<()> {
+    let mut old = connection.prepare(
+        "DELETE FROM rollouts WHERE (SELECT count(*) FROM rollouts AS newer WHERE newer.service = rollouts.service
+         AND newer.started > rollouts.started) >= ?1 RETURNING service, id",
+    )?;
+    let old = old.query_map(params![keep], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+    })?;
+    let old: Vec<(String, String)> = old.collect::<rusqlite::Result<_>>()?;
+    for (service, rollout) in old {
+        forget(connection, &service, &rollout)?;
+    }
+    Ok(())
+}
+
+/// Forgets recordings, of the rollouts that began first, until the file holds no more than `most` bytes. The last rollout of
+/// each service keeps its own.
+pub(super) fn sweep_to(connection: &Connection, most: u64) -> rusqlite::Result<()> {
+    let pragma = |what: &str| {
+        connection
+            .pragma_query_value(None, what, |row| row.get(0))
+            .map(number)
+    };
+    let page = pragma("page_size")?;
+    let mut oldest = connection.prepare(
+        "SELECT service, id FROM rollouts WHERE
+         EXISTS (SELECT 1 FROM rollouts AS newer WHERE newer.service = rollouts.service AND newer.started > rollouts.started)
+         AND EXISTS (SELECT 1 FROM recorded WHERE recorded.service = rollouts.service AND recorded.rollout = rollouts.id)
+         ORDER BY started",
+    )?;
+    let mut oldest = oldest.query([])?;
+    while (pragma("page_count")? - pragma("freelist_count")?) * page > most {
+        let Some(row) = oldest.next()? else { break };
+        forget(connection, &row.get::<_, String>(0)?, &row.get::<_, String>(1)?)?;
+    }
+    Ok(())
 }

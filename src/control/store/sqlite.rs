@@ -181,15 +181,7 @@ impl SqliteStore {
                 known: schema::FORMAT,
             });
         }
-        let check: String = connection
-            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-            .map_err(sql)?;
-        if check != "ok" {
-            return Err(StoreError::Damaged {
-                path: self.path.clone(),
-                why: check,
-            });
-        }
+        self.check(&connection)?;
         connection
             .query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0))
             .map_err(sql)?;
@@ -214,6 +206,31 @@ impl SqliteStore {
             .pragma_update(None, "user_version", schema::FORMAT)
             .map_err(sql)?;
         transaction.commit().map_err(sql)
+    }
+
+    /// Whether what decisions depend on is whole. Recordings are not looked at: they may be a thousand times as long, and a
+    /// start must not wait for them.
+    fn check(&self, connection: &Connection) -> Result<(), StoreError> {
+        let sql = |error: rusqlite::Error| self.failed(&error);
+        let mut tables = connection
+            .prepare("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT IN ('recorded', 'sqlite_sequence')")
+            .map_err(sql)?;
+        let tables = tables.query_map([], |row| row.get::<_, String>(0)).map_err(sql)?;
+        for table in tables {
+            let table = table.map_err(sql)?;
+            let found: String = connection
+                .query_row("SELECT * FROM pragma_quick_check(?1)", params![table], |row| {
+                    row.get(0)
+                })
+                .map_err(sql)?;
+            if found != "ok" {
+                return Err(StoreError::Damaged {
+                    path: self.path.clone(),
+                    why: found,
+                });
+            }
+        }
+        Ok(())
     }
 
     fn content(service: &str) -> impl Fn(String) -> StoreError + '_ {
@@ -719,13 +736,7 @@ impl Store for SqliteStore {
                 params![millis(now.minus(KEY_LIFE))],
             )
             .map_err(failed)?;
-        transaction
-            .execute(
-                "DELETE FROM rollouts WHERE (SELECT count(*) FROM rollouts AS newer WHERE newer.service = rollouts.service
-                 AND newer.started > rollouts.started) >= ?1",
-                params![retention.rollouts],
-            )
-            .map_err(failed)?;
+        recorded::sweep_rollouts(&transaction, retention.rollouts).map_err(failed)?;
         transaction
             .execute(
                 "DELETE FROM runs WHERE NOT EXISTS (SELECT 1 FROM rollouts WHERE rollouts.service = runs.service
@@ -733,7 +744,7 @@ impl Store for SqliteStore {
                 [],
             )
             .map_err(failed)?;
-        recorded::sweep(&transaction).map_err(failed)?;
+        recorded::sweep_to(&transaction, retention.recordings.as_u64()).map_err(failed)?;
         transaction.commit().map_err(failed)
     }
 }
@@ -878,17 +889,8 @@ mod tests {
     #[test]
     fn parts_beyond_the_one_that_is_written_are_of_a_past_that_a_crash_has_undone() {
         let store = SqliteStore::in_memory().unwrap();
-        let write = |stretch: u64, part: u64, bytes: &[u8]| {
-            let part = Arc::new(RecordPart {
-                service: "shop".into(),
-                rollout: "1".into(),
-                metric: "no-worse".into(),
-                began: Timestamp::from_secs(1),
-                stretch,
-                part,
-                bytes: bytes.to_vec(),
-                written: false.into(),
-            });
+        let write = |stretch: u64, number: u64, bytes: &[u8]| {
+            let part = part("1", (stretch, number), bytes.to_vec());
             store.save_judges(&[], &[Arc::clone(&part)]).unwrap();
             assert!(part.written.load(Ordering::Acquire));
         };
@@ -906,6 +908,82 @@ mod tests {
         write(1, 0, b"d");
         write(2, 0, b"e");
         assert_eq!(read(), [(1, b"d".to_vec()), (2, b"e".to_vec())], "the last two");
+    }
+
+    fn part(rollout: &str, (stretch, number): (u64, u64), bytes: Vec<u8>) -> Arc<RecordPart> {
+        Arc::new(RecordPart {
+            service: "shop".into(),
+            rollout: rollout.into(),
+            metric: "no-worse".into(),
+            began: Timestamp::from_secs(1),
+            stretch,
+            part: number,
+            bytes,
+            written: false.into(),
+        })
+    }
+
+    #[test]
+    fn recordings_of_older_rollouts_go_when_the_file_is_full_and_the_last_one_stays() {
+        let store = SqliteStore::in_memory().unwrap();
+        for (started, rollout) in (1..).zip(["first", "second", "third"]) {
+            let connection = store.connection();
+            let row = params![rollout, started];
+            let insert = "INSERT INTO rollouts (service, id, started, shown) VALUES ('shop', ?1, ?2, '{}')";
+            connection.execute(insert, row).unwrap();
+            drop(connection);
+            let parts: Vec<_> = (0..100)
+                .map(|number| part(rollout, (0, number), vec![7; 4000]))
+                .collect();
+            store.save_judges(&[], &parts).unwrap();
+        }
+        let left = |most: u64| -> Vec<usize> {
+            let retention = Retention {
+                rollouts: 10,
+                events: crate::model::Span::secs(60),
+                recordings: crate::model::ByteSize::kib(most),
+            };
+            store.sweep(retention, Timestamp::from_secs(100)).unwrap();
+            let of = |rollout| store.recorded("shop", rollout).unwrap().len();
+            ["first", "second", "third"].map(of).to_vec()
+        };
+        assert_eq!(left(4096), [1, 1, 1]);
+        assert_eq!(left(1200), [0, 1, 1]);
+        assert_eq!(left(1), [0, 0, 1]);
+        assert_eq!(store.recorded("shop", "third").unwrap()[0].bytes.len(), 400_000);
+    }
+
+    #[test]
+    fn damage_to_a_recording_does_not_keep_serin_from_starting_and_any_other_does() {
+        for (table, starts) in [("recorded", true), ("attempts", false)] {
+            let (_directory, path) = file();
+            let store = SqliteStore::open(&path).unwrap();
+            let text = "MARKED".repeat(500);
+            let parts: Vec<_> = (0..50)
+                .map(|number| part("1", (0, number), text.as_bytes().to_vec()))
+                .collect();
+            if table == "recorded" {
+                store.save_judges(&[], &parts).unwrap();
+            } else {
+                for _ in 0..50 {
+                    let insert = "INSERT INTO attempts (at, service, attempt) VALUES (1, 'shop', ?1)";
+                    store.connection().execute(insert, params![text]).unwrap();
+                }
+            }
+            drop(store);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = bytes.windows(6).position(|six| six == b"MARKED").unwrap();
+            let page = at / 4096 * 4096;
+            bytes[page..page + 16].fill(0xff);
+            std::fs::write(&path, bytes).unwrap();
+            match SqliteStore::open(&path) {
+                Ok(_) => assert!(starts, "{table}"),
+                Err(error) => {
+                    assert!(!starts, "{table}: {error}");
+                    assert!(error.to_string().contains("is damaged"), "{error}");
+                }
+            }
+        }
     }
 
     #[test]
@@ -943,6 +1021,7 @@ mod tests {
         let retention = Retention {
             rollouts: 100,
             events: crate::model::Span::secs(90 * 86_400),
+            recordings: crate::model::ByteSize::kib(1024),
         };
         store
             .sweep(retention, at.plus(KEY_LIFE + Duration::from_secs(1)))

@@ -161,6 +161,7 @@ async fn each_retry_has_its_recording_and_all_go_with_the_rollout() {
     let none = Retention {
         rollouts: 0,
         events: crate::model::Span::secs(3600),
+        recordings: crate::model::ByteSize::kib(1024),
     };
     lab.store.inner.sweep(none, lab.clock.wall()).unwrap();
     assert!(lab.store.inner.recorded("shop", &rollout).unwrap().is_empty());

@@ -212,6 +212,7 @@ async fn what_is_left_after_a_sweep_still_replays_to_the_same_state() {
     let retention = Retention {
         rollouts: 2,
         events: crate::model::Span::secs(90),
+        recordings: crate::model::ByteSize::kib(1024),
     };
     let before = lab.store.inner.events(None, 0, 1000).unwrap().len();
     let now = lab.status().updated.plus(Duration::from_secs(60));
