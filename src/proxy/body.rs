@@ -452,7 +452,8 @@ pub(super) struct OutBody {
 )]
 enum Kind {
     Own(Option<Bytes>),
-    Upstream(Upstream),
+    /// In a box: an answer goes from hand to hand until hyper has it.
+    Upstream(Box<Upstream>),
 }
 
 #[derive(Debug)]
@@ -518,7 +519,7 @@ impl OutBody {
             pieces: 0,
         };
         OutBody {
-            kind: Kind::Upstream(upstream),
+            kind: Kind::Upstream(Box::new(upstream)),
             in_service: None,
             stream: None,
         }

@@ -60,45 +60,37 @@ pub(super) struct Outbound<'a> {
 }
 
 /// How an attempt failed, and what may be done about it.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "lives on the stack of one failed attempt; a box would be an allocation more"
-)]
 enum Missed {
-    /// Not a byte of the request reached the application: trying elsewhere is always safe.
-    NeverReached(Parts, Failure),
+    /// Not a byte of the request reached the application: trying elsewhere is always safe. The head is back in its place.
+    NeverReached(Failure),
     /// It may have had an effect; trying again is safe only for a request that may be repeated.
     Lost(Failure),
     /// Nothing more to try.
     Final(Failure, Outcome),
 }
 
-type Answered = (Response<Incoming>, Exchange);
-type Unanswered = (Failure, Outcome, Exchange);
-
-/// Sends the request until something answers or nothing is left to try.
+/// Sends the request until something answers or nothing is left to try. What is large is lent: each hand-over of a head or of
+/// an exchange by value would copy it twice.
 pub(super) async fn forward(
     to: Outbound<'_>,
-    parts: Parts,
+    head: &mut Option<Parts>,
     body: Option<&BodyHandle>,
-    mut exchange: Exchange,
-) -> Result<Answered, Unanswered> {
+    exchange: &mut Exchange,
+) -> Result<Response<Incoming>, (Failure, Outcome)> {
     let mut role = to.role;
     let mut tried: Vec<u64> = Vec::new();
     // The head is kept for a repeat only when a repeat would be allowed: the copy is the price of closing the keep-alive race.
-    let spare = if is_idempotent(&parts.method) {
-        Spare::of(&parts)
-    } else {
-        None
-    };
+    let may_repeat = |parts: &&Parts| is_idempotent(&parts.method);
+    let spare = head.as_ref().filter(may_repeat).and_then(Spare::of);
     let again = || spare.as_ref().and_then(Spare::restore);
-    let mut next = Some(parts);
     let mut last = Failure::UNREACHABLE;
     // An answer that did not come in time may still have an effect; nobody is down, so nobody else takes over.
     let mut stays = false;
     let mut given_up = false;
     for attempt in 0..MOST_ATTEMPTS {
-        let Some(head) = next.take() else { break };
+        if head.is_none() {
+            break;
+        }
         given_up = role == Role::Canary
             && !stays
             && (given_up
@@ -113,9 +105,8 @@ pub(super) async fn forward(
             role = Role::Stable;
             tried.clear();
             if !exchange.rescue() {
-                return Err((Failure::OVERLOAD, Outcome::Failed, exchange));
+                return Err((Failure::OVERLOAD, Outcome::Failed));
             }
-            next = Some(head);
             continue;
         };
         if !tried.is_empty() {
@@ -130,18 +121,17 @@ pub(super) async fn forward(
                 head,
                 spare.as_ref(),
                 body,
-                &mut exchange,
+                exchange,
                 fresh_wanted,
                 role,
             )
             .await
         {
-            Ok(response) => return Ok((response, exchange)),
-            Err(Missed::Final(failure, outcome)) => return Err((failure, outcome, exchange)),
-            Err(Missed::NeverReached(head, failure)) => {
+            Ok(response) => return Ok(response),
+            Err(Missed::Final(failure, outcome)) => return Err((failure, outcome)),
+            Err(Missed::NeverReached(failure)) => {
                 last = failure;
                 tried.push(endpoint.id);
-                next = Some(head);
             }
             Err(Missed::Lost(failure)) => {
                 last = failure;
@@ -155,22 +145,22 @@ pub(super) async fn forward(
                 });
                 if is_alone {
                     // Nobody of this version is left to ask, which costs no budget: stable takes over, or it ends.
-                    next = again();
+                    *head = again();
                 } else if to.client.worker.may_retry(to.entry, exchange.serving()) {
-                    next = again();
+                    *head = again();
                 } else {
                     exchange.retried(Retry::OverBudget);
                     if role == Role::Canary && !stays {
                         // No budget for more of the canary. Stable has room: without a canary it would have had this
                         // request too.
                         given_up = true;
-                        next = again();
+                        *head = again();
                     }
                 }
             }
         }
     }
-    Err((last, Outcome::Failed, exchange))
+    Err((last, Outcome::Failed))
 }
 
 impl Outbound<'_> {
@@ -200,7 +190,7 @@ impl Outbound<'_> {
     async fn attempt(
         &self,
         connections: &Rc<Connections<RequestBody>>,
-        mut head: Parts,
+        head: &mut Option<Parts>,
         spare: Option<&Spare>,
         body: Option<&BodyHandle>,
         exchange: &mut Exchange,
@@ -226,11 +216,13 @@ impl Outbound<'_> {
             };
             let mut lease = match leased {
                 Ok(lease) => lease,
-                Err(error) => return Err(self.unconnected(endpoint, head, &error, exchange, role)),
+                Err(error) => return Err(self.unconnected(endpoint, &error, exchange, role)),
             };
             let reused = lease.reused;
-            let own = spare_of_one(&head, spare, body, &lease);
-            let outgoing = self.outgoing(head, body, &lease, endpoint);
+            // There is one whenever an attempt begins, and after each round that has another.
+            let Some(parts) = head.take() else { break };
+            let own = spare_of_one(&parts, spare, body, &lease);
+            let outgoing = self.outgoing(parts, body, &lease, endpoint);
             // The time that connecting took is not the version's to answer in.
             let begun = if reused { now } else { Instant::now() };
             exchange.connected(begun.saturating_duration_since(now));
@@ -263,7 +255,7 @@ impl Outbound<'_> {
                     ..
                 })) if reused => {
                     // The kept connection was closed before a byte went out.
-                    head = restore(*request);
+                    *head = Some(restore(*request));
                 }
                 Some(Err(SendError { returned, error })) => {
                     if let Some(fault) = body.and_then(BodyHandle::fault) {
@@ -282,21 +274,24 @@ impl Outbound<'_> {
                     if body.is_none_or(BodyHandle::is_replayable)
                         && let Some(again) = again.and_then(Spare::restore)
                     {
-                        head = again;
+                        *head = Some(again);
                         if round < 2 {
                             exchange.attempted(Attempt::Reset);
                             new = race;
                             continue;
                         }
                         // Nobody was there who would do it: as good as unreachable.
-                        let _ = self.unanswered(endpoint, None, &error, exchange, (role, reused));
+                        let _ = self.unanswered(endpoint, false, &error, exchange, (role, reused));
                         break;
                     }
-                    return Err(self.unanswered(endpoint, returned, &error, exchange, (role, reused)));
+                    let missed =
+                        self.unanswered(endpoint, returned.is_some(), &error, exchange, (role, reused));
+                    *head = returned.map(|request| restore(*request));
+                    return Err(missed);
                 }
             }
         }
-        Err(Missed::NeverReached(head, Failure::UNREACHABLE))
+        Err(Missed::NeverReached(Failure::UNREACHABLE))
     }
 
     /// Waits for a response head until the deadline, which begins when the request has been sent. HTTP/1.1 connections share
@@ -358,7 +353,6 @@ impl Outbound<'_> {
     fn unconnected(
         &self,
         endpoint: &Endpoint,
-        head: Parts,
         error: &ConnectError,
         exchange: &mut Exchange,
         role: Role,
@@ -380,13 +374,13 @@ impl Outbound<'_> {
         exchange.attempted(Attempt::ConnectFailed);
         exchange.judge(Outcome::Failed);
         self.blame(endpoint, role, &Chain(error));
-        Missed::NeverReached(head, Failure::UNREACHABLE)
+        Missed::NeverReached(Failure::UNREACHABLE)
     }
 
     fn unanswered(
         &self,
         endpoint: &Endpoint,
-        returned: Option<Box<Request<RequestBody>>>,
+        returned: bool,
         error: &hyper::Error,
         exchange: &mut Exchange,
         (role, reused): (Role, bool),
@@ -401,9 +395,10 @@ impl Outbound<'_> {
         exchange.judge(Outcome::Failed);
         exchange.attempted(Attempt::Reset);
         self.blame(endpoint, role, &Chain(error));
-        match returned {
-            Some(request) => Missed::NeverReached(restore(*request), Failure::UNREACHABLE),
-            None => Missed::Lost(Failure::RESET),
+        if returned {
+            Missed::NeverReached(Failure::UNREACHABLE)
+        } else {
+            Missed::Lost(Failure::RESET)
         }
     }
 

@@ -184,12 +184,12 @@ async fn handle(
         upgrade: upgrade.as_ref(),
         expects,
     };
-    let answered = forward::forward(outbound, parts, source.as_ref(), exchange).await;
+    let answered = forward::forward(outbound, &mut Some(parts), source.as_ref(), &mut exchange).await;
     let asking = source.filter(|source| !source.has_ended());
     client.progress.unread.set(asking.is_some());
-    let (mut response, exchange) = match answered {
-        Ok(answered) => answered,
-        Err((failure, outcome, exchange)) => {
+    let mut response = match answered {
+        Ok(response) => response,
+        Err((failure, outcome)) => {
             exchange.fail(failure, outcome, form);
             return Err((failure, None));
         }
