@@ -8,6 +8,7 @@ mod args;
 mod condition;
 mod json_path;
 mod judge;
+mod mann_whitney;
 mod outcome;
 mod run;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use json_path::JsonPath;
 pub use judge::{
     Advice, Batch, Eta, Fault, Judge, JudgeConfig, JudgeReport, TestReport, against_itself, record, replay,
 };
+pub use mann_whitney::{Compared, Direction, MOST_SAMPLES, MannWhitney};
 pub use outcome::{Measurement, Outcome, RunPhase};
 pub use run::{Ignored, MetricState, Run};
 pub use spec::{

@@ -197,6 +197,14 @@ impl Run {
         Ok(())
     }
 
+    /// What is said of the measurement of metric `index` while it is in flight.
+    pub fn note(&mut self, index: usize, message: String) {
+        let state = self.metrics.get_mut(index).filter(|state| state.in_flight);
+        if let Some(last) = state.and_then(|state| state.measurements.last_mut()) {
+            last.message = Some(message);
+        }
+    }
+
     /// The run is told to stop: measurements in flight end as Inconclusive, the phase is the worst so far (P4).
     pub fn terminate(&mut self, now: Timestamp) {
         if !self.phase.is_completed() {
@@ -263,7 +271,9 @@ impl Run {
         }
         let timeout = match &spec.provider {
             Provider::Serin(query) => query.no_data_timeout.as_duration(),
-            Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) => Duration::ZERO,
+            Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) | Provider::MannWhitney(_) => {
+                Duration::ZERO
+            }
         };
         let began = state.measurements.last().map_or(now, |last| last.started);
         let since = *state.waiting_since.get_or_insert(began);

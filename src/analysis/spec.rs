@@ -1,6 +1,10 @@
 //! What a template asks to be measured: the metric, its limits and its provider, spelled as in Argo Rollouts.
 
-use super::{args::ArgSpec, judge::JudgeConfig};
+use super::{
+    args::ArgSpec,
+    judge::JudgeConfig,
+    mann_whitney::{Compared, MannWhitney},
+};
 use crate::model::{Role, Span};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::{collections::BTreeMap, path::PathBuf};
@@ -131,6 +135,10 @@ impl MetricSpec {
         self.on_error.unwrap_or(match &self.provider {
             Provider::Serin(_) | Provider::Judge(_) => OnError::Abort,
             Provider::Prometheus(_) | Provider::Web(_) => OnError::Pause,
+            Provider::MannWhitney(test) => match test.of {
+                Compared::Own(_) => OnError::Abort,
+                Compared::Asked { .. } => OnError::Pause,
+            },
         })
     }
 }
@@ -170,6 +178,8 @@ pub enum Provider {
     Web(WebQuery),
     /// The sequential judge over Serin's own counters; written `judge:` beside the metric's name.
     Judge(JudgeConfig),
+    /// The rank test, once over a window; written `mannWhitney:` beside the metric's name.
+    MannWhitney(MannWhitney),
 }
 
 /// A question to Serin's own counters.

@@ -59,7 +59,9 @@ impl Threshold {
                 };
                 (requests.unwrap_or(ASSUMED_REQUESTS), requests.is_some(), metric)
             }
-            Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) => return None,
+            Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) | Provider::MannWhitney(_) => {
+                return None;
+            }
         };
         // Everything becomes "fails from this error rate on".
         let (limit, healthy) = match rate_of {

@@ -3,7 +3,7 @@
 use super::compiled::{Config, Service};
 use super::cx::Cx;
 use super::template::CompiledTemplate;
-use crate::analysis::{Conditions, MetricSpec, Outcome, Provider, Threshold};
+use crate::analysis::{Compared, Conditions, MetricSpec, Outcome, Provider, Threshold};
 use crate::model::Weight;
 use crate::rollout::{Step, Strategy};
 
@@ -99,10 +99,19 @@ pub(super) fn advise_template(compiled: &CompiledTemplate, cx: &mut Cx) {
 
 /// At 5 % a query over both versions sees a twentieth of the harm.
 fn blind_query(metric: &MetricSpec, path: &str, cx: &mut Cx) {
-    let (key, text) = match &metric.provider {
-        Provider::Prometheus(query) => ("provider.prometheus.query", query.query.clone()),
+    let (at, provider) = match &metric.provider {
+        Provider::MannWhitney(test) => match &test.of {
+            Compared::Asked { canary, .. } => ("mannWhitney.canary", &**canary),
+            Compared::Own(_) => return,
+        },
+        other @ (Provider::Serin(_) | Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_)) => {
+            ("provider", other)
+        }
+    };
+    let (key, text) = match provider {
+        Provider::Prometheus(query) => ("prometheus.query", query.query.clone()),
         Provider::Web(query) => (
-            "provider.web.url",
+            "web.url",
             format!("{} {}", query.url, query.body.as_deref().unwrap_or("")),
         ),
         Provider::Serin(query) => {
@@ -112,14 +121,14 @@ fn blind_query(metric: &MetricSpec, path: &str, cx: &mut Cx) {
             }
             return;
         }
-        Provider::Judge(_) => return,
+        Provider::Judge(_) | Provider::MannWhitney(_) => return,
     };
     // Any argument may be what selects it: only a text without arguments is surely blind.
     let lower = text.to_lowercase();
     let selects = lower.contains("canary") || lower.contains("{{args.") && !only_service(&lower);
     if !selects {
         cx.warn(
-            &format!("{path}.{key}"),
+            &format!("{path}.{at}.{key}"),
             "does not select the canary: at 5 % it sees a twentieth of the harm",
             "add version=\"{{args.canary-version}}\", or use the provider serin",
         );

@@ -81,8 +81,13 @@ pub(super) fn foreign_key(owner: &str, key: &str) -> Option<Foreign> {
         (
             "ProviderConfig",
             "datadog" | "newRelic" | "wavefront" | "cloudWatch" | "graphite" | "influxdb" | "skywalking"
-            | "job" | "kayenta" | "plugin",
+            | "job" | "plugin",
         ) => OTHER_PROVIDER,
+        ("ProviderConfig", "kayenta") => Foreign::Refused(
+            "Serin does not ask Kayenta, but has its test",
+            "write mannWhitney: {…} instead of provider, once for each metric of the canary configuration; or judge: {}, which may \
+             be asked at any time",
+        ),
         ("PrometheusConfig", "authentication") => Foreign::Refused(
             "authentication is given as a header here",
             "write headers: {Authorization: \"Bearer {{args.token}}\"} and args: [{name: token, secretFile: …}]",

@@ -15,8 +15,10 @@ mod filters;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod health;
+mod judge;
 mod listener;
 mod load;
+mod mann_whitney;
 mod matching;
 mod observe;
 mod own;

@@ -2,14 +2,14 @@
 
 use super::cx::Cx;
 use super::decode::Located;
-use super::units::Share;
+use super::judge::{self, JudgeConfig};
+use super::mann_whitney::{self, MannWhitneyConfig};
 use super::upstream_tls::ca_of;
 use crate::analysis::{
     self, ArgSpec, MetricSpec, OnError, OnNoData, PrometheusQuery, Provider, SerinMetric, SerinQuery,
     Template, WebQuery,
 };
 use crate::model::{Role, Span};
-use crate::stats::MOST_CUTS;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use std::{collections::BTreeMap, fmt};
 
@@ -65,20 +65,21 @@ pub(super) struct MetricConfig {
     #[serde(default)]
     dry_run: bool,
     /// Absent: inconclusive.
-    #[serde(default)]
-    on_no_data: OnNoData,
+    on_no_data: Option<OnNoData>,
     /// Absent: pause for providers outside Serin, abort for serin.
     on_error: Option<OnError>,
-    /// One of this and `judge`.
+    /// One of this, `judge` and `mannWhitney`.
     provider: Option<ProviderConfig>,
     /// The sequential judge: no provider, interval or condition.
     judge: Option<JudgeConfig>,
+    /// The rank test, once over a window: no provider, interval or condition.
+    mann_whitney: Option<MannWhitneyConfig>,
 }
 
 /// Exactly one.
 #[derive(Debug, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct ProviderConfig {
+pub(super) struct ProviderConfig {
     serin: Option<SerinConfig>,
     prometheus: Option<PrometheusConfig>,
     web: Option<WebConfig>,
@@ -144,43 +145,6 @@ struct WebConfig {
     insecure: bool,
 }
 
-#[derive(Debug, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct JudgeConfig {
-    /// The risk of a false rollback over the whole rollout. Absent: 1%.
-    alpha: Option<Share>,
-    /// The risk of raising the weight of a canary that does more harm than `harmBudget`. Absent: 5%.
-    beta: Option<Share>,
-    /// Absent: the default written at each.
-    errors: Option<JudgeErrors>,
-    /// Absent: the defaults written at each.
-    latency: Option<JudgeLatency>,
-    /// Extra failed requests per request that the next weight may cost. Absent: 0.1pp.
-    harm_budget: Option<Share>,
-    /// For so long after its first request only a canary three times as slow is slow. Absent: 30s.
-    warmup: Option<Span>,
-    /// The same after each weight. Absent: 5s.
-    step_warmup: Option<Span>,
-    /// A step takes at least this long. Absent: 10s.
-    min_step: Option<Span>,
-    /// While stable itself fails more than this, the weight is not raised. Absent: 2%.
-    freeze: Option<Share>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct JudgeErrors {
-    /// A higher error rate by this is no reason to roll back. Absent: 0.05pp.
-    tolerate: Option<Share>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct JudgeLatency {
-    /// Which quantiles of stable's latency are compared; an empty list for none. Absent: 0.5, 0.9, 0.99.
-    quantiles: Option<Vec<f64>>,
-    /// How much slower is no reason to roll back. Absent: 10%.
-    tolerate: Option<Share>,
-}
-
 /// A mapping, or Argo's list of `{key, value}`.
 #[derive(Debug, Default)]
 struct Headers(BTreeMap<String, String>);
@@ -240,30 +204,9 @@ pub(super) fn compile(config: &Located<TemplateConfig>, cx: &mut Cx) -> Compiled
     let mut metrics: Vec<MetricSpec> = Vec::new();
     let mut metric_paths = Vec::new();
     for Located { path, value: metric } in &config.metrics {
-        let provider = match (&metric.provider, &metric.judge) {
-            (Some(provider), None) => compile_provider(provider, &format!("{path}.provider"), cx),
-            (None, Some(judge)) => {
-                unmixed(metric, path, cx);
-                Some(Provider::Judge(compile_judge(
-                    judge,
-                    &format!("{path}.judge"),
-                    cx,
-                )))
-            }
-            (Some(_), Some(_)) => {
-                cx.error(path, "provider and judge exclude each other", "keep one of them");
-                None
-            }
-            (None, None) => {
-                cx.error(
-                    path,
-                    "the metric has no provider",
-                    "add for example provider: {serin: {metric: errorRate}}, or judge: {}",
-                );
-                None
-            }
+        let Some(provider) = compile_kind(metric, path, cx) else {
+            continue;
         };
-        let Some(provider) = provider else { continue };
         if metrics.iter().any(|other| other.name == metric.name) {
             let what = format!("two metrics of this template are called `{}`", metric.name);
             cx.error(&format!("{path}.name"), what, "rename one");
@@ -293,11 +236,53 @@ pub(super) fn compile(config: &Located<TemplateConfig>, cx: &mut Cx) -> Compiled
     }
 }
 
-/// A judge looks at every request: keys that say when and how often to measure mean nothing to it.
-fn unmixed(metric: &MetricConfig, path: &str, cx: &mut Cx) {
+/// Exactly one of the three ways to come to a verdict.
+fn compile_kind(metric: &MetricConfig, path: &str, cx: &mut Cx) -> Option<Provider> {
+    match (&metric.provider, &metric.judge, &metric.mann_whitney) {
+        (Some(provider), None, None) => compile_provider(provider, &format!("{path}.provider"), cx),
+        (None, Some(config), None) => {
+            unmixed(metric, JUDGE, path, cx);
+            if metric.initial_delay.is_some() {
+                cx.error(&format!("{path}.initialDelay"), JUDGE, "remove it");
+            }
+            let path = format!("{path}.judge");
+            Some(Provider::Judge(judge::compile(config, &path, cx)))
+        }
+        (None, None, Some(test)) => {
+            unmixed(metric, RANKS, path, cx);
+            if test.critical && metric.on_no_data.is_some_and(|written| written != OnNoData::Fail) {
+                cx.error(
+                    &format!("{path}.onNoData"),
+                    "critical says that no data is a failure",
+                    "remove one of them",
+                );
+            }
+            mann_whitney::compile(test, &format!("{path}.mannWhitney"), cx)
+        }
+        (None, None, None) => {
+            cx.error(
+                path,
+                "the metric has no provider",
+                "add for example provider: {serin: {metric: errorRate}}, or judge: {}",
+            );
+            None
+        }
+        (_, _, _) => {
+            let what = "provider, judge and mannWhitney exclude each other";
+            cx.error(path, what, "keep one of them");
+            None
+        }
+    }
+}
+
+const JUDGE: &str = "a judge looks at every request: it has no interval, count, limit or condition";
+const RANKS: &str = "a rank test is made once, over its own window: it has no count, limit or condition, and its interval \
+                     stands in mannWhitney";
+
+/// Keys that say when and how often to measure mean nothing to what decides by itself.
+fn unmixed(metric: &MetricConfig, why: &str, path: &str, cx: &mut Cx) {
     let foreign = [
         ("interval", metric.interval.is_some()),
-        ("initialDelay", metric.initial_delay.is_some()),
         ("count", metric.count.is_some()),
         ("duration", metric.duration.is_some()),
         ("failureLimit", metric.failure_limit.is_some()),
@@ -311,69 +296,7 @@ fn unmixed(metric: &MetricConfig, path: &str, cx: &mut Cx) {
         ("failureCondition", metric.failure_condition.is_some()),
     ];
     for (key, _) in foreign.iter().filter(|(_, written)| *written) {
-        cx.error(
-            &format!("{path}.{key}"),
-            "a judge looks at every request: it has no interval, count, limit or condition",
-            "remove it",
-        );
-    }
-}
-
-fn compile_judge(config: &JudgeConfig, path: &str, cx: &mut Cx) -> analysis::JudgeConfig {
-    let default = analysis::JudgeConfig::default();
-    let mut share = |share: Option<Share>, key: &str, within: std::ops::RangeInclusive<f64>, default: f64| {
-        let Some(Share(share)) = share else {
-            return default;
-        };
-        if !within.contains(&share) {
-            let (from, to) = (100.0 * within.start(), 100.0 * within.end());
-            cx.error(
-                &format!("{path}.{key}"),
-                format!("{}% is not between {from}% and {to}%", 100.0 * share),
-                "",
-            );
-        }
-        share
-    };
-    let alpha = share(config.alpha, "alpha", 1e-6..=0.2, default.alpha);
-    let beta = share(config.beta, "beta", 1e-6..=0.5, default.beta);
-    let errors = config.errors.as_ref().and_then(|errors| errors.tolerate);
-    let err_delta = share(errors, "errors.tolerate", 0.0..=0.5, default.err_delta);
-    let slower = config.latency.as_ref().and_then(|latency| latency.tolerate);
-    let lat_tol = share(slower, "latency.tolerate", 0.0..=9.0, default.lat_tol);
-    let harm_budget = share(config.harm_budget, "harmBudget", 1e-5..=0.5, default.harm_budget);
-    let freeze_stable_err = share(config.freeze, "freeze", 0.0..=1.0, default.freeze_stable_err);
-    let quantiles = config
-        .latency
-        .as_ref()
-        .and_then(|latency| latency.quantiles.as_ref());
-    let mut lat_q = quantiles.cloned().unwrap_or(default.lat_q.clone());
-    lat_q.sort_by(f64::total_cmp);
-    lat_q.dedup();
-    let right = |q: &f64| (0.01..=0.9999).contains(q);
-    if !lat_q.iter().all(right) || lat_q.len() > MOST_CUTS {
-        cx.error(
-            &format!("{path}.latency.quantiles"),
-            format!("at most {MOST_CUTS} quantiles between 0.01 and 0.9999 are compared"),
-            "write for example [0.5, 0.9, 0.99]",
-        );
-        lat_q.retain(right);
-        lat_q.truncate(MOST_CUTS);
-    }
-    let seconds =
-        |span: Option<Span>, default: f64| span.map_or(default, |span| span.as_duration().as_secs_f64());
-    analysis::JudgeConfig {
-        alpha,
-        beta,
-        err_delta,
-        lat_tol,
-        lat_q,
-        harm_budget,
-        freeze_stable_err,
-        warmup_s: seconds(config.warmup, default.warmup_s),
-        step_warmup_s: seconds(config.step_warmup, default.step_warmup_s),
-        min_step_s: seconds(config.min_step, default.min_step_s),
-        ..default
+        cx.error(&format!("{path}.{key}"), why, "remove it");
     }
 }
 
@@ -461,7 +384,14 @@ fn compile_arg(arg: &Located<ArgConfig>, cx: &mut Cx) -> ArgSpec {
 const NOT_KEPT: &str = "what comes from the environment here is stored with each rollout and may be shown";
 
 fn compile_metric(metric: &MetricConfig, provider: Provider) -> MetricSpec {
-    let default = MetricSpec::named(&metric.name, provider);
+    let mut default = MetricSpec::named(&metric.name, provider);
+    if let Some(test) = &metric.mann_whitney {
+        // Another window after one that could not be measured would be another question.
+        default.consecutive_error_limit = 0;
+        if test.critical {
+            default.on_no_data = OnNoData::Fail;
+        }
+    }
     MetricSpec {
         interval: metric.interval,
         initial_delay: metric.initial_delay,
@@ -478,13 +408,13 @@ fn compile_metric(metric: &MetricConfig, provider: Provider) -> MetricSpec {
         success_condition: metric.success_condition.clone(),
         failure_condition: metric.failure_condition.clone(),
         dry_run: metric.dry_run,
-        on_no_data: metric.on_no_data,
+        on_no_data: metric.on_no_data.unwrap_or(default.on_no_data),
         on_error: metric.on_error,
         ..default
     }
 }
 
-fn compile_provider(config: &ProviderConfig, path: &str, cx: &mut Cx) -> Option<Provider> {
+pub(super) fn compile_provider(config: &ProviderConfig, path: &str, cx: &mut Cx) -> Option<Provider> {
     match (&config.serin, &config.prometheus, &config.web) {
         (Some(query), None, None) => Some(Provider::Serin(serin(query, &format!("{path}.serin"), cx))),
         (None, Some(query), None) => Some(Provider::Prometheus(prometheus(
@@ -630,6 +560,27 @@ fn web(config: &WebConfig, path: &str, cx: &mut Cx) -> WebQuery {
     }
 }
 
+/// What of a provider may hold arguments, with its key.
+fn with_arguments_in(provider: &ProviderConfig, at: &str) -> Vec<(String, Option<String>)> {
+    let headers = |of: &Headers, which: &str| -> Vec<(String, Option<String>)> {
+        let text =
+            |(name, value): (&String, &String)| (format!("{at}.{which}.headers.{name}"), Some(value.clone()));
+        of.0.iter().map(text).collect()
+    };
+    let mut texts = Vec::new();
+    if let Some(query) = &provider.prometheus {
+        texts.push((format!("{at}.prometheus.address"), Some(query.address.clone())));
+        texts.push((format!("{at}.prometheus.query"), Some(query.query.clone())));
+        texts.extend(headers(&query.headers, "prometheus"));
+    }
+    if let Some(query) = &provider.web {
+        texts.push((format!("{at}.web.url"), Some(query.url.clone())));
+        texts.push((format!("{at}.web.body"), query.body.clone()));
+        texts.extend(headers(&query.headers, "web"));
+    }
+    texts
+}
+
 /// Whatever `{{args.x}}` a template uses must be declared or built in.
 fn check_arguments(config: &TemplateConfig, template: &Template, cx: &mut Cx) {
     let mut args = analysis::Args::built_in("service", "canary", "stable");
@@ -649,26 +600,10 @@ fn check_arguments(config: &TemplateConfig, template: &Template, cx: &mut Cx) {
             ("failureCondition".to_owned(), metric.failure_condition.clone()),
         ];
         if let Some(provider) = &metric.provider {
-            if let Some(query) = &provider.prometheus {
-                texts.push((
-                    "provider.prometheus.address".to_owned(),
-                    Some(query.address.clone()),
-                ));
-                texts.push(("provider.prometheus.query".to_owned(), Some(query.query.clone())));
-                let headers = query.headers.0.iter();
-                texts.extend(headers.map(|(name, value)| {
-                    (format!("provider.prometheus.headers.{name}"), Some(value.clone()))
-                }));
-            }
-            if let Some(query) = &provider.web {
-                texts.push(("provider.web.url".to_owned(), Some(query.url.clone())));
-                texts.push(("provider.web.body".to_owned(), query.body.clone()));
-                let headers = query.headers.0.iter();
-                texts.extend(
-                    headers
-                        .map(|(name, value)| (format!("provider.web.headers.{name}"), Some(value.clone()))),
-                );
-            }
+            texts.extend(with_arguments_in(provider, "provider"));
+        }
+        for (side, provider) in metric.mann_whitney.iter().flat_map(MannWhitneyConfig::providers) {
+            texts.extend(with_arguments_in(provider, &format!("mannWhitney.{side}")));
         }
         for (key, text) in texts
             .iter()

@@ -938,7 +938,10 @@ fn a_judge_is_what_is_written_and_otherwise_the_default() {
     let config = good(&text);
     let judge = |metric: &MetricSpec| match &metric.provider {
         Provider::Judge(judge) => judge.clone(),
-        other @ (Provider::Serin(_) | Provider::Prometheus(_) | Provider::Web(_)) => panic!("{other:?}"),
+        other @ (Provider::Serin(_)
+        | Provider::Prometheus(_)
+        | Provider::Web(_)
+        | Provider::MannWhitney(_)) => panic!("{other:?}"),
     };
     let written = judge(&config.templates["check"].metrics[0]);
     assert_eq!(
@@ -1226,8 +1229,9 @@ fn a_file_of_nothing_but_faults_is_answered_soon_and_bounded() {
     assert!(faults(&keys).contains("more keys than Serin reads"));
 }
 
-const SAMPLES: [&str; 5] = [
+const SAMPLES: [&str; 6] = [
     include_str!("../../config/edge.yaml"),
+    include_str!("../../config/kayenta.yaml"),
     include_str!("../../config/minimal.yaml"),
     include_str!("../../config/order-gateway.yaml"),
     include_str!("../../config/prometheus.yaml"),

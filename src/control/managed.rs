@@ -165,7 +165,7 @@ impl Managed {
     pub(super) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
         let machine = self.saved.state.next_wakeup(&self.saved.plan);
         let machine = machine.map(|due| due.max(self.quiet_until));
-        let runs = self.runs.values().filter_map(|active| active.run.next_due());
+        let runs = self.runs.values().filter_map(ActiveRun::next_due);
         let runs = runs.map(|due| due.max(self.quiet_until)).min();
         let fate = self.fate.as_ref().map(|_| now.plus(Duration::from_millis(100)));
         let waiting = self.waiting_version().is_some() && !self.gate.in_flight;

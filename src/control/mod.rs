@@ -18,6 +18,7 @@ mod managed;
 mod observe;
 mod perform;
 mod providers;
+mod ranks;
 mod reach;
 mod ready;
 mod recorder;

@@ -9,6 +9,7 @@ use super::{
     ledger::{Fact, RunRecord},
     managed::Managed,
     providers::{Answer, External, Reply, serin},
+    ranks::Ranks,
     report, samples,
     store::RunRow,
 };
@@ -50,6 +51,8 @@ struct ActiveMetric {
     task: Option<JoinHandle<()>>,
     /// What the judge said last.
     judged: Option<JudgeReport>,
+    /// The rank test that it is.
+    ranks: Option<Ranks>,
 }
 
 #[derive(Debug, Clone)]
@@ -58,6 +61,8 @@ enum Source {
     External(External),
     /// Nobody is asked: `judging` speaks by itself.
     Judge,
+    /// Sampled over a window: `ranks` sees to it.
+    Ranks,
 }
 
 /// A run as it is kept: to be shown, and to be gone on with after a restart.
@@ -84,8 +89,47 @@ impl ActiveRun {
             Provider::Judge(config) if open && !state.phase.is_completed() => {
                 Some((index, spec.name.as_str(), config))
             }
-            Provider::Judge(_) | Provider::Serin(_) | Provider::Prometheus(_) | Provider::Web(_) => None,
+            Provider::Judge(_)
+            | Provider::Serin(_)
+            | Provider::Prometheus(_)
+            | Provider::Web(_)
+            | Provider::MannWhitney(_) => None,
         })
+    }
+
+    /// When a measurement or a sample of it is due.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        let metrics = self.metrics.iter().zip(&self.run.metrics);
+        let samples = metrics.filter_map(|(metric, state)| {
+            let ranks = metric.ranks.as_ref().filter(|_| state.in_flight)?;
+            ranks.next()
+        });
+        samples.chain(self.run.next_due()).min()
+    }
+
+    /// The rank test of a metric, while it takes samples.
+    pub(super) fn ranks(&mut self, index: usize) -> Option<&mut Ranks> {
+        let goes_on = self.run.metrics.get(index).is_some_and(|state| state.in_flight);
+        let metric = self.metrics.get_mut(index).filter(|_| goes_on)?;
+        metric.ranks.as_mut()
+    }
+
+    /// Whether somebody outside has not answered yet.
+    pub(super) fn is_asking(&self, index: usize) -> bool {
+        self.metrics
+            .get(index)
+            .is_some_and(|metric| metric.task.is_some())
+    }
+
+    pub(super) fn asks(&mut self, index: usize, task: JoinHandle<()>) {
+        if let Some(metric) = self.metrics.get_mut(index) {
+            metric.task = Some(task);
+        }
+    }
+
+    /// Without the secrets among its arguments.
+    pub(super) fn redacted(&self, text: &str) -> String {
+        self.args.redact(text)
     }
 
     /// What the judge of a metric says.
@@ -214,11 +258,16 @@ fn activate(spec: &mut MetricSpec, args: &Args) -> Result<ActiveMetric, String> 
         spec.failure_condition.as_deref(),
     )
     .map_err(|error| error.to_string())?;
+    let mut ranks = None;
     let source = match &spec.provider {
         Provider::Serin(query) => Source::Serin(query.clone()),
         Provider::Prometheus(query) => Source::External(External::prometheus(query, args)?),
         Provider::Web(query) => Source::External(External::web(query, args)?),
         Provider::Judge(_) => Source::Judge,
+        Provider::MannWhitney(test) => {
+            ranks = Some(Ranks::prepare(test, args)?);
+            Source::Ranks
+        }
     };
     Ok(ActiveMetric {
         conditions,
@@ -226,6 +275,7 @@ fn activate(spec: &mut MetricSpec, args: &Args) -> Result<ActiveMetric, String> 
         from: None,
         task: None,
         judged: None,
+        ranks,
     })
 }
 
@@ -357,6 +407,12 @@ impl Engine {
                     measured = true;
                 }
                 Source::Judge => {}
+                Source::Ranks => {
+                    let reading = samples::read(&managed.live.cell.load_full(), now);
+                    if let Some(ranks) = active.ranks(index) {
+                        ranks.begin(reading);
+                    }
+                }
                 Source::External(external) => {
                     let Some(inbox) = self.inbox.upgrade() else {
                         continue;
@@ -375,19 +431,27 @@ impl Engine {
                 }
             }
         }
-        if measured {
+        let (sampled, ended) = self.sample_ranks(name, &mut active, now);
+        if measured || ended {
             self.heard(name, active, now);
-        } else if let Some(managed) = self.managed.get_mut(name) {
-            managed.runs.insert(id, active);
+        } else {
+            self.put_back(name, active);
+            if sampled {
+                self.publish_status(name);
+            }
+        }
+    }
+
+    fn put_back(&mut self, name: &ServiceName, active: ActiveRun) {
+        if let Some(managed) = self.managed.get_mut(name) {
+            managed.runs.insert(active.id.0, active);
         }
     }
 
     /// A run has learned something: first the rollout acts on it, then it is stored, for a disk may take its time.
     pub(super) fn heard(&mut self, name: &ServiceName, active: ActiveRun, now: Timestamp) {
         let (id, row) = (active.id.0, run_row(&active));
-        if let Some(managed) = self.managed.get_mut(name) {
-            managed.runs.insert(id, active);
-        }
+        self.put_back(name, active);
         self.publish_status(name);
         self.conclude(name, id, now);
         self.store_run(name, row);
@@ -410,6 +474,16 @@ impl Engine {
         };
         if let Some(metric) = active.metrics.get_mut(index) {
             metric.task = None;
+            if metric.ranks.is_some() {
+                if !self.ranks_answered(name, &mut active, index, result, now) {
+                    // Nothing is decided yet, and samples begin anew after a restart: there is nothing to store.
+                    self.put_back(name, active);
+                    self.publish_status(name);
+                    return;
+                }
+                self.heard(name, active, now);
+                return;
+            }
             judge(name, &mut active, index, result, now, &self.services);
         }
         self.heard(name, active, now);

@@ -14,6 +14,7 @@ mod exits;
 mod judge;
 mod lifecycle;
 mod milestones;
+mod ranks;
 mod reload;
 mod replay;
 mod store;

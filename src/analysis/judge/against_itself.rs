@@ -8,7 +8,7 @@ use super::{Advice, Batch, Judge, JudgeConfig};
 use crate::{
     model::{Role, Weight},
     split::{Ticket, pick},
-    stats::UnitCounts,
+    stats::{UnitCounts, below, drawn},
 };
 use std::time::Duration;
 
@@ -80,18 +80,9 @@ fn divided(
     draw: &mut dyn FnMut() -> u64,
 ) -> Batch {
     let mut stable = counts.durations();
-    let mut canary = vec![0; stable.len()];
-    let full: Vec<usize> = (0..stable.len()).filter(|bucket| stable[*bucket] > 0).collect();
-    for taken in 0..canaries {
-        let mut at = below(draw(), ended - taken);
-        for bucket in &full {
-            if at < stable[*bucket] {
-                stable[*bucket] -= 1;
-                canary[*bucket] += 1;
-                break;
-            }
-            at -= stable[*bucket];
-        }
+    let canary = drawn(&stable, canaries, draw);
+    for (left, taken) in stable.iter_mut().zip(&canary) {
+        *left -= taken;
     }
     let (mut failed, mut canary_left) = (0, canaries);
     for seen in 0..counts.failed {
@@ -110,12 +101,6 @@ fn divided(
         canary: UnitCounts::of(failed, canary),
         stable: UnitCounts::of(counts.failed - failed, stable),
     }
-}
-
-/// A number from 0 to `end - 1` of 64 uniform bits; by multiplication, so that none is more likely than by `end` · 2^-64.
-fn below(draw: u64, end: u64) -> u64 {
-    let point = (u128::from(draw) * u128::from(end)) >> 64;
-    u64::try_from(point).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use super::{
     },
     timeline::metrics,
 };
-use crate::analysis::{Fault, JudgeConfig, MetricSpec, Provider, SerinMetric, SerinQuery, Threshold};
+use crate::analysis::{
+    Compared, Fault, JudgeConfig, MannWhitney, MetricSpec, Provider, SerinMetric, SerinQuery, Threshold,
+};
 use crate::config::Service;
 use crate::model::{Span, Weight, thousands};
 use crate::rollout::{Pause, Plan, Step, UntilEvidence};
@@ -18,6 +20,8 @@ use std::{fmt::Write, time::Duration};
 const USUAL: f64 = 0.001;
 /// A release in which this much fails must be noticed, unless a threshold allows more.
 const BAD: f64 = 0.05;
+/// A rank test that is wrong more often than this in one plan is warned of: it was written for one question.
+const RISKY: f64 = 0.025;
 
 /// What is known of the traffic to a service.
 #[derive(Debug, Clone, Copy, Default)]
@@ -69,6 +73,8 @@ struct Gate<'a> {
     metric: &'a MetricSpec,
     /// Each with the one after it.
     weights: Vec<(Weight, Weight)>,
+    /// The weights at which an analysis with it begins: a step each, and the one beside the steps once.
+    asked: Vec<Weight>,
 }
 
 impl Sight {
@@ -87,6 +93,7 @@ impl Sight {
                     sight.starved(gate, query, traffic);
                 }
                 Provider::Prometheus(_) | Provider::Web(_) => sight.threshold(gate, traffic),
+                Provider::MannWhitney(test) => sight.ranks(gate, test, traffic),
             }
         }
         sight.overdue(&service.plan, &judges, traffic);
@@ -207,6 +214,58 @@ impl Sight {
         }
     }
 
+    /// A rank test: once for each analysis, and each time it may be wrong.
+    fn ranks(&mut self, gate: &Gate<'_>, test: &MannWhitney, traffic: Traffic) {
+        let times = gate.asked.len();
+        let together = 1.0 - (1.0 - test.risk()).powi(i32::try_from(times).unwrap_or(i32::MAX));
+        let risk = if times > 1 {
+            format!(
+                "{} each of {times} times, together {}",
+                percent(test.risk()),
+                percent(together)
+            )
+        } else {
+            percent(test.risk())
+        };
+        self.title(
+            gate,
+            &format!(
+                "decides once, after {} with {} samples of both versions; a release equal to stable fails it by chance in {risk} \
+                 of all cases at most",
+                test.window,
+                test.planned()
+            ),
+        );
+        if gate.metric.dry_run {
+            return;
+        }
+        if together > RISKY {
+            self.warnings.push(format!(
+                "`{}` is asked {times} times in this plan and may be wrong each time, together in {} of all healthy releases; ask \
+                 it once, raise its confidence, or use judge, whose risk holds however often it is asked",
+                gate.metric.name,
+                percent(together)
+            ));
+        }
+        let Compared::Own(query) = &test.of else { return };
+        let interval = test.interval.as_duration();
+        let starved = gate.asked.iter().find_map(|weight| {
+            let rarer = weight.as_ratio().min(1.0 - weight.as_ratio());
+            let comes = traffic.rps? * rarer * interval.as_secs_f64();
+            (whole(comes) < query.min_samples).then_some((weight, comes))
+        });
+        if let Some((weight, comes)) = starved {
+            self.warnings.push(format!(
+                "`{}` cannot work: at {} requests/s and {weight} one version has about {comes:.1} requests in an interval of {}, \
+                 and a sample needs {} (minRequests); lengthen interval and window, or raise the weight",
+                gate.metric.name,
+                traffic.rps.unwrap_or_default(),
+                test.interval,
+                query.min_samples
+            ));
+        }
+    }
+
     /// A measurement that waits for more requests than come.
     fn starved(&mut self, gate: &Gate<'_>, query: &SerinQuery, traffic: Traffic) {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
@@ -284,7 +343,7 @@ fn unforeseen(metric: &MetricSpec) -> &'static str {
                 "has no single bound below 20% on failures: what it sees cannot be told beforehand"
             }
         },
-        Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) => {
+        Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) | Provider::MannWhitney(_) => {
             "decides by what it is answered: what that sees, and how often it is wrong, cannot be told beforehand"
         }
     }
@@ -318,6 +377,7 @@ fn slow(judge: &JudgeConfig) -> Vec<(String, Fault)> {
 fn gates(service: &Service) -> Vec<Gate<'_>> {
     let plan = &service.plan;
     let mut gates = Vec::new();
+    let mut beside_goes_on = false;
     for (index, step, weight) in plan.weighed_steps() {
         if weight.is_zero() || weight.is_full() {
             continue;
@@ -334,27 +394,41 @@ fn gates(service: &Service) -> Vec<Gate<'_>> {
         let beside = plan
             .background()
             .filter(|background| background.starting_step <= index);
-        let here = beside
-            .map(|background| &background.analysis)
-            .into_iter()
-            .chain(analysis);
         let at = (weight, plan.next_weight(index, weight));
-        for metric in here.flat_map(|analysis| metrics(analysis, &service.templates)) {
-            decides(&mut gates, metric, at);
+        let begins = !std::mem::replace(&mut beside_goes_on, beside.is_some());
+        let beside = beside.map(|background| (&background.analysis, begins));
+        for (analysis, begins) in beside
+            .into_iter()
+            .chain(analysis.map(|analysis| (analysis, true)))
+        {
+            for metric in metrics(analysis, &service.templates) {
+                let gate = decides(&mut gates, metric, at);
+                gate.asked.extend(begins.then_some(weight));
+            }
         }
     }
     gates
 }
 
-fn decides<'a>(gates: &mut Vec<Gate<'a>>, metric: &'a MetricSpec, at: (Weight, Weight)) {
-    match gates.iter_mut().find(|gate| std::ptr::eq(gate.metric, metric)) {
-        Some(gate) if gate.weights.contains(&at) => {}
-        Some(gate) => gate.weights.push(at),
-        None => gates.push(Gate {
+fn decides<'a, 'b>(
+    gates: &'b mut Vec<Gate<'a>>,
+    metric: &'a MetricSpec,
+    at: (Weight, Weight),
+) -> &'b mut Gate<'a> {
+    let known = gates.iter().position(|gate| std::ptr::eq(gate.metric, metric));
+    let place = known.unwrap_or(gates.len());
+    if known.is_none() {
+        gates.push(Gate {
             metric,
-            weights: vec![at],
-        }),
+            weights: Vec::new(),
+            asked: Vec::new(),
+        });
     }
+    let gate = &mut gates[place];
+    if !gate.weights.contains(&at) {
+        gate.weights.push(at);
+    }
+    gate
 }
 
 fn row(first: &str, rest: impl Iterator<Item = String>) -> Vec<String> {
@@ -519,6 +593,48 @@ analysisTemplates:
             sight(&with_metric(query), at(10.0))
                 .text
                 .contains("cannot be told beforehand")
+        );
+    }
+
+    #[test]
+    fn a_rank_test_says_its_risk_and_is_warned_of_where_it_is_asked_again_or_starved() {
+        let test = "{name: m, mannWhitney: {metric: latency, minRequests: 20}}";
+        let once = sight(&with_metric(test), at(50.0));
+        assert!(
+            once.text
+                .contains("gate m decides once, after 10m with 60 samples of both versions")
+                && once.text.contains("by chance in 2% of all cases"),
+            "{}",
+            once.text
+        );
+        assert!(once.warnings.is_empty(), "{:?}", once.warnings);
+        let starved = sight(&with_metric(test), at(10.0)).warnings;
+        assert!(
+            starved.len() == 1
+                && starved[0].contains("at 10 requests/s and 5% one version has about 5.0 requests"),
+            "{starved:?}"
+        );
+        let step = "{analysis: {templates: [{templateName: t}]}}";
+        let again = with_metric(test).replace(step, &format!("{step}, {{setWeight: 50}}, {step}"));
+        let again = sight(&again, Traffic::default());
+        assert!(
+            again.text.contains("2% each of 2 times, together 3.96%"),
+            "{}",
+            again.text
+        );
+        assert!(
+            again.warnings.len() == 1 && again.warnings[0].contains("`m` is asked 2 times in this plan"),
+            "{:?}",
+            again.warnings
+        );
+        let beside = with_metric(test).replace(
+            &format!("steps: [{{setWeight: 5}}, {step}]"),
+            "analysis: {templates: [{templateName: t}]}, steps: [{setWeight: 5}, {pause: {}}, {setWeight: 50}, {pause: {}}]",
+        );
+        let beside = sight(&beside, Traffic::default());
+        assert!(
+            beside.text.contains("in 2% of all cases") && beside.warnings.is_empty(),
+            "{beside:?}"
         );
     }
 

@@ -91,6 +91,9 @@ pub(super) fn metrics<'a>(
 fn length(analysis: &AnalysisRef, templates: &[Arc<Template>]) -> Span {
     let one = |metric: &MetricSpec| {
         let delay = metric.initial_delay.map_or(Duration::ZERO, Span::as_duration);
+        if let Provider::MannWhitney(test) = &metric.provider {
+            return delay.saturating_add(test.window.as_duration());
+        }
         let interval = metric.interval.map_or(Duration::ZERO, Span::as_duration);
         // The provider serin looks back over the interval: its first measurement waits for one.
         let first = u32::from(!matches!(
@@ -114,7 +117,7 @@ fn length(analysis: &AnalysisRef, templates: &[Arc<Template>]) -> Span {
 fn needs(analysis: &AnalysisRef, templates: &[Arc<Template>], weight: Weight) -> String {
     let samples = |metric: &MetricSpec| match &metric.provider {
         Provider::Serin(query) => Some(query.min_samples),
-        Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) => None,
+        Provider::Prometheus(_) | Provider::Web(_) | Provider::Judge(_) | Provider::MannWhitney(_) => None,
     };
     match metrics(analysis, templates).filter_map(samples).max() {
         Some(samples) if samples > 0 && !weight.is_zero() => {

@@ -4,6 +4,7 @@ mod failure;
 mod hang;
 mod judging;
 mod operate;
+mod ranks;
 mod recording;
 mod rollout;
 mod simulation;
