@@ -17,8 +17,11 @@ use crate::{
     model::{ServiceName, Span, VersionName},
     rollout::{Event, Stage},
 };
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 use tracing::{info, warn};
+
+/// What a block asks for, as facts and in words.
+type Asked = (Vec<Fact>, Vec<String>);
 
 fn block_of(service: &Service) -> Block {
     let of = |version: &Option<VersionBlock>| {
@@ -37,15 +40,12 @@ impl Engine {
     /// The start: every service of the file, with what is known of it.
     pub(super) fn begin(&mut self, config: &Arc<Config>) -> Result<(), Refusal> {
         let downtime = Span::from(self.downtime);
+        let mut restarted = Vec::new();
         for service in &config.services {
             let name = service.name.clone();
             let known = self.resting.contains_key(&name);
             self.adopt(service);
             if known {
-                let by = By {
-                    caller: None,
-                    ..By::default()
-                };
                 let rolling = self
                     .managed
                     .get(&name)
@@ -54,14 +54,20 @@ impl Engine {
                     let by_restart = Fact::Moved {
                         by: Event::Restarted { downtime },
                     };
-                    self.record(&name, vec![by_restart], by)?;
+                    restarted.push((name, vec![by_restart]));
                 } else {
                     let now = self.now();
                     self.perform(&name, now);
                 }
             }
-            self.act_on_block(service)?;
-            self.publish_status(&name);
+        }
+        let results = self.record_all(restarted, &By::default());
+        results.into_iter().collect::<Result<(), Refusal>>()?;
+        for (_, result) in self.act_on_blocks(config) {
+            result?;
+        }
+        for service in &config.services {
+            self.publish_status(&service.name);
         }
         self.downtime = std::time::Duration::ZERO;
         self.shared.set_ready(true);
@@ -73,8 +79,14 @@ impl Engine {
         let name = &service.name;
         let live = self.services.ensure(name);
         live.set_hard_failure_attempts(service.hard_failure.attempts);
-        let saved = self.resting.remove(name).unwrap_or_default();
-        let mut managed = Managed::new(live, Arc::clone(service), saved, self.now());
+        let known = self.resting.remove(name);
+        let is_new = known.is_none();
+        let mut managed = Managed::new(live, Arc::clone(service), known.unwrap_or_default(), self.now());
+        if is_new {
+            // Of what the store has never heard of it keeps nothing: a thousand questions less at the first start.
+            self.managed.insert(name.clone(), managed);
+            return;
+        }
         // Newest first; a run that cannot be read back is only not shown.
         for row in self
             .store
@@ -148,45 +160,42 @@ impl Engine {
         }
         self.config = Arc::clone(config);
         let mut changes = Vec::new();
+        let change = |service: &ServiceName, text: String| Change {
+            service: service.clone(),
+            text,
+        };
         for service in &config.services {
-            let name = service.name.clone();
-            if let Some(managed) = self.managed.get_mut(&name) {
+            let name = &service.name;
+            if let Some(managed) = self.managed.get_mut(name) {
                 managed
                     .live
                     .set_hard_failure_attempts(service.hard_failure.attempts);
                 managed.config = Arc::clone(service);
-                let now = self.now();
-                self.perform(&name, now);
             } else {
                 self.adopt(service);
-                let now = self.now();
-                self.perform(&name, now);
-                changes.push(Change {
-                    service: name.clone(),
-                    text: "added".to_owned(),
-                });
+                changes.push(change(name, "added".to_owned()));
             }
-            match self.act_on_block(service) {
-                Ok(more) => changes.extend(more),
+            let now = self.now();
+            self.perform(name, now);
+        }
+        for (name, result) in self.act_on_blocks(config) {
+            match result {
+                Ok(said) => changes.extend(said.into_iter().map(|text| change(&name, text))),
                 Err(refusal) => {
                     warn!(service = %name, "`{name}`: what the file asks for was not done: {refusal}");
-                    changes.push(Change {
-                        service: name.clone(),
-                        text: format!("not done: {refusal}"),
-                    });
+                    changes.push(change(&name, format!("not done: {refusal}")));
                 }
             }
-            self.publish_status(&name);
+        }
+        for service in &config.services {
+            self.publish_status(&service.name);
         }
         // A request that is routed to a service finds its versions: those that come are there before the routes, and
         // those that go are there until the routes have changed.
         (route.0)();
-        let gone: Vec<ServiceName> = self
-            .managed
-            .keys()
-            .filter(|name| config.service(name.as_str()).is_none())
-            .cloned()
-            .collect();
+        let named: BTreeSet<&ServiceName> = config.services.iter().map(|service| &service.name).collect();
+        let gone = self.managed.keys().filter(|name| !named.contains(name));
+        let gone: Vec<ServiceName> = gone.cloned().collect();
         for name in gone {
             self.rest(&name);
             changes.push(Change {
@@ -224,14 +233,42 @@ impl Engine {
         }
     }
 
-    /// Acts on what has changed in the file's block since it was last acted upon.
-    fn act_on_block(&mut self, service: &Arc<Service>) -> Result<Vec<Change>, Refusal> {
+    /// Acts on what has changed in the file's blocks since they were last acted upon; says what was done in whose.
+    fn act_on_blocks(&mut self, config: &Config) -> Vec<(ServiceName, Result<Vec<String>, Refusal>)> {
+        let mut done = Vec::new();
+        let mut asked = Vec::new();
+        for service in &config.services {
+            match self.facts_of_block(service) {
+                Ok(None) => {}
+                Ok(Some((facts, said))) => {
+                    asked.push((service.name.clone(), facts));
+                    done.push((service.name.clone(), Ok(said)));
+                }
+                Err(refusal) => done.push((service.name.clone(), Err(refusal))),
+            }
+        }
+        let by = By {
+            caller: Some(Caller::file()),
+            ..By::default()
+        };
+        let recorded = self.record_all(asked, &by).into_iter();
+        let could = done.iter_mut().filter(|(_, result)| result.is_ok());
+        for ((_, result), recorded) in could.zip(recorded) {
+            if let Err(refusal) = recorded {
+                *result = Err(refusal);
+            }
+        }
+        done
+    }
+
+    /// What a block asks for; nothing, when it is as it was.
+    fn facts_of_block(&mut self, service: &Arc<Service>) -> Result<Option<Asked>, Refusal> {
         let (name, block) = (&service.name, block_of(service));
         let Some(managed) = self.managed.get(name) else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
         if managed.saved.block == block {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let saved = managed.saved.clone();
         let mut facts = Vec::new();
@@ -262,16 +299,7 @@ impl Engine {
             }
         }
         facts.push(Fact::Block { block });
-        let by = By {
-            caller: Some(Caller::file()),
-            ..By::default()
-        };
-        self.record(name, facts, by)?;
-        let change = |text| Change {
-            service: name.clone(),
-            text,
-        };
-        Ok(said.into_iter().map(change).collect())
+        Ok(Some((facts, said)))
     }
 
     fn file_deploy(&mut self, service: &Service, version: &BlockVersion) -> Result<Fact, Refusal> {

@@ -1,8 +1,9 @@
 //! The one task that owns all rollouts.
 //!
 //! It waits: for commands, trips, finished measurements and probes, the clock. Whatever happens becomes a fact; `record`
-//! is the only way a fact comes into force, and it alone decides the order of storing and acting: what lowers the canary's
-//! exposure acts first and is stored after, whatever raises it or promotes is stored first.
+//! is the only way a fact comes into force (`together` takes those of many services at once), and `prepare` alone decides the
+//! order of storing and acting: what lowers the canary's exposure acts first and is stored after, whatever raises it or promotes
+//! is stored first.
 
 use super::{
     Attempt, Caller, Change, Refusal, RefusalKind, ReloadRefused, StartError,
@@ -100,6 +101,17 @@ pub(super) struct By {
     pub(super) caller: Option<Caller>,
     pub(super) numbers: Option<serde_json::Value>,
     pub(super) key: Option<KeyRow>,
+}
+
+/// What facts of one service lead to, before it is in force.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) at: Timestamp,
+    pub(super) rows: Vec<Row>,
+    pub(super) next: Saved,
+    pub(super) was_aborted: bool,
+    /// It lowers the canary's exposure.
+    pub(super) acts_first: bool,
 }
 
 /// See the module.
@@ -367,15 +379,28 @@ impl Engine {
         }
     }
 
-    /// The only way a fact comes into force.
+    /// The only way a fact comes into force, besides [`Engine::record_all`].
     pub(super) fn record(&mut self, name: &ServiceName, facts: Vec<Fact>, by: By) -> Result<(), Refusal> {
+        match self.prepare(name, facts, &by)? {
+            Some(step) => self.bring_about(name, step, by.key),
+            None => Ok(()),
+        }
+    }
+
+    /// What facts lead to; nothing, when they change nothing.
+    pub(super) fn prepare(
+        &mut self,
+        name: &ServiceName,
+        facts: Vec<Fact>,
+        by: &By,
+    ) -> Result<Option<Step>, Refusal> {
         let now = self.now();
         let Some(managed) = self.managed.get_mut(name) else {
             return Err(no_service(name.as_str()));
         };
         let before = managed.saved.exposure();
         let was_aborted = matches!(managed.saved.state.stage, Stage::Aborted(_));
-        let numbers = by.numbers.unwrap_or_else(|| managed.numbers());
+        let numbers = by.numbers.clone().unwrap_or_else(|| managed.numbers());
         let mut next = managed.saved.clone();
         let mut rows = Vec::with_capacity(facts.len());
         for fact in facts {
@@ -410,34 +435,57 @@ impl Engine {
             next = after;
         }
         if rows.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let after = next.exposure();
         let acts_first = rows.iter().all(|row| is_towards_stable(&row.fact))
             && (after.is_within(&before) || rows.iter().any(|row| is_undo(&row.fact)))
             || after.is_within(&before) && after.weight < before.weight;
+        Ok(Some(Step {
+            at: now,
+            rows,
+            next,
+            was_aborted,
+            acts_first,
+        }))
+    }
+
+    /// Stores and acts, in the order that the step asks for.
+    pub(super) fn bring_about(
+        &mut self,
+        name: &ServiceName,
+        step: Step,
+        key: Option<KeyRow>,
+    ) -> Result<(), Refusal> {
+        let Step {
+            at,
+            rows,
+            next,
+            was_aborted,
+            acts_first,
+        } = step;
         if !acts_first {
-            let ids = self.append(name, &rows, &next, by.key.as_ref())?;
-            self.commit(name, next, now);
+            let ids = self.append(name, &rows, &next, key.as_ref())?;
+            self.commit(name, next, at);
             self.tell(name, &rows, &ids, was_aborted);
             return Ok(());
         }
         let saved = next.clone();
-        self.commit(name, next, now);
-        let stored = self.append(name, &rows, &saved, by.key.as_ref());
+        self.commit(name, next, at);
+        let stored = self.append(name, &rows, &saved, key.as_ref());
         self.tell(name, &rows, stored.as_deref().unwrap_or_default(), was_aborted);
         if stored.is_err()
             && let Some(managed) = self.managed.get_mut(name)
         {
             managed.unsaved.extend(rows);
-            managed.unsaved_key = by.key.or(managed.unsaved_key.take());
+            managed.unsaved_key = key.or(managed.unsaved_key.take());
             self.publish_status(name);
         }
         Ok(())
     }
 
     /// The state is in force: the world follows.
-    fn commit(&mut self, name: &ServiceName, next: Saved, now: Timestamp) {
+    pub(super) fn commit(&mut self, name: &ServiceName, next: Saved, now: Timestamp) {
         if let Some(managed) = self.managed.get_mut(name) {
             managed.saved = next;
         }
@@ -445,7 +493,7 @@ impl Engine {
     }
 
     /// One log line per decision, the counters, and the watchers.
-    fn tell(&mut self, name: &ServiceName, rows: &[Row], ids: &[u64], was_aborted: bool) {
+    pub(super) fn tell(&mut self, name: &ServiceName, rows: &[Row], ids: &[u64], was_aborted: bool) {
         for row in rows {
             info!(
                 service = %name,

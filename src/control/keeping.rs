@@ -6,7 +6,7 @@ use super::{
     engine::Engine,
     judging,
     ledger::Saved,
-    store::{KeyRow, Retention, Row, StoreError},
+    store::{Appended, KeyRow, Retention, Row, StoreError},
 };
 use crate::model::{ServiceName, Timestamp};
 use std::{collections::VecDeque, time::Duration};
@@ -79,12 +79,21 @@ impl Engine {
                 self.store_works();
                 Ok(ids)
             }
-            Err(why) => Err(Refusal::new(
-                RefusalKind::Unavailable,
-                "storeUnhealthy",
-                format!("it cannot be stored, so it was not done: {why}"),
-            )
-            .hint("mend the store; abort and undo work meanwhile")),
+            Err(why) => Err(not_stored(&why)),
+        }
+    }
+
+    /// [`Engine::append`] for several services, none of which has rows that could not be stored before: all or nothing.
+    pub(super) fn append_all(&mut self, steps: &[Appended]) -> Result<Vec<Vec<u64>>, Refusal> {
+        for step in steps {
+            self.store_evidence(&step.service);
+        }
+        match self.store.append_all(steps) {
+            Ok(ids) => {
+                self.store_works();
+                Ok(ids)
+            }
+            Err(error) => Err(not_stored(&self.store_failed(&error))),
         }
     }
 
@@ -293,4 +302,13 @@ impl Engine {
             self.store_failed(&error);
         }
     }
+}
+
+fn not_stored(why: &str) -> Refusal {
+    Refusal::new(
+        RefusalKind::Unavailable,
+        "storeUnhealthy",
+        format!("it cannot be stored, so it was not done: {why}"),
+    )
+    .hint("mend the store; abort and undo work meanwhile")
 }

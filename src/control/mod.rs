@@ -30,6 +30,7 @@ mod status;
 mod store;
 #[cfg(test)]
 mod tests;
+mod together;
 
 pub use command::{
     Accepted, Caller, Command, Deploy, EndpointChange, Expect, OnConflict, Refusal, RefusalKind,

@@ -197,6 +197,15 @@ pub(crate) struct KeyRow {
     pub(crate) answer: String,
 }
 
+/// What is stored of one service among several.
+#[derive(Debug, Clone)]
+pub(crate) struct Appended {
+    pub(crate) service: ServiceName,
+    pub(crate) rows: Vec<Row>,
+    /// The state that they lead to.
+    pub(crate) saved: Saved,
+}
+
 /// How much of the past is kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retention {
@@ -221,6 +230,8 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
         saved: &Saved,
         key: Option<&KeyRow>,
     ) -> Result<Vec<u64>, StoreError>;
+    /// [`Store::append`] for several services, each named once: all of it or nothing. Returns each one's numbers.
+    fn append_all(&self, steps: &[Appended]) -> Result<Vec<Vec<u64>>, StoreError>;
     /// Undoes an append whose caller has been told that it failed: its facts go, and the service is what it was before
     /// (nothing, when it was not known).
     fn take_back(

@@ -7,7 +7,8 @@
 //! Reads for people go past this: they wait on threads that may.
 
 use super::{
-    JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, Store, StoreError, StoredService, StretchRow,
+    Appended, JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, Store, StoreError, StoredService,
+    StretchRow,
     later::{Later, Write},
 };
 use crate::{
@@ -235,6 +236,28 @@ impl Store for Patient {
             move |store, ids: &Vec<u64>| store.take_back(&whose, ids, before.as_ref(), used.as_deref()),
         )?;
         self.known().insert(service.clone(), saved.clone());
+        Ok(ids)
+    }
+
+    fn append_all(&self, steps: &[Appended]) -> Result<Vec<Vec<u64>>, StoreError> {
+        let known = self.known();
+        let before: Vec<(ServiceName, Option<Saved>)> = steps
+            .iter()
+            .map(|step| (step.service.clone(), known.get(&step.service).cloned()))
+            .collect();
+        drop(known);
+        let next = steps.to_vec();
+        let ids = self.ask(
+            move |store| store.append_all(&next),
+            move |store, all: &Vec<Vec<u64>>| {
+                let mut each = before.iter().zip(all);
+                each.try_for_each(|((whose, before), ids)| store.take_back(whose, ids, before.as_ref(), None))
+            },
+        )?;
+        let stored = steps
+            .iter()
+            .map(|step| (step.service.clone(), step.saved.clone()));
+        self.known().extend(stored);
         Ok(ids)
     }
 

@@ -3,7 +3,8 @@
 //! All of it behind one connection and one mutex: writes are rare (decisions, not requests) and reads are small.
 
 use super::{
-    JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, Store, StoreError, StoredService, StretchRow,
+    Appended, JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, Store, StoreError, StoredService,
+    StretchRow,
     lock::{self, Lock},
     recorded, schema,
 };
@@ -301,6 +302,85 @@ impl SqliteStore {
         }
         Ok(events)
     }
+
+    /// What [`Store::append`] does, within a transaction of the caller's.
+    fn append_in(
+        &self,
+        transaction: &Connection,
+        service: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+    ) -> Result<Vec<u64>, StoreError> {
+        let name = service.as_str();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let content = Self::content(name);
+        let mut ids = Vec::with_capacity(rows.len());
+        for row in rows {
+            let caller = row.caller.as_ref().map(json).transpose().map_err(&content)?;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO events (service, rollout, at, fact, numbers, caller, phase, step, weight, message)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                )
+                .map_err(failed)?
+                .execute(params![
+                    name,
+                    row.rollout,
+                    millis(row.at),
+                    json(&row.fact).map_err(&content)?,
+                    json(&row.numbers).map_err(&content)?,
+                    caller,
+                    json(&row.phase).map_err(&content)?,
+                    row.step.and_then(|step| i64::try_from(step).ok()),
+                    json(&row.weight).map_err(&content)?,
+                    row.message,
+                ])
+                .map_err(failed)?;
+            ids.push(transaction.last_insert_rowid());
+        }
+        let last = ids.last().copied().unwrap_or(0);
+        let empty = json(&Saved::default()).map_err(&content)?;
+        transaction
+            .prepare_cached(
+                "INSERT INTO services (name, saved, saved_event, base, base_event) VALUES (?1, ?2, ?3, ?4, 0)
+                 ON CONFLICT (name) DO UPDATE SET saved = ?2, saved_event = max(saved_event, ?3)",
+            )
+            .map_err(failed)?
+            .execute(params![name, json(saved).map_err(&content)?, last, empty])
+            .map_err(failed)?;
+        if let Some(rollout) = &saved.rollout {
+            transaction
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO rollouts (service, id, started, shown) VALUES (?1, ?2, ?3, ?4)",
+                )
+                .map_err(failed)?
+                .execute(params![
+                    name,
+                    rollout.id,
+                    millis(rollout.started),
+                    json(rollout).map_err(&content)?
+                ])
+                .map_err(failed)?;
+        }
+        if let Some(at) = rows.last().map(|row| millis(row.at)) {
+            // A stored fact is a sign of life: what comes before it is never taken for downtime.
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('alive', ?1)")
+                .map_err(failed)?
+                .execute(params![at])
+                .map_err(failed)?;
+            if let Some(row) = key {
+                transaction
+                    .execute(
+                        "INSERT OR REPLACE INTO keys (service, key, at, asked, answer) VALUES (?1, ?2, ?3, ?4, ?5)",
+                        params![name, row.key, at, row.asked, row.answer],
+                    )
+                    .map_err(failed)?;
+            }
+        }
+        Ok(ids.into_iter().map(number).collect())
+    }
 }
 
 const EVENT_COLUMNS: &str = "id, service, rollout, at, fact, numbers, caller, phase, step, weight, message";
@@ -439,77 +519,23 @@ impl Store for SqliteStore {
         saved: &Saved,
         key: Option<&KeyRow>,
     ) -> Result<Vec<u64>, StoreError> {
-        let name = service.as_str();
         let connection = self.connection();
         let failed = |error: rusqlite::Error| self.failed(&error);
-        let content = Self::content(name);
         let transaction = connection.unchecked_transaction().map_err(failed)?;
-        let mut ids = Vec::with_capacity(rows.len());
-        for row in rows {
-            let caller = row.caller.as_ref().map(json).transpose().map_err(&content)?;
-            transaction
-                .prepare_cached(
-                    "INSERT INTO events (service, rollout, at, fact, numbers, caller, phase, step, weight, message)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-                )
-                .map_err(failed)?
-                .execute(params![
-                    name,
-                    row.rollout,
-                    millis(row.at),
-                    json(&row.fact).map_err(&content)?,
-                    json(&row.numbers).map_err(&content)?,
-                    caller,
-                    json(&row.phase).map_err(&content)?,
-                    row.step.and_then(|step| i64::try_from(step).ok()),
-                    json(&row.weight).map_err(&content)?,
-                    row.message,
-                ])
-                .map_err(failed)?;
-            ids.push(transaction.last_insert_rowid());
-        }
-        let last = ids.last().copied().unwrap_or(0);
-        let empty = json(&Saved::default()).map_err(&content)?;
-        transaction
-            .prepare_cached(
-                "INSERT INTO services (name, saved, saved_event, base, base_event) VALUES (?1, ?2, ?3, ?4, 0)
-                 ON CONFLICT (name) DO UPDATE SET saved = ?2, saved_event = max(saved_event, ?3)",
-            )
-            .map_err(failed)?
-            .execute(params![name, json(saved).map_err(&content)?, last, empty])
-            .map_err(failed)?;
-        if let Some(rollout) = &saved.rollout {
-            transaction
-                .prepare_cached(
-                    "INSERT OR REPLACE INTO rollouts (service, id, started, shown) VALUES (?1, ?2, ?3, ?4)",
-                )
-                .map_err(failed)?
-                .execute(params![
-                    name,
-                    rollout.id,
-                    millis(rollout.started),
-                    json(rollout).map_err(&content)?
-                ])
-                .map_err(failed)?;
-        }
-        if let Some(at) = rows.last().map(|row| millis(row.at)) {
-            // A stored fact is a sign of life: what comes before it is never taken for downtime.
-            transaction
-                .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('alive', ?1)")
-                .map_err(failed)?
-                .execute(params![at])
-                .map_err(failed)?;
-            if let Some(row) = key {
-                transaction
-                    .execute(
-                        "INSERT OR REPLACE INTO keys (service, key, at, asked, answer) VALUES (?1, ?2, ?3, ?4, ?5)",
-                        params![name, row.key, at, row.asked, row.answer],
-                    )
-                    .map_err(failed)?;
-            }
-        }
+        let ids = self.append_in(&transaction, service, rows, saved, key)?;
         transaction.commit().map_err(failed)?;
-        Ok(ids.into_iter().map(number).collect())
+        Ok(ids)
+    }
+
+    fn append_all(&self, steps: &[Appended]) -> Result<Vec<Vec<u64>>, StoreError> {
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let transaction = connection.unchecked_transaction().map_err(failed)?;
+        let append =
+            |step: &Appended| self.append_in(&transaction, &step.service, &step.rows, &step.saved, None);
+        let ids = steps.iter().map(append).collect::<Result<_, _>>()?;
+        transaction.commit().map_err(failed)?;
+        Ok(ids)
     }
 
     fn take_back(

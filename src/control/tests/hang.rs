@@ -67,6 +67,11 @@ impl Store for Hanging {
         self.wait_for_event();
         done
     }
+    fn append_all(&self, steps: &[Appended]) -> Result<Vec<Vec<u64>>, StoreError> {
+        let done = self.inner.append_all(steps);
+        self.wait_for_event();
+        done
+    }
     fn take_back(
         &self,
         service: &ServiceName,
@@ -130,6 +135,9 @@ impl Store for Hanging {
     }
 }
 
+const AT_5: &str =
+    "    strategy: {canary: {steps: [{setWeight: 5}, {pause: {}}, {setWeight: 50}, {pause: {}}]}}";
+
 /// Serin on a disk that is given up after a tenth of a second.
 async fn paused_at_5() -> (Lab, Arc<Hanging>) {
     paused_at_5_with(Duration::from_millis(100)).await
@@ -139,10 +147,7 @@ async fn paused_at_5_with(patience: Duration) -> (Lab, Arc<Hanging>) {
     let disk = Hanging::new();
     let patient = Patient::with(disk.clone(), "serin.db".into(), patience).unwrap();
     let lab = Lab::begin(
-        config(
-            "    strategy: {canary: {steps: [{setWeight: 5}, {pause: {}}, {setWeight: 50}, {pause: {}}]}}",
-            "",
-        ),
+        config(AT_5, ""),
         Faulty::new(Arc::new(patient)),
         PausedClock::new(),
         Arc::default(),
@@ -200,6 +205,34 @@ async fn a_raise_that_was_given_up_does_not_come_about_later() {
     );
     lab.command(PROMOTE).await.unwrap();
     assert_eq!(lab.weight(), Weight::percent(50));
+}
+
+#[tokio::test(start_paused = true)]
+async fn services_of_a_reload_that_was_given_up_do_not_come_about_later() {
+    let (lab, disk) = paused_at_5().await;
+    let more = |name: &str| {
+        let stable = "{version: v1, endpoints: [\"http://127.0.0.1:9001\"]}";
+        format!("\n  - name: {name}\n    match: [{{host: {name}.test}}]\n    stable: {stable}")
+    };
+    let with_more = config(&[AT_5, &more("till"), &more("desk")].concat(), "");
+    disk.hang(Hangs::Everything);
+    let changes = lab.control.apply_config(with_more.clone(), || ()).await.unwrap();
+    let failed = changes
+        .iter()
+        .filter(|change| change.text.contains("does not answer"));
+    assert_eq!(failed.count(), 2, "{changes:?}");
+    disk.hang(Hangs::Nothing);
+    lab.until("healthy store", |_| lab.control.is_store_healthy())
+        .await;
+    assert_eq!(disk.inner.load().unwrap().len(), 1);
+    lab.control.apply_config(with_more, || ()).await.unwrap();
+    let loaded = disk.inner.load().unwrap();
+    assert_eq!(loaded.len(), 3);
+    assert!(
+        loaded
+            .iter()
+            .all(|service| service.replayed.as_ref() == Some(&service.saved))
+    );
 }
 
 #[tokio::test(start_paused = true)]

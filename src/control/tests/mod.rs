@@ -9,13 +9,14 @@ mod recording;
 mod rollout;
 mod simulation;
 mod store;
+mod together;
 
 use super::{
     Accepted, Caller, Command, Control, Deploy, Expect, OpenStore, Refusal, ServiceStatus, StartOptions,
     providers::{Outside, Question},
     store::{
-        JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, SqliteStore, Store, StoreError, StoredService,
-        StretchRow,
+        Appended, JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, SqliteStore, Store, StoreError,
+        StoredService, StretchRow,
     },
 };
 use crate::{
@@ -156,6 +157,12 @@ impl Store for Faulty {
             self.fails.store(true, Ordering::SeqCst);
         }
         stored
+    }
+    fn append_all(&self, steps: &[Appended]) -> Result<Vec<Vec<u64>>, StoreError> {
+        self.check()?;
+        let left = self.appends.load(Ordering::SeqCst);
+        self.appends.store(left - i64::from(left > 0), Ordering::SeqCst);
+        self.inner.append_all(steps)
     }
     fn take_back(
         &self,
