@@ -140,6 +140,9 @@ impl Reload {
             );
             return Err(vec![problem]);
         };
+        // Held while reading, too: of several that are asked for at once each would slow the others down, and the one that read
+        // first might come last.
+        let _turn = self.turn.lock().await;
         let path = file.clone();
         let read = move || {
             let mut files = Vec::new();
@@ -165,9 +168,8 @@ impl Reload {
         result
     }
 
-    /// Takes a configuration that was loaded, all or nothing.
-    pub async fn take(&self, loaded: Loaded) -> Result<Reloaded, Vec<Problem>> {
-        let _turn = self.turn.lock().await;
+    /// Takes a configuration that was loaded, all or nothing; it must be the caller's turn.
+    async fn take(&self, loaded: Loaded) -> Result<Reloaded, Vec<Problem>> {
         let Loaded { config, warnings, .. } = loaded;
         let problems = self.problems(&config).await;
         if !problems.is_empty() {

@@ -5,7 +5,7 @@
 use super::compiled::{Config, Service};
 use crate::model::ServiceName;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is different in a new configuration.
 #[expect(
@@ -129,26 +129,22 @@ impl Diff {
 
 /// What `new` would change.
 pub fn diff(old: &Config, new: &Config) -> Diff {
-    let config = new;
-    let names =
-        |config: &Config| -> Vec<ServiceName> { config.services.iter().map(|s| s.name.clone()).collect() };
-    let (old_names, new_names) = (names(old), names(new));
+    let (were, are) = (by_name(old), by_name(new));
+    let (old_written, new_written) = (written(old), written(new));
     let both = new.services.iter().filter_map(|new| {
-        let was = old.service(new.name.as_str())?;
-        let keys = differing(written(old, &new.name), written(config, &new.name));
-        service(was, new, keys)
+        let name = new.name.as_str();
+        let (was, is) = (old_written.get(name), new_written.get(name));
+        let keys = differing(was.unwrap_or(&&Value::Null), is.unwrap_or(&&Value::Null));
+        service(were.get(name)?, new, keys)
     });
+    let lacking = |config: &Config, others: &BTreeMap<&str, &Service>| {
+        let names = config.services.iter().map(|service| &service.name);
+        let lacking = names.filter(|name| !others.contains_key(name.as_str()));
+        lacking.cloned().collect::<Vec<ServiceName>>()
+    };
     Diff {
-        services_added: new_names
-            .iter()
-            .filter(|name| !old_names.contains(name))
-            .cloned()
-            .collect(),
-        services_removed: old_names
-            .iter()
-            .filter(|name| !new_names.contains(name))
-            .cloned()
-            .collect(),
+        services_added: lacking(new, &were),
+        services_removed: lacking(old, &are),
         services_changed: both.collect(),
         templates_removed: old
             .templates
@@ -173,6 +169,13 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     }
 }
 
+fn by_name(config: &Config) -> BTreeMap<&str, &Service> {
+    let services = config.services.iter();
+    services
+        .map(|service| (service.name.as_str(), service.as_ref()))
+        .collect()
+}
+
 /// The keys of two maps under which not the same is written.
 fn differing(old: &Value, new: &Value) -> Vec<String> {
     let keys = |map: &Value| -> BTreeSet<String> {
@@ -188,13 +191,12 @@ fn differing(old: &Value, new: &Value) -> Vec<String> {
         .collect()
 }
 
-/// How a service is written.
-fn written<'a>(config: &'a Config, name: &ServiceName) -> &'a Value {
+/// How services are written, by name.
+fn written(config: &Config) -> BTreeMap<&str, &Value> {
     let services = config.redacted_json().get("services").and_then(Value::as_array);
-    let named = |service: &&Value| service.get("name").and_then(Value::as_str) == Some(name.as_str());
-    services
-        .and_then(|services| services.iter().find(named))
-        .unwrap_or(&Value::Null)
+    let services = services.into_iter().flatten();
+    let named = services.filter_map(|service| Some((service.get("name")?.as_str()?, service)));
+    named.collect()
 }
 
 /// Tokens show no hash, so a changed secret would look the same.

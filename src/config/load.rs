@@ -224,9 +224,14 @@ fn load_all(
         shown: shown::show(files.iter().map(|file| &file.root)),
         not_yet,
     };
+    let by_name: BTreeMap<&ServiceName, &Arc<super::Service>> = config
+        .services
+        .iter()
+        .map(|service| (&service.name, service))
+        .collect();
     for file in &mut files {
         for located in &file.services {
-            if let Some(service) = config.service(located.value.name.as_str()) {
+            if let Some(service) = by_name.get(&located.value.name) {
                 advice::advise(&config, service, &located.path, &mut file.cx);
             }
         }
