@@ -325,7 +325,7 @@ fn no_services_yet(config: &Config, metrics: &Registry) -> Result<(Services, Res
     let connections = usize::try_from(resources.versions()).unwrap_or(usize::MAX);
     let services = Services::new(metrics.clone()).limited(connections);
     services.names().set(config.dns.clone());
-    metrics.register(Box::new(ServicesCollector::new(services.clone())?))?;
+    metrics.register(Box::new(ServicesCollector::new(services.clone())?));
     Ok((services, resources))
 }
 

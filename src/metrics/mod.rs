@@ -13,6 +13,7 @@ mod keys;
 mod listener;
 pub mod names;
 mod registry;
+mod text;
 mod version;
 
 pub use cell::{Cell, part_of};
@@ -21,7 +22,7 @@ pub use evidence::{Evidence, EvidenceCounts, Ticket, Trial, Unit};
 pub use histogram::{BUCKETS, HistogramCells, HistogramSnapshot};
 pub use keys::{KeySet, Keys};
 pub use listener::{ListenerMetrics, Rejection};
-pub use registry::{Registry, counter, desc, exposition_text, family, gauge};
+pub use registry::{Registry, counter, desc, family, gauge};
 pub use version::{
     AssignReason, Attempt, Outcome, Retry, Shard, VersionKey, VersionMetrics, VersionSnapshot,
 };

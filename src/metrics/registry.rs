@@ -5,15 +5,16 @@ use super::{
     VersionKey, VersionMetrics, VersionSnapshot,
     histogram::BUCKETS,
     names::{self, Family},
+    text::exposition_text,
 };
 use crate::model::{Role, ServiceName, Timestamp, VersionName};
 use prometheus::{
-    Encoder, TextEncoder,
     core::{Collector, Desc},
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -27,6 +28,17 @@ struct Entry {
     gone: Option<Timestamp>,
 }
 
+/// What other floors add to a scrape. Shown in the order in which each tells: the library's registry would sort tens of
+/// thousands of metrics that are in order already.
+#[derive(Clone, Default)]
+struct Collectors(Arc<Mutex<Vec<Box<dyn Collector>>>>);
+
+impl fmt::Debug for Collectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Collectors").field(&lock(&self.0).len()).finish()
+    }
+}
+
 /// All metrics of the process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Registry {
@@ -34,6 +46,7 @@ pub struct Registry {
     versions: Arc<Mutex<BTreeMap<VersionKey, Entry>>>,
     listeners: Arc<Mutex<Vec<Arc<ListenerMetrics>>>>,
     prometheus: prometheus::Registry,
+    collectors: Collectors,
     /// The control plane's families.
     pub control: ControlMetrics,
 }
@@ -56,6 +69,7 @@ impl Registry {
             versions: Arc::default(),
             listeners: Arc::default(),
             prometheus,
+            collectors: Collectors::default(),
             control,
         })
     }
@@ -123,9 +137,9 @@ impl Registry {
         fresh
     }
 
-    /// Adds a collector to every later scrape.
-    pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), prometheus::Error> {
-        self.prometheus.register(collector)
+    /// Adds a collector of families that nobody else has to every later scrape.
+    pub fn register(&self, collector: Box<dyn Collector>) {
+        lock(&self.collectors.0).push(collector);
     }
 
     /// Everything, ready to be encoded.
@@ -143,6 +157,9 @@ impl Registry {
         families.push(rejected_family(&listeners));
         families.push(connections_family(&listeners));
         drop(listeners);
+        for collector in lock(&self.collectors.0).iter() {
+            families.extend(collector.collect());
+        }
         families.retain(|family| !family.get_metric().is_empty());
         families.extend(self.prometheus.gather());
         families.sort_by(|a, b| a.name().cmp(b.name()));
@@ -190,16 +207,6 @@ impl Registry {
             exposition_text(&[family])
         }
     }
-}
-
-/// Encodes families as Prometheus text.
-pub fn exposition_text(families: &[MetricFamily]) -> String {
-    let mut buffer = Vec::new();
-    // Writing to memory fails only for a family without a name or metrics; we make none.
-    if let Err(error) = TextEncoder::new().encode(families, &mut buffer) {
-        tracing::error!(%error, "metrics could not be encoded");
-    }
-    String::from_utf8(buffer).unwrap_or_default()
 }
 
 /// An empty family as the table describes it.

@@ -296,10 +296,12 @@ impl VersionMetrics {
             in_flight: self.in_flight(),
             ..VersionSnapshot::default()
         };
-        let mut table = vec![[0u64; 500]; METHODS.len()];
+        // Most versions see one or two methods.
+        let mut table: [Option<Box<[u64; 500]>>; METHODS.len()] = Default::default();
         for shard in &self.shards {
             for (row, cells) in table.iter_mut().zip(&shard.requests) {
                 if let Some(cells) = cells.get() {
+                    let row = row.get_or_insert_with(|| Box::new([0; 500]));
                     for (sum, cell) in row.iter_mut().zip(cells.iter()) {
                         *sum += cell.get();
                     }
@@ -320,7 +322,7 @@ impl VersionMetrics {
             shard.first_byte.add_to(&mut merged.first_byte);
         }
         for (method, row) in METHODS.iter().zip(&table) {
-            for (status, count) in (100u16..).zip(row) {
+            for (status, count) in (100u16..).zip(row.iter().flat_map(|row| row.iter())) {
                 if *count > 0 {
                     merged.requests.push((method, status, *count));
                 }

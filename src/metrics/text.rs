@@ -1,0 +1,257 @@
+//! The text format of Prometheus (version 0.0.4), as the crate's own encoder writes it.
+//!
+//! Written here because a scrape of a thousand services is a hundred thousand lines: the labels of a metric are put into words
+//! once, not for each of its buckets, and whole numbers, which nearly all are, do not go through the formatting of fractions.
+
+use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
+use std::fmt::Write;
+
+/// Encodes families as Prometheus text.
+pub(super) fn exposition_text(families: &[MetricFamily]) -> String {
+    let mut text = Text {
+        out: String::with_capacity(expected_size(families)),
+        labels: String::new(),
+        bounds: Vec::new(),
+    };
+    for family in families {
+        text.family(family);
+    }
+    text.out
+}
+
+/// Growing step by step would copy megabytes several times over.
+fn expected_size(families: &[MetricFamily]) -> usize {
+    const LINE: usize = 128;
+    let lines = |metric: &Metric| 3 + metric.get_histogram().get_bucket().len();
+    let metrics = families.iter().flat_map(MetricFamily::get_metric);
+    LINE * metrics.map(lines).sum::<usize>()
+}
+
+struct Text {
+    out: String,
+    /// Of the metric that is being written, without braces.
+    labels: String,
+    /// Bounds of buckets with what is written for them: the next histogram has the same ones.
+    bounds: Vec<(f64, String)>,
+}
+
+impl Text {
+    fn family(&mut self, family: &MetricFamily) {
+        let (name, help) = (family.name(), family.help());
+        if !help.is_empty() {
+            self.words(&["# HELP ", name, " "]);
+            escape(help, false, &mut self.out);
+            self.out.push('\n');
+        }
+        let kind = match family.get_field_type() {
+            MetricType::COUNTER => "counter",
+            MetricType::GAUGE => "gauge",
+            MetricType::HISTOGRAM => "histogram",
+            MetricType::SUMMARY => "summary",
+            MetricType::UNTYPED => "untyped",
+        };
+        self.words(&["# TYPE ", name, " ", kind, "\n"]);
+        for metric in family.get_metric() {
+            self.label(metric.get_label());
+            match family.get_field_type() {
+                MetricType::COUNTER => self.sample(name, "", None, metric.get_counter().get_value()),
+                MetricType::GAUGE => self.sample(name, "", None, metric.get_gauge().get_value()),
+                MetricType::HISTOGRAM => self.histogram(name, metric),
+                // Nobody here makes them.
+                MetricType::SUMMARY | MetricType::UNTYPED => {}
+            }
+        }
+    }
+
+    fn words(&mut self, words: &[&str]) {
+        for word in words {
+            self.out.push_str(word);
+        }
+    }
+
+    fn label(&mut self, pairs: &[LabelPair]) {
+        self.labels.clear();
+        for pair in pairs {
+            if !self.labels.is_empty() {
+                self.labels.push(',');
+            }
+            self.labels.push_str(pair.name());
+            self.labels.push_str("=\"");
+            escape(pair.value(), true, &mut self.labels);
+            self.labels.push('"');
+        }
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]
+    fn histogram(&mut self, name: &str, metric: &Metric) {
+        let histogram = metric.get_histogram();
+        let all = histogram.get_sample_count() as f64;
+        let mut has_last = false;
+        for (index, bucket) in histogram.get_bucket().iter().enumerate() {
+            let bound = bucket.upper_bound();
+            has_last |= bound == f64::INFINITY;
+            self.sample(
+                name,
+                "_bucket",
+                Some((index, bound)),
+                bucket.cumulative_count() as f64,
+            );
+        }
+        if !has_last {
+            let last = Some((histogram.get_bucket().len(), f64::INFINITY));
+            self.sample(name, "_bucket", last, all);
+        }
+        self.sample(name, "_sum", None, histogram.get_sample_sum());
+        self.sample(name, "_count", None, all);
+    }
+
+    /// One line; of a bucket with its place in the histogram and its upper bound.
+    fn sample(&mut self, name: &str, part: &str, bucket: Option<(usize, f64)>, value: f64) {
+        self.words(&[name, part]);
+        if !self.labels.is_empty() || bucket.is_some() {
+            self.out.push('{');
+            self.out.push_str(&self.labels);
+            if let Some((index, bound)) = bucket {
+                let separator = if self.labels.is_empty() { "" } else { "," };
+                self.know(index, bound);
+                self.out.push_str(separator);
+                self.out.push_str("le=\"");
+                self.out.push_str(&self.bounds[index].1);
+                self.out.push('"');
+            }
+            self.out.push('}');
+        }
+        self.out.push(' ');
+        number(value, &mut self.out);
+        self.out.push('\n');
+    }
+
+    /// Puts the bound of a bucket into words, unless the last histogram had the same one there.
+    fn know(&mut self, index: usize, bound: f64) {
+        let written = || {
+            if bound == f64::INFINITY {
+                "+Inf".to_owned()
+            } else {
+                bound.to_string()
+            }
+        };
+        match self.bounds.get_mut(index) {
+            Some((known, _)) if known.total_cmp(&bound).is_eq() => {}
+            Some(place) => *place = (bound, written()),
+            // Buckets come in order.
+            None => self.bounds.push((bound, written())),
+        }
+    }
+}
+
+/// As `f64::to_string` writes it.
+fn number(value: f64, out: &mut String) {
+    // Whole numbers below this are themselves in both types.
+    const WHOLE: f64 = 9_007_199_254_740_992.0;
+    // Writing into a string cannot fail.
+    let _ = if value.fract() == 0.0 && value.is_sign_positive() && value < WHOLE {
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked just before"
+        )]
+        let whole = value as u64;
+        write!(out, "{whole}")
+    } else {
+        write!(out, "{value}")
+    };
+}
+
+fn escape(text: &str, quotes: bool, out: &mut String) {
+    let mut rest = text;
+    let special = |c: char| c == '\\' || c == '\n' || quotes && c == '"';
+    while let Some(at) = rest.find(special) {
+        out.push_str(&rest[..at]);
+        out.push_str(match rest.as_bytes()[at] {
+            b'\n' => "\\n",
+            b'"' => "\\\"",
+            _ => "\\\\",
+        });
+        rest = &rest[at + 1..];
+    }
+    out.push_str(rest);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus::{
+        Gauge, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder, core::Collector,
+    };
+
+    #[test]
+    fn every_line_is_what_the_library_writes() {
+        let registry = Registry::new();
+        let odd = [
+            "",
+            "plain",
+            "a \"quoted\" name",
+            "back\\slash",
+            "two\nlines",
+            "ä, {=}",
+        ];
+        let counters = IntCounterVec::new(
+            Opts::new("c_total", "Counts \\ \"things\"\nand others."),
+            &["b", "a"],
+        );
+        let counters = counters.unwrap();
+        for (at, value) in odd.iter().enumerate() {
+            counters
+                .with_label_values(&[value, "x"])
+                .inc_by(1_000_003 * at as u64);
+        }
+        counters.with_label_values(&["most", "x"]).inc_by(u64::MAX);
+        let numbers = [
+            0.0,
+            -0.0,
+            1.5,
+            -3.0,
+            1e-9,
+            1e15,
+            1e16,
+            1e300,
+            f64::NAN,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+        ];
+        for (at, value) in numbers.iter().enumerate() {
+            let gauge = Gauge::new(format!("g{at}"), "A gauge.").unwrap();
+            gauge.set(*value);
+            registry.register(Box::new(gauge)).unwrap();
+        }
+        let histogram = |name: &str, labels: &[&str], buckets: &[f64]| {
+            let options = HistogramOpts::new(name, "Takes its time.").buckets(buckets.to_vec());
+            HistogramVec::new(options, labels).unwrap()
+        };
+        let bare = histogram("h0", &[], &[1.0]);
+        bare.with_label_values::<&str>(&[]).observe(0.5);
+        let many = histogram("h1", &["l"], &[0.001, 0.0025, 1.0, 60.0]);
+        let other = histogram("h2", &["l"], &[0.001, 0.5, f64::INFINITY]);
+        for of in [&many, &other] {
+            for value in odd {
+                of.with_label_values(&[value]).observe(0.002);
+            }
+        }
+        let all: [Box<dyn Collector>; 4] = [
+            Box::new(counters),
+            Box::new(bare),
+            Box::new(many),
+            Box::new(other),
+        ];
+        for collector in all {
+            registry.register(collector).unwrap();
+        }
+        let families = registry.gather();
+        let theirs = TextEncoder::new().encode_to_string(&families).unwrap();
+        assert!(theirs.lines().count() > 60, "{theirs}");
+        for (ours, theirs) in exposition_text(&families).lines().zip(theirs.lines()) {
+            assert_eq!(ours, theirs);
+        }
+        assert_eq!(exposition_text(&families), theirs);
+    }
+}
