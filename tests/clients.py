@@ -2,14 +2,18 @@
 """gRPC and WebSocket as others speak them: servers of grpcio and websockets, and clients that go through Serin.
 
     clients.py serve        says `PORT PORT` (gRPC, WebSocket) and serves until its input ends
+    clients.py lame N       the same, but of a thousand calls of Unary so many end with UNAVAILABLE, evenly spread
+    clients.py call PORT    says `0 0`, calls Unary steadily until its input ends, and says how often each code came: `OK 120`
     clients.py health       says `PORT PORT`: a gRPC server with the health service and one without; each line of its input,
                             such as `shop SERVING`, is what the first says of a service from then on
     clients.py drive PORT   goes through everything at Serin's port, and fails at the first thing that does not hold
 """
 
+import itertools
 import queue
 import sys
 import threading
+from collections import Counter
 from concurrent import futures
 from contextlib import ExitStack
 
@@ -30,6 +34,18 @@ cancelled = threading.Event()
 def unary(request, context):
     context.set_trailing_metadata((("x-trailer", "after"),))
     return request
+
+
+def lame(per_thousand):
+    calls = itertools.count(1)
+
+    def unary(request, context):
+        number = next(calls)
+        if number * per_thousand // 1000 != (number - 1) * per_thousand // 1000:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        return request
+
+    return unary
 
 
 def fail(request, context):
@@ -178,6 +194,26 @@ def drive_grpc(port):
         holds(code == grpc.StatusCode.UNIMPLEMENTED, f"a service that is not there is UNIMPLEMENTED, not {code}")
 
 
+def call_steadily(port):
+    over, codes = threading.Event(), Counter()
+    print(0, 0, flush=True)
+
+    def calls(_):
+        with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.enable_retries", 0)]) as channel:
+            unary = channel.unary_unary("/echo.Echo/Unary")
+            while not over.wait(0.005):
+                code, _ = code_of(lambda: unary(b"message", timeout=SECONDS))
+                codes[code.name] += 1
+
+    with futures.ThreadPoolExecutor(4) as pool:
+        ended = pool.map(calls, range(4))
+        sys.stdin.read()
+        over.set()
+        list(ended)
+    for code, number in sorted(codes.items()):
+        print(code, number)
+
+
 def drive_websocket(port):
     def client(**more):
         address = f"ws://127.0.0.1:{port}/ws"
@@ -208,6 +244,11 @@ if __name__ == "__main__":
         serve()
     elif sys.argv[1:] == ["health"]:
         serve_health()
+    elif sys.argv[1] == "lame":
+        HANDLERS["Unary"] = grpc.unary_unary_rpc_method_handler(lame(int(sys.argv[2])))
+        serve()
+    elif sys.argv[1] == "call":
+        call_steadily(int(sys.argv[2]))
     else:
         drive_grpc(int(sys.argv[2]))
         drive_websocket(int(sys.argv[2]))

@@ -11,6 +11,7 @@ mod crash;
 mod disk;
 mod events;
 mod exits;
+mod faults;
 mod judge;
 mod lifecycle;
 mod milestones;

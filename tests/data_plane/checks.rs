@@ -1,14 +1,12 @@
 //! Active checks over everything that an endpoint may speak, and how often and how patiently they are made.
 
-use super::{
-    clients::Servers,
-    health::{SOON, service, wait_health},
-};
+use super::health::{SOON, service, wait_health};
 use crate::support::{
     Serin,
     authority::Authority,
     http::{Server, Speaks},
     now,
+    python::Servers,
     raw::{Next, RawUpstream},
     upstream::Upstream,
     wait_for,

@@ -1,58 +1,11 @@
 //! gRPC and WebSocket with clients and servers that others have written (`tests/clients.py`).
 
-use crate::support::{HEAD, Serin, wait_for};
-use std::{
-    io::{BufRead, BufReader, Write},
-    net::TcpListener,
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::Duration,
+use crate::support::{
+    HEAD, Serin,
+    python::{Servers, python},
+    wait_for,
 };
-
-/// The Python servers; they end with their input.
-pub(super) struct Servers(Child);
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Servers {
-    /// Starts what `clients.py` calls `mode`; its two ports.
-    pub(super) fn start(mode: &str) -> (Servers, u16, u16) {
-        let mut child = python(&[mode])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut said = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut said)
-            .unwrap();
-        let (one, two) = said.trim().split_once(' ').unwrap();
-        (Servers(child), one.parse().unwrap(), two.parse().unwrap())
-    }
-
-    /// A line of their input.
-    pub(super) fn tell(&mut self, line: &str) {
-        writeln!(self.0.stdin.as_mut().unwrap(), "{line}").unwrap();
-    }
-}
-
-fn python(arguments: &[&str]) -> Command {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = root.join("target/venv/bin/python");
-    assert!(
-        python.exists(),
-        "run tests/venv first: {} is missing",
-        python.display()
-    );
-    let mut command = Command::new(python);
-    command.arg(root.join("tests/clients.py")).args(arguments);
-    command
-}
+use std::{net::TcpListener, time::Duration};
 
 #[test]
 fn grpc_and_websocket_clients_notice_nothing() {

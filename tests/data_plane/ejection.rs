@@ -1,13 +1,11 @@
 //! Endpoints that do worse than their neighbours: who is left out, for how long, how many at most, and how they come back.
 
-use super::{
-    clients::Servers,
-    health::{SOON, healthy, service, wait_health},
-};
+use super::health::{SOON, healthy, service, wait_health};
 use crate::support::{
     Serin,
     answers::Payload,
     client::{Plan, request},
+    python::Servers,
     raw::{Next, RawUpstream},
     upstream::Upstream,
     wait_for,

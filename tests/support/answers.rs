@@ -30,6 +30,10 @@ pub struct Shared {
     pub in_flight: AtomicU64,
     pub connections: AtomicU64,
     pub failing: AtomicU32,
+    /// Of every thousand answers this many have the header `x-app-error`.
+    pub marking: AtomicU32,
+    /// Nothing is answered.
+    pub hanging: AtomicBool,
     pub gate: watch::Sender<bool>,
     pub heads: Mutex<Vec<String>>,
     pub killed: AtomicBool,
@@ -45,6 +49,8 @@ impl Shared {
             in_flight: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             failing: AtomicU32::new(0),
+            marking: AtomicU32::new(0),
+            hanging: AtomicBool::new(false),
             gate: watch::channel(false).0,
             heads: Mutex::default(),
             killed: AtomicBool::new(false),
@@ -109,8 +115,14 @@ pub async fn answer(
     shared.in_flight.fetch_add(1, Ordering::SeqCst);
     let arrived = Arrived(Arc::clone(&shared));
     let bare = request.method() == Method::HEAD && request.version() == Version::HTTP_2;
-    let rate = u64::from(shared.failing.load(Ordering::SeqCst));
-    let fails = number * rate / 1000 != (number - 1) * rate / 1000;
+    let is_one_of = |per_thousand: &AtomicU32| {
+        let rate = u64::from(per_thousand.load(Ordering::SeqCst));
+        number * rate / 1000 != (number - 1) * rate / 1000
+    };
+    let (fails, marked) = (is_one_of(&shared.failing), is_one_of(&shared.marking));
+    if shared.hanging.load(Ordering::SeqCst) {
+        std::future::pending::<()>().await;
+    }
     let result = behave(&shared, &path, request).await;
     drop(arrived);
     let (status, body) = result?;
@@ -118,6 +130,9 @@ pub async fn answer(
     let mut response = Response::builder()
         .status(status)
         .header("x-version", shared.name);
+    if marked {
+        response = response.header("x-app-error", "stock is gone");
+    }
     if last {
         response = response.header("connection", "close");
     }

@@ -23,6 +23,7 @@ pub mod load;
 pub mod network;
 pub mod pair;
 pub mod prometheus;
+pub mod python;
 pub mod raw;
 pub mod turns;
 pub mod upstream;

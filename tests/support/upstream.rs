@@ -125,6 +125,16 @@ impl Upstream {
         self.shared.failing.store(per_thousand, Ordering::SeqCst);
     }
 
+    /// Of every thousand answers this many have the header `x-app-error`, evenly spread, whatever their status.
+    pub fn mark(&self, per_thousand: u32) {
+        self.shared.marking.store(per_thousand, Ordering::SeqCst);
+    }
+
+    /// From now on nothing is answered.
+    pub fn hang(&self) {
+        self.shared.hanging.store(true, Ordering::SeqCst);
+    }
+
     /// Gracefully closes each connection after that many requests: `Connection: close`, or GOAWAY.
     pub fn recycle_after(&self, requests: u32) {
         self.shared.recycle.store(requests, Ordering::SeqCst);
