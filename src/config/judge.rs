@@ -51,11 +51,13 @@ pub(super) fn compile(config: &JudgeConfig, path: &str, cx: &mut Cx) -> analysis
             return default;
         };
         if !within.contains(&share) {
-            let (from, to) = (100.0 * within.start(), 100.0 * within.end());
+            // Without what binary fractions add to a decimal one.
+            let percent = |share: f64| (share * 1e10).round() / 1e8;
+            let (from, to) = (percent(*within.start()), percent(*within.end()));
             cx.error(
                 &format!("{path}.{key}"),
-                format!("{}% is not between {from}% and {to}%", 100.0 * share),
-                "",
+                format!("{}% is too much or too little", percent(share)),
+                format!("write a share between {from}% and {to}%"),
             );
         }
         share

@@ -970,7 +970,10 @@ fn a_judge_is_what_is_written_and_otherwise_the_default() {
             "judge: {alpha: 0.01}",
             "`0.01` is not a share: write for example 1%",
         ),
-        ("judge: {alpha: 50%}", "judge.alpha: 50% is not between"),
+        (
+            "judge: {alpha: 0%}",
+            "judge.alpha: 0% is too much or too little; write a share between 0.0001% and 20%",
+        ),
         (
             "judge: {latency: {quantiles: [1.5]}}",
             "judge.latency.quantiles: at most 4",

@@ -27,7 +27,7 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header, request:
 use hyper::body::Incoming;
 use std::{
     future::Future,
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
@@ -226,7 +226,12 @@ impl Outbound<'_> {
             // The time that connecting took is not the version's to answer in.
             let begun = if reused { now } else { Instant::now() };
             exchange.connected(begun.saturating_duration_since(now));
-            match self.within_deadline(begun, body, lease.send(outgoing)).await {
+            let sent = {
+                // Where it stays: the request is in it.
+                let sending = pin!(lease.send(outgoing));
+                self.within_deadline(begun, body, sending).await
+            };
+            match sent {
                 None => {
                     exchange.attempted(Attempt::TimedOut);
                     exchange.judge(Outcome::Failed);
@@ -300,9 +305,8 @@ impl Outbound<'_> {
         &self,
         begun: Instant,
         body: Option<&BodyHandle>,
-        wait: impl Future<Output = T>,
+        mut wait: Pin<&mut impl Future<Output = T>>,
     ) -> Option<T> {
-        let mut wait = pin!(wait);
         let limit = self.limits.response_headers;
         let whole = self.limits.request.map(|whole| self.started + whole);
         let at_most = |due: Instant| whole.map_or(due, |whole| due.min(whole));

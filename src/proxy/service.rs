@@ -48,7 +48,8 @@ pub(super) async fn serve(
     client.progress.unread.set(!body.is_end_stream());
     let mut account = Account::begin(&client, &parts, started);
     let mut failed = None;
-    let mut response = match handle(&client, parts, seen, body, started, form, &mut account).await {
+    let mut head = Some(parts);
+    let mut response = match handle(&client, &mut head, seen, body, started, form, &mut account).await {
         Ok(response) => response,
         Err((failure, reason)) => {
             failed = Some(failure);
@@ -93,23 +94,25 @@ pub(super) async fn serve(
     Ok(response)
 }
 
+/// `head` is lent, and taken by whoever sends it on.
 async fn handle(
     client: &Rc<Client>,
-    mut parts: Parts,
+    head: &mut Option<Parts>,
     seen: Seen,
     body: Incoming,
     started: Instant,
     form: Form,
     account: &mut Option<Box<Account>>,
 ) -> Result<Response<OutBody>, (Failure, Option<Rejection>)> {
+    let parts = head.as_mut().ok_or((Failure::BUG, None))?;
     let accepted = inbound::few_enough(&parts.headers, client.listener.config.limits.headers)
-        .and_then(|()| inbound::accept(&parts, &seen))
+        .and_then(|()| inbound::accept(parts, &seen))
         .map_err(|refusal| (refusal.into(), Some(refusal.reason)))?;
     // One request never sees two tables: this one is its own to the end.
     let routes = client.worker.routes();
-    let found = find(&routes, client, &parts, &seen, accepted).ok_or((Failure::NO_ROUTE, None))?;
+    let found = find(&routes, client, parts, &seen, accepted).ok_or((Failure::NO_ROUTE, None))?;
     let entry = found.entry;
-    if let Some(answer) = elsewhere(client, entry, &parts, &seen, accepted) {
+    if let Some(answer) = elsewhere(client, entry, parts, &seen, accepted) {
         return answer.map_err(|failure| (failure, None));
     }
     let limits = &entry.per_listener[client.listener.index];
@@ -122,15 +125,9 @@ async fn handle(
     let split = found.split();
     let worker = &client.worker;
     let who = client.who(&parts.headers);
-    let choice = choose::choose(
-        &split,
-        tripped,
-        &entry.service,
-        &parts,
-        who,
-        client.secure,
-        || worker.dice128(),
-    );
+    let choice = choose::choose(&split, tripped, &entry.service, parts, who, client.secure, || {
+        worker.dice128()
+    });
     admit(worker, &split, choice.role).map_err(|failure| (failure, None))?;
 
     // Nothing of the inbound connection (its upgrade handle) goes further.
@@ -138,7 +135,7 @@ async fn handle(
     let has_body = accepted.chunked || !body.is_end_stream();
     let upgrade = seen
         .asks_upgrade()
-        .then(|| upgrade::asked(&parts, has_body, &entry.service.upgrades))
+        .then(|| upgrade::asked(parts, has_body, &entry.service.upgrades))
         .flatten();
     // HTTP/1.0 knows no interim answers; without a body there is nothing to wait for.
     let expects = seen.expectations > 0 && has_body && parts.version == Version::HTTP_11;
@@ -168,9 +165,9 @@ async fn handle(
     if inbound_version == Version::HTTP_10 {
         name_host(&mut parts.headers, split.target(choice.role));
     }
-    let source = outbound_body(&parts, body, accepted.chunked, limits);
+    let source = outbound_body(parts, body, accepted.chunked, limits);
     if let Some(filters) = &entry.filters {
-        filters::to_version(filters, &mut parts);
+        filters::to_version(filters, parts);
     }
     exchange.leaves(&mut parts.headers, source.as_ref());
     let outbound = Outbound {
@@ -184,7 +181,7 @@ async fn handle(
         upgrade: upgrade.as_ref(),
         expects,
     };
-    let answered = forward::forward(outbound, &mut Some(parts), source.as_ref(), &mut exchange).await;
+    let answered = forward::forward(outbound, head, source.as_ref(), &mut exchange).await;
     let asking = source.filter(|source| !source.has_ended());
     client.progress.unread.set(asking.is_some());
     let mut response = match answered {
