@@ -6,11 +6,12 @@
 //! asked: whoever listens loads again and compares.
 
 use super::load::is_named;
-use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher, event::ModifyKind};
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -32,12 +33,35 @@ pub struct WatchError {
 #[derive(Debug)]
 pub struct Watch {
     watcher: RecommendedWatcher,
-    watched: BTreeSet<PathBuf>,
-    /// What counts: what else lies in the directories (the store!) is nobody's business.
-    files: Arc<Mutex<BTreeSet<PathBuf>>>,
+    known: Arc<Mutex<Known>>,
     events: mpsc::Receiver<()>,
     /// Something has changed that has not been told yet: whoever waited for it may have been called away.
     due: bool,
+}
+
+/// What the thread that hears of events shares with whoever waits for them.
+#[derive(Debug, Default)]
+struct Known {
+    /// What counts: what else lies in the directories (the store!) is nobody's business.
+    files: BTreeSet<PathBuf>,
+    /// The directories that are watched, each with the device and inode it was when the watch began. One that has been
+    /// removed or moved away is watched no more, whatever has its name now.
+    watched: BTreeMap<PathBuf, (u64, u64)>,
+}
+
+impl Known {
+    /// Whether the configuration may have changed by this.
+    fn hears_of(&mut self, event: &Event) -> bool {
+        if matches!(
+            event.kind,
+            EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
+        ) {
+            for path in &event.paths {
+                self.watched.remove(path);
+            }
+        }
+        is_change(event, &self.files)
+    }
 }
 
 impl Watch {
@@ -45,11 +69,11 @@ impl Watch {
     pub fn new(files: &[PathBuf]) -> Result<Watch, WatchError> {
         // One place: a change that is already waiting to be told needs no second one.
         let (sender, events) = mpsc::channel(1);
-        let ours: Arc<Mutex<BTreeSet<PathBuf>>> = Arc::default();
-        let known = Arc::clone(&ours);
+        let known: Arc<Mutex<Known>> = Arc::default();
+        let hearer = Arc::clone(&known);
         let handler = move |event: notify::Result<Event>| {
-            let known = known.lock().unwrap_or_else(PoisonError::into_inner);
-            if event.map_or(true, |event| is_change(&event, &known)) {
+            let mut known = hearer.lock().unwrap_or_else(PoisonError::into_inner);
+            if event.map_or(true, |event| known.hears_of(&event)) {
                 // Full means that somebody will look anyway; closed means that nobody does.
                 let _ = sender.try_send(());
             }
@@ -60,40 +84,68 @@ impl Watch {
         })?;
         let mut watch = Watch {
             watcher,
-            watched: BTreeSet::new(),
-            files: ours,
+            known,
             events,
             due: false,
         };
         watch.follow(files)?;
+        // The caller has not read them yet, or reads them again.
+        watch.due = false;
         Ok(watch)
     }
 
     /// Watches these files from now on, and no others: after a reload that has read others. Directories stay watched. One
-    /// that cannot be watched is told when all others are.
+    /// that cannot be watched is told when all others are; where it is not there, the nearest one above it is watched instead,
+    /// so that its coming is noticed. What happened in a directory before its watch began is not known: a new one is a change.
     pub fn follow(&mut self, files: &[PathBuf]) -> Result<(), WatchError> {
         let files: BTreeSet<PathBuf> = files.iter().flat_map(|file| way(file)).collect();
         let directories: BTreeSet<PathBuf> = files
             .iter()
             .filter_map(|file| file.parent().map(Path::to_owned))
             .collect();
-        *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
+        self.known().files = files;
         let mut result = Ok(());
         for directory in directories {
-            if self.watched.contains(&directory) {
-                continue;
-            }
-            match self.watcher.watch(&directory, RecursiveMode::NonRecursive) {
-                Ok(()) => {
-                    self.watched.insert(directory);
-                }
-                Err(source) => {
-                    let directory = directory.display().to_string();
-                    result = Err(WatchError { directory, source });
-                }
+            if let Err(source) = self.watch_or_above(&directory) {
+                let directory = directory.display().to_string();
+                result = Err(WatchError { directory, source });
             }
         }
         result
+    }
+
+    /// Watches this directory, or until it is there the nearest one above it.
+    fn watch_or_above(&mut self, directory: &Path) -> notify::Result<()> {
+        let error = match self.watch(directory) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        for above in directory.ancestors().skip(1) {
+            if self.watch(above).is_ok() {
+                // It may have come between the two.
+                return self.watch(directory).or(Err(error));
+            }
+        }
+        Err(error)
+    }
+
+    /// Watches one directory. Each time, though it be watched already: under its name may be another one by now.
+    fn watch(&mut self, directory: &Path) -> notify::Result<()> {
+        let is = std::fs::metadata(directory).map_err(notify::Error::io)?;
+        let is = (is.dev(), is.ino());
+        // Before the watch begins, and not locked while it does: an event of its end must find it.
+        let before = self.known().watched.insert(directory.to_owned(), is);
+        let result = self.watcher.watch(directory, RecursiveMode::NonRecursive);
+        if result.is_err() {
+            self.known().watched.remove(directory);
+        } else if before != Some(is) {
+            self.due = true;
+        }
+        result
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until something has changed and [`DEBOUNCE`] has passed without another change. `None`: the watch is dead. Who
@@ -307,6 +359,70 @@ mod tests {
         fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
         assert!(told(&mut watch).await);
         assert_eq!(fs::read_to_string(&path).unwrap(), "2");
+    }
+
+    /// The configuration `root/serin.yaml` with a directory beside it and one elsewhere, whose parent holds nothing of it.
+    fn with_directories() -> (tempfile::TempDir, [PathBuf; 3]) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for directory in ["etc/conf.d", "run/secrets"] {
+            fs::create_dir_all(root.join(directory)).unwrap();
+        }
+        let files = [
+            root.join("etc/serin.yaml"),
+            root.join("etc/conf.d/*.yaml"),
+            root.join("run/secrets/token"),
+        ];
+        fs::write(&files[0], "a").unwrap();
+        (folder, files)
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_replaced_under_its_name_is_a_change_and_is_watched_again() {
+        let (folder, files) = with_directories();
+        let root = folder.path();
+        let mut watch = Watch::new(&files).unwrap();
+        settle(&mut watch).await;
+        for (directory, file) in [("etc/conf.d", "a.yaml"), ("run/secrets", "token")] {
+            let directory = root.join(directory);
+            // Removed, and moved away: under the name is another one.
+            for moved in [false, true] {
+                if moved {
+                    fs::rename(&directory, root.join("old")).unwrap();
+                } else {
+                    fs::remove_dir_all(&directory).unwrap();
+                }
+                fs::create_dir(&directory).unwrap();
+                assert!(told(&mut watch).await, "{} has gone", directory.display());
+                settle(&mut watch).await;
+                fs::write(directory.join(file), "before the watch").unwrap();
+                watch.follow(&files).unwrap();
+                assert!(told(&mut watch).await, "another {}", directory.display());
+                settle(&mut watch).await;
+                watch.follow(&files).unwrap();
+                assert!(!watch.due, "once is enough");
+                fs::write(directory.join(file), "an edit").unwrap();
+                assert!(told(&mut watch).await, "an edit in {}", directory.display());
+                settle(&mut watch).await;
+            }
+            fs::remove_dir_all(root.join("old")).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_comes_later_is_a_change() {
+        let (folder, files) = with_directories();
+        let run = folder.path().join("run");
+        let mut watch = Watch::new(&files).unwrap();
+        fs::remove_dir_all(&run).unwrap();
+        assert!(told(&mut watch).await);
+        let error = watch.follow(&files).unwrap_err();
+        assert!(error.to_string().contains("run/secrets"), "{error}");
+        assert!(told(&mut watch).await, "what is watched instead is new");
+        settle(&mut watch).await;
+        fs::create_dir_all(run.join("secrets")).unwrap();
+        assert!(told(&mut watch).await);
+        watch.follow(&files).unwrap();
     }
 
     #[test]
