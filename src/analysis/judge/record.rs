@@ -393,6 +393,9 @@ impl<'a> Reader<'a> {
 
     fn one(&mut self) -> Result<Recorded, BadRecord> {
         Ok(match self.byte()? {
+            tag::BEGIN if self.at > 1 => {
+                return self.bad("another judge begins in the middle, and each stretch has one");
+            }
             tag::BEGIN => {
                 let begin: Result<Begin, _> = serde_json::from_str(self.text()?);
                 let begin = begin.or_else(|error| {

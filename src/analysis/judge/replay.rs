@@ -121,7 +121,7 @@ impl Replayed {
         self.serin = serin;
         for one in reader {
             match one? {
-                Recorded::Begin(begin) => judge = begin.judge,
+                Recorded::Begin(_) => return Err(no_beginning("it begins twice")),
                 Recorded::Tick { dt, batches } => {
                     judge.tick(dt.as_secs_f64(), &batches);
                     (self.seconds, self.ticks) = (self.seconds + dt.as_secs_f64(), self.ticks + 1);
@@ -156,10 +156,14 @@ fn begun(reader: &mut Reader<'_>) -> Result<(String, Judge), BadRecord> {
         Some(
             Recorded::Tick { .. } | Recorded::Enter { .. } | Recorded::Decided(_) | Recorded::Check { .. },
         )
-        | None => Err(BadRecord {
-            at: 0,
-            why: "it does not begin with a judge".to_owned(),
-        }),
+        | None => Err(no_beginning("it does not begin with a judge")),
+    }
+}
+
+fn no_beginning(why: &str) -> BadRecord {
+    BadRecord {
+        at: 0,
+        why: why.to_owned(),
     }
 }
 
@@ -213,7 +217,8 @@ pub fn rejudge(
         });
         for one in reader {
             match one? {
-                Recorded::Begin(_) | Recorded::Check { .. } => {}
+                Recorded::Begin(_) => return Err(no_beginning("it begins twice")),
+                Recorded::Check { .. } => {}
                 Recorded::Tick { dt, batches } => {
                     // What was slow in flight was so by the thresholds of then.
                     let batches: Vec<Batch> = batches.iter().map(Batch::by_their_end).collect();
@@ -406,6 +411,35 @@ mod tests {
             quick.end.advice == Advice::Rollback && quick.end.canary_requests < same.end.canary_requests,
             "{quick:#?}\n{same:#?}"
         );
+    }
+
+    #[test]
+    fn a_judge_in_the_middle_of_a_stretch_is_no_new_beginning() {
+        let (bytes, judge) = recording();
+        // Between two entries of the last stretch, where it replaces the judge by one that knows the end already.
+        let mut other = Vec::new();
+        write::begin(&mut other, &judge, "0.0.1");
+        let mut first = Vec::new();
+        write::begin(
+            &mut first,
+            &Judge::new(judge.config().clone(), 0.5, 1.0, Judge::empty_baseline()),
+            "0.0.1",
+        );
+        let mut two = first.clone();
+        two.extend(&other);
+        let mut whole = bytes[0].clone();
+        whole.extend(&bytes[1]);
+        for recorded in [two, whole] {
+            let stretch = [Stretch {
+                number: 0,
+                bytes: &recorded,
+            }];
+            let replayed = replay(&stretch);
+            assert!(!replayed.is_same(), "{replayed:#?}");
+            let said = replayed.broken.unwrap().to_string();
+            assert!(said.contains("another judge begins in the middle"), "{said}");
+            assert!(rejudge(&stretch, |config| config).is_err());
+        }
     }
 
     #[test]

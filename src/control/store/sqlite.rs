@@ -54,6 +54,23 @@ fn json<T: Serialize>(value: &T) -> Result<String, String> {
     serde_json::to_string(value).map_err(|error| error.to_string())
 }
 
+/// Without a place for the index of its `-wal` SQLite reads a file as if there were none, and what is in there is the latest.
+fn refuse_unread(path: &Path) -> Result<(), StoreError> {
+    let mut wal = path.as_os_str().to_owned();
+    wal.push("-wal");
+    if std::fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
+        let wal = Path::new(&wal).display();
+        return Err(StoreError::Io {
+            path: path.to_owned(),
+            why: format!(
+                "what was written last is in {wal}, which cannot be read where nothing may be written: copy both to a folder \
+                 that may be written"
+            ),
+        });
+    }
+    Ok(())
+}
+
 impl SqliteStore {
     /// Opens or makes the file, and takes its lock.
     pub(crate) fn open(path: &Path) -> Result<SqliteStore, StoreError> {
@@ -89,6 +106,7 @@ impl SqliteStore {
         let (connection, id, format) = match opened {
             // Where the directory may not be written, SQLite reads only what nobody else writes meanwhile.
             Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == ErrorCode::CannotOpen => {
+                refuse_unread(path)?;
                 let encoded = percent_encoding::percent_encode(
                     path.as_os_str().as_encoded_bytes(),
                     percent_encoding::NON_ALPHANUMERIC,
@@ -910,6 +928,35 @@ mod tests {
                     .is_empty()
             );
         }
+    }
+
+    #[test]
+    fn where_nothing_may_be_written_a_file_is_not_read_without_what_is_beside_it() {
+        let (directory, path) = file();
+        let store = SqliteStore::open(&path).unwrap();
+        let beside = |name: &Path, end: &str| PathBuf::from(format!("{}{end}", name.display()));
+        let copy = directory.path().join("copy.db");
+        for end in ["", "-wal"] {
+            std::fs::copy(beside(&path, end), beside(&copy, end)).unwrap();
+        }
+        // Neither opened nor made by anybody, as in a folder that may not be written.
+        std::os::unix::fs::symlink("nowhere", beside(&copy, "-shm")).unwrap();
+        let error = SqliteStore::read_only(&copy).unwrap_err().to_string();
+        assert!(
+            error.contains("copy.db-wal") && error.contains("copy both"),
+            "{error}"
+        );
+        // Closing brings all of it into the file itself.
+        drop(store);
+        std::fs::copy(&path, &copy).unwrap();
+        std::fs::write(beside(&copy, "-wal"), "").unwrap();
+        assert!(
+            SqliteStore::read_only(&copy)
+                .unwrap()
+                .services()
+                .unwrap()
+                .is_empty()
+        );
     }
 
     #[test]
