@@ -196,7 +196,7 @@ pub(super) fn steps(given: &[Value]) -> Result<Vec<Step>, Problem> {
         };
         let allowed: &[&str] = match key.as_str() {
             "setWeight" => &[],
-            "pause" => &["duration"],
+            "pause" => &["duration", "untilEvidence"],
             "analysis" => &["templates", "args"],
             "experiment" => &["duration", "templates", "args"],
             "setHeaderRoute" => &["name", "match"],
@@ -229,11 +229,12 @@ mod tests {
         let read = steps(&[
             json!({"setWeight": 5}),
             json!({"pause": {"duration": "5m"}}),
+            json!({"pause": {"untilEvidence": {"max": "30m"}}}),
             json!({"pause": {}}),
             json!({"analysis": {"templates": [{"templateName": "error-rate"}]}}),
         ])
         .unwrap();
-        assert_eq!(read.len(), 4);
+        assert_eq!(read.len(), 5);
         assert_eq!(read[0], Step::SetWeight(Weight::percent(5)));
     }
 

@@ -16,6 +16,7 @@ mod filters;
 pub mod fuzz;
 mod health;
 mod judge;
+mod judge_names;
 mod listener;
 mod load;
 mod mann_whitney;

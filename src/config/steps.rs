@@ -3,12 +3,13 @@
 use super::compiled::{Config, Service};
 use super::cx::Cx;
 use super::decode::{Findings, Located, decode};
+use super::judge_names;
 use super::problem::Problem;
 use super::strategy::{self, StepConfig, Templates, Uses};
 use super::template::CompiledTemplate;
 use super::yaml::Node;
 use crate::analysis::Template;
-use crate::rollout::{Canary, Plan, Strategy};
+use crate::rollout::{Canary, Plan, Step, Strategy};
 use std::{path::Path, sync::Arc};
 
 impl Config {
@@ -73,12 +74,14 @@ impl Config {
             .extend(named.map(|reference| reference.template_name.clone()));
         let mut plan = service.plan.clone();
         let mut canary = Canary {
-            steps: compiled,
             background: background.map(|mut background| {
-                // The shorter list may end before the step that the file means.
-                background.starting_step = background.starting_step.min(configs.len() - 1);
+                // The shorter list may end before the step that the file means, or wait for evidence before it.
+                let waits = compiled.iter().position(Step::waits_for_evidence);
+                let last = waits.unwrap_or(configs.len() - 1);
+                background.starting_step = background.starting_step.min(last);
                 background
             }),
+            steps: compiled,
         };
         if strategy::ensure_judge(&mut canary, |name| {
             self.templates
@@ -86,6 +89,14 @@ impl Config {
                 .is_some_and(|template| template.has_judge())
         }) {
             uses.templates.insert(strategy::BUILT_IN_GATE.to_owned());
+        }
+        let known = |name: &str| self.templates.get(name).map(Arc::as_ref);
+        for unlike in judge_names::unlike(&canary, known) {
+            let step = unlike.step.unwrap_or_default();
+            cx.error(&format!("steps[{step}].analysis"), unlike.what, unlike.hint);
+        }
+        if !cx.problems.is_empty() {
+            return Err(cx.problems);
         }
         plan.strategy = Strategy::Canary(canary);
         let named = uses

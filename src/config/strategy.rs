@@ -2,6 +2,7 @@
 
 use super::cx::Cx;
 use super::decode::Located;
+use super::judge_names;
 use super::problem::did_you_mean;
 use super::template::CompiledTemplate;
 use crate::analysis::{Args, Context, JudgeConfig, MetricSpec, Provider, Template};
@@ -233,8 +234,7 @@ pub fn default_steps() -> Vec<Step> {
 /// A plan that waits for evidence has somebody who gathers it: the built-in judge, when the background analysis names none.
 /// Whether it was added.
 pub fn ensure_judge(canary: &mut Canary, is_judge: impl Fn(&str) -> bool) -> bool {
-    let waits = |step: &Step| matches!(step, Step::Pause(pause) if pause.until_evidence.is_some());
-    let Some(first) = canary.steps.iter().position(waits) else {
+    let Some(first) = canary.steps.iter().position(Step::waits_for_evidence) else {
         return false;
     };
     let background = canary.background.get_or_insert_with(Background::default);
@@ -377,7 +377,7 @@ fn canary(
             .steps
             .iter()
             .take(background.starting_step)
-            .position(|step| matches!(step, Step::Pause(pause) if pause.until_evidence.is_some()))
+            .position(Step::waits_for_evidence)
     {
         cx.error(
             &format!("{path}.analysis.startingStep"),
@@ -387,6 +387,14 @@ fn canary(
             ),
             format!("write startingStep: {step} or less"),
         );
+    }
+    let known = |name: &str| templates.get(name).map(|compiled| &compiled.template);
+    for unlike in judge_names::unlike(&canary, known) {
+        let step = unlike.step.and_then(|step| config.steps.get(step));
+        let place = step.map_or(format!("{path}.analysis"), |step| {
+            format!("{}.analysis", step.path)
+        });
+        cx.error(&place, unlike.what, unlike.hint);
     }
     Strategy::Canary(canary)
 }

@@ -1033,6 +1033,87 @@ fn a_plan_that_waits_for_evidence_has_a_judge() {
     assert_eq!(auto.services[0].plan.steps().len(), 4);
 }
 
+/// Two templates with a judge of one name, and one whose judge is called like the built-in one.
+const JUDGES: &str = "analysisTemplates:
+- name: mine
+  metrics: [{name: m, judge: {}}]
+- name: same
+  metrics: [{name: m, judge: {alpha: 1%}}]
+- name: loose
+  metrics: [{name: m, judge: {alpha: 5%}}]
+- name: foreign
+  metrics: [{name: serin-judge, dryRun: true, judge: {alpha: 5%}}]
+";
+
+#[test]
+fn judges_of_one_name_in_one_plan_are_alike() {
+    let plan = |beside: &str, steps: &str| {
+        let beside = format!("    analysis: {{templates: [{{templateName: {beside}}}]}}\n");
+        let steps = format!("    steps: [{{setWeight: 5}}, {steps}]\n");
+        format!(
+            "{}{JUDGES}",
+            with(&format!("strategy:\n  canary:\n{beside}{steps}"))
+        )
+    };
+    let step = |template: &str| format!("{{analysis: {{templates: [{{templateName: {template}}}]}}}}");
+    let two = |one: &str, other: &str| format!("{}, {{setWeight: 50}}, {}", step(one), step(other));
+    let waits = "{pause: {untilEvidence: {}}}";
+    assert_eq!(faults(&plan("mine", &two("same", "mine"))), "");
+    for (text, at, named) in [
+        (
+            plan("mine", &step("loose")),
+            "canary.steps[1].analysis",
+            ["`mine` (beside the steps)", "`loose`"],
+        ),
+        (
+            plan("foreign", &two("mine", "loose")),
+            "canary.steps[3].analysis",
+            ["`mine` (steps[1])", "`loose`"],
+        ),
+        (
+            plan("foreign", waits),
+            "canary.analysis",
+            ["`foreign` (beside the steps)", "`serin-judge`"],
+        ),
+    ] {
+        let said = faults(&text);
+        let right =
+            said.contains(&format!("strategy.{at}: ")) && named.iter().all(|name| said.contains(name));
+        assert!(right && said.contains("rename one metric"), "{said}");
+    }
+}
+
+#[test]
+fn a_deploys_steps_are_held_to_what_the_file_is_held_to() {
+    let beside = "strategy:\n  canary:\n    analysis: {templates: [{templateName: mine}], startingStep: 2}\n    steps: [{setWeight: \
+                  5}, {pause: {}}, {setWeight: 50}, {pause: {}}]\n";
+    let config = good(&format!("{}{JUDGES}", with(beside)));
+    let service = &config.services[0];
+    let step = |templates: &[&str]| {
+        let names = templates
+            .iter()
+            .map(|name| serde_json::json!({"templateName": name}));
+        serde_json::json!({"analysis": {"templates": names.collect::<Vec<_>>()}})
+    };
+    for (steps, expected) in [
+        (
+            vec![step(&["loose"])],
+            "steps[0].analysis: the metric `m` is one judge in the template `mine`",
+        ),
+        (vec![step(&["mine", "loose"])], "both have a metric `m`"),
+        (vec![step(&["mine", "mine"])], "named twice"),
+        (vec![step(&[])], "names no template"),
+    ] {
+        let steps = serde_json::Value::Array(steps);
+        let said = shown(&config.plan_with_steps(service, &steps).unwrap_err());
+        assert!(said.contains(expected), "{steps}\n{said}");
+    }
+    // Who gathers the evidence is there as soon as somebody waits for it.
+    let waits = serde_json::json!([{"setWeight": 5}, {"pause": {"untilEvidence": {"max": "1h"}}}, {"setWeight": 50}, step(&["same"])]);
+    let (plan, _) = config.plan_with_steps(service, &waits).unwrap();
+    assert_eq!(plan.background().unwrap().starting_step, 1);
+}
+
 #[test]
 fn a_services_words_become_types() {
     let config = good(&with(

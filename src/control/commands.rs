@@ -9,8 +9,8 @@ use super::{
     store::KeyRow,
 };
 use crate::{
-    analysis::{Context, Template, validate_all},
-    config::{self, BUILT_IN_GATE, Service},
+    analysis::Template,
+    config::{self, Problem, Service},
     model::{EndpointUrl, ServiceName, VersionName},
     rollout::{Event, Plan, Stage, Step, Strategy},
 };
@@ -425,66 +425,24 @@ pub(super) fn plan_for(
         let templates = service.templates.iter().map(|template| (**template).clone());
         return Ok((service.plan.clone(), templates.collect()));
     };
-    let invalid = |code: &str, message: String| Refusal::new(RefusalKind::Invalid, code, message);
-    let mut plan = service.plan.clone();
-    let Strategy::Canary(canary) = &mut plan.strategy else {
-        return Err(invalid(
+    if !matches!(service.plan.strategy, Strategy::Canary(_)) {
+        return Err(Refusal::new(
+            RefusalKind::Invalid,
             "noSteps",
             "the service's strategy is not a canary, so a deploy cannot bring steps".to_owned(),
         ));
-    };
-    let mut templates: Vec<Template> = service
-        .templates
-        .iter()
-        .map(|template| (**template).clone())
-        .collect();
-    for (index, step) in steps.iter().enumerate() {
-        let analysis = match step {
-            Step::Analysis(analysis) => analysis,
-            Step::Experiment(experiment) => &experiment.analysis,
-            Step::SetHeaderRoute(_) | Step::SetMirrorRoute(_) => {
-                return Err(invalid(
-                    "notYet",
-                    format!("steps[{index}]: header and mirror routes cannot be served yet"),
-                ));
-            }
-            Step::SetWeight(_) | Step::Pause(_) | Step::Skipped(_) => continue,
-        };
-        for reference in &analysis.templates {
-            let name = &reference.template_name;
-            let Some(template) = config.templates.get(name) else {
-                let known: Vec<&str> = config.templates.keys().map(String::as_str).collect();
-                return Err(invalid(
-                    "noTemplate",
-                    format!("steps[{index}]: there is no analysis template `{name}`"),
-                )
-                .hint(format!("known are {}", known.join(", "))));
-            };
-            validate_all(&template.metrics, Context::Inline).map_err(|bad| {
-                let reasons: Vec<String> = bad
-                    .iter()
-                    .map(|bad| format!("{}: {}", bad.key, bad.reason))
-                    .collect();
-                invalid(
-                    "badTemplate",
-                    format!(
-                        "steps[{index}]: template `{name}` cannot be a step: {}",
-                        reasons.join("; ")
-                    ),
-                )
-            })?;
-            if !templates.iter().any(|known| known.name == *name) {
-                templates.push((**template).clone());
-            }
-        }
     }
-    canary.steps = steps;
-    let is_judge = |name: &str| {
-        let known = templates.iter().find(|template| template.name == name);
-        known.is_some_and(Template::has_judge)
-    };
-    if config::ensure_judge(canary, is_judge) && !templates.iter().any(|known| known.name == BUILT_IN_GATE) {
-        templates.push(config::built_in_gate());
-    }
-    Ok((plan, templates))
+    // By the words of the file, so that both are held to the same rules.
+    let written = serde_json::to_value(&steps).unwrap_or_default();
+    let (plan, templates) = config.plan_with_steps(service, &written).map_err(|problems| {
+        let said = |problem: &Problem| format!("{}: {}", problem.key, problem.what);
+        let hint = problems
+            .first()
+            .map(|problem| problem.hint.clone())
+            .unwrap_or_default();
+        let all: Vec<String> = problems.iter().map(said).collect();
+        Refusal::new(RefusalKind::Invalid, "invalidSteps", all.join("; ")).hint(hint)
+    })?;
+    let templates = templates.iter().map(|template| (**template).clone());
+    Ok((plan, templates.collect()))
 }

@@ -157,6 +157,11 @@ pub enum Step {
 }
 
 impl Step {
+    /// Whether it is over when the judge beside the steps has learned enough.
+    pub fn waits_for_evidence(&self) -> bool {
+        matches!(self, Step::Pause(pause) if pause.until_evidence.is_some())
+    }
+
     /// The share that it gives the canary, if it does.
     pub fn weight(&self) -> Option<Weight> {
         match self {

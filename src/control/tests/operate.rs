@@ -257,7 +257,29 @@ async fn a_deploy_may_bring_steps_but_only_with_known_templates() {
         .unwrap(),
     );
     let refusal = lab.command(Command::Deploy(deploy.clone())).await.unwrap_err();
-    assert_eq!(refusal.code, "noTemplate");
+    assert_eq!(refusal.code, "invalidSteps");
+    assert!(
+        refusal.message.contains("there is no template `nope`"),
+        "{refusal:?}"
+    );
+    for (steps, said) in [
+        (
+            r#"[{"analysis": {"templates": [{"templateName": "errors"}, {"templateName": "errors"}]}}]"#,
+            "named twice",
+        ),
+        (
+            r#"[{"experiment": {"templates": [{"templateName": "errors"}]}}]"#,
+            "cannot do this yet",
+        ),
+        ("[]", "there is no step"),
+    ] {
+        deploy.steps = Some(serde_json::from_str(steps).unwrap());
+        let refusal = lab.command(Command::Deploy(deploy.clone())).await.unwrap_err();
+        assert!(
+            refusal.code == "invalidSteps" && refusal.message.contains(said),
+            "{refusal:?}"
+        );
+    }
     deploy.steps = Some(serde_json::from_str(r#"[{"setWeight": 10}, {"pause": {}}]"#).unwrap());
     lab.command(Command::Deploy(deploy.clone())).await.unwrap();
     lab.until("at 10 %", |status| status.set_weight == Weight::percent(10))
