@@ -86,7 +86,8 @@ impl Sight {
             match &gate.metric.provider {
                 Provider::Judge(judge) => {
                     sight.judge(gate, judge, traffic);
-                    judges.extend((!gate.metric.dry_run).then_some(judge));
+                    let first = gate.weights.first().map(|(weight, _)| *weight);
+                    judges.extend(first.filter(|_| !gate.metric.dry_run).map(|first| (judge, first)));
                 }
                 Provider::Serin(query) => {
                     sight.threshold(gate, traffic);
@@ -122,14 +123,12 @@ impl Sight {
         faults.extend(slow(judge));
         let mut rows = vec![row("weight", faults.iter().map(|(name, _)| name.clone()))];
         rows[0].push("a healthy one goes on".to_owned());
-        // Slowness is weighed once the versions are warm, and only then can it be ruled out.
-        let mut warm = judge.warmup_s;
-        for (weight, next) in &gate.weights {
-            let cell = |requests: Option<f64>, least: f64| match requests {
+        for (place, (weight, next)) in gate.weights.iter().enumerate() {
+            let warm = warm_up(judge, place == 0);
+            let cell = |requests: Option<f64>, least: Duration| match requests {
                 None => "never".to_owned(),
                 Some(requests) => {
                     let takes = traffic.takes(requests, *weight);
-                    let least = Duration::try_from_secs_f64(least).unwrap_or_default();
                     let takes = takes.map(|takes| format!(", {}", brief(takes + least)));
                     format!("{}{}", thousands(whole(requests)), takes.unwrap_or_default())
                 }
@@ -137,13 +136,12 @@ impl Sight {
             let found = faults.iter().map(|(_, fault)| {
                 let requests = judge.finds(weight.as_ratio(), stable, *fault);
                 let of_latency = matches!(fault, Fault::Slow { .. });
-                cell(requests, if of_latency { warm } else { 0.0 })
+                cell(requests, if of_latency { warm } else { Duration::ZERO })
             });
             let mut line = row(&weight.to_string(), found);
             let goes_on = judge.lets_go_on(weight.as_ratio(), next.as_ratio(), stable);
-            line.push(cell(goes_on, if judge.lat_q.is_empty() { 0.0 } else { warm }));
+            line.push(cell(goes_on, warm));
             rows.push(line);
-            warm = judge.step_warmup_s;
         }
         self.rows(&rows);
     }
@@ -287,7 +285,7 @@ impl Sight {
     }
 
     /// Pauses that end before the evidence suffices.
-    fn overdue(&mut self, plan: &Plan, judges: &[&JudgeConfig], traffic: Traffic) {
+    fn overdue(&mut self, plan: &Plan, judges: &[(&JudgeConfig, Weight)], traffic: Traffic) {
         let stable = traffic.error_rate.unwrap_or(USUAL);
         for (index, step, weight) in plan.weighed_steps() {
             let Step::Pause(Pause {
@@ -298,15 +296,22 @@ impl Sight {
                 continue;
             };
             let next = plan.next_weight(index, weight);
-            let slowest = judges.iter().filter_map(|judge| {
+            let slowest = judges.iter().filter_map(|(judge, first)| {
                 let requests = judge.lets_go_on(weight.as_ratio(), next.as_ratio(), stable)?;
-                traffic.takes(requests, weight)
+                // Without a word on traffic its time is all that is known.
+                let takes = traffic.takes(requests, weight).unwrap_or_default();
+                let least = Duration::try_from_secs_f64(judge.min_step_s).unwrap_or_default();
+                Some(least.max(takes.saturating_add(warm_up(judge, *first == weight))))
             });
-            let (slowest, rps) = (slowest.max(), traffic.rps.unwrap_or_default());
-            if let Some(takes) = slowest.filter(|takes| *takes > max.as_duration()) {
+            let at = match traffic.rps {
+                Some(rps) => format!("at {rps} requests/s"),
+                None => "however many requests come,".to_owned(),
+            };
+            if let Some(takes) = slowest.max().filter(|takes| *takes > max.as_duration()) {
                 self.warnings.push(format!(
-                    "steps[{index}] waits too briefly: at {rps} requests/s a healthy release has shown enough for more than \
-                     {weight} after {}, and after {max} somebody must decide; raise max, the weight before it or harmBudget",
+                    "steps[{index}] waits too briefly: {at} a healthy release has shown enough for more than \
+                     {weight} after {}, and after {max} somebody must decide; raise max, the weight before it or \
+                     harmBudget, or shorten the judge's warmup",
                     brief(takes)
                 ));
             }
@@ -328,6 +333,16 @@ impl Sight {
             let _ = writeln!(self.text, "  {line}");
         }
     }
+}
+
+/// Slowness is weighed once the versions are warm, and only then can it be ruled out.
+fn warm_up(judge: &JudgeConfig, at_its_first_weight: bool) -> Duration {
+    let seconds = match (judge.lat_q.is_empty(), at_its_first_weight) {
+        (true, _) => 0.0,
+        (false, true) => judge.warmup_s.max(judge.step_warmup_s),
+        (false, false) => judge.step_warmup_s,
+    };
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
 
 /// What can be said of a gate whose condition is no bound on a share of failures.
@@ -533,6 +548,55 @@ analysisTemplates:
         );
         // Without traffic nothing is known of time.
         assert!(sight(plan, Traffic::default()).warnings.is_empty());
+    }
+
+    #[test]
+    fn a_pause_that_ends_before_the_judge_looks_at_latency_is_warned_of() {
+        let plan = |max: &str, judge: &str| {
+            format!(
+                "  strategy:
+    canary:
+      analysis: {{templates: [{{templateName: t}}]}}
+      steps:
+      - setWeight: 5
+      - pause: {{untilEvidence: {{max: {max}}}}}
+      - setWeight: 50
+      - pause: {{untilEvidence: {{max: {max}}}}}
+analysisTemplates:
+- name: t
+  metrics: [{{name: m, judge: {{{judge}}}}}]
+"
+            )
+        };
+        let warned = |max: &str, judge: &str, traffic: Traffic| -> Vec<String> {
+            let warnings = sight(&plan(max, judge), traffic).warnings;
+            let places = warnings
+                .iter()
+                .map(|said| said.split(" waits").next().unwrap_or_default().to_owned());
+            places.collect()
+        };
+        let fast = at(1e9);
+        // 30 s before latency counts at the first weight, 5 s at a later one, and a step takes 10 s at least.
+        assert_eq!(warned("40s", "", fast), [""; 0]);
+        assert_eq!(warned("20s", "", fast), ["steps[1]"]);
+        assert_eq!(warned("8s", "", fast), ["steps[1]", "steps[3]"]);
+        assert_eq!(warned("20s", "stepWarmup: 25s", fast), ["steps[1]", "steps[3]"]);
+        assert_eq!(warned("20s", "latency: {quantiles: []}", fast), [""; 0]);
+        assert_eq!(
+            warned("8s", "latency: {quantiles: []}", fast),
+            ["steps[1]", "steps[3]"]
+        );
+        // That much is known without traffic.
+        assert_eq!(warned("20s", "", Traffic::default()), ["steps[1]"]);
+        let said = &sight(&plan("20s", ""), at(1000.0)).warnings[0];
+        let after = said
+            .split("after ")
+            .nth(1)
+            .and_then(|rest| rest.split([',', ';']).next());
+        assert!(
+            after.is_some_and(|after| after != "30s"),
+            "the requests come on top: {said}"
+        );
     }
 
     #[test]
