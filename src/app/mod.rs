@@ -153,6 +153,7 @@ impl Serin {
         let bound = Bound::bind(&config, &certificates, count, options.passed)?;
         let listeners =
             admin::Listeners::bind(&config.admin, certificates.of_admin(), config.telemetry).await?;
+        let config = bound.make_known(config, &listeners);
         let (services, resources) = no_services_yet(&config, &metrics)?;
         let upstreams =
             Upstreams::start(&config, &services, &metrics, Arc::new(clock)).map_err(AppError::Config)?;
@@ -188,14 +189,13 @@ impl Serin {
         let observers = Arc::new(observers);
         limits::keep_memory_at_hand();
         let grace = longest_drain(&config);
-        let kept = Arc::clone(&shared);
         let workers = Workers::start(bound, &shared, grace, rand::rng().next_u64())?;
 
         let probes = admin::Probes::default();
         let parts = reload::Parts {
             control: control.clone(),
             services,
-            shared,
+            shared: Arc::clone(&shared),
             metrics: metrics.clone(),
             tokens: admin::Tokens::new(config.admin.tokens.clone()),
             hosts: admin::Hosts::new(config.admin.hosts.clone()),
@@ -237,7 +237,7 @@ impl Serin {
             workers,
             reload,
             observers,
-            shared: kept,
+            shared,
             grace,
             addresses,
             resources,

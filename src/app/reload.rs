@@ -106,7 +106,7 @@ impl Reload {
     /// Reads the file again and takes it, all or nothing. Certificates are looked at in any case: a mistake elsewhere in the
     /// file must not let them expire.
     pub async fn from_file(&self) -> Result<Reloaded, Vec<Problem>> {
-        let result = self.read_and_take().await;
+        let result = self.read_and_take(config::load_noting).await;
         self.renew_certificates().await;
         result
     }
@@ -131,7 +131,11 @@ impl Reload {
         let _ = tokio::task::spawn_blocking(renew).await;
     }
 
-    async fn read_and_take(&self) -> Result<Reloaded, Vec<Problem>> {
+    /// `load` notes the files that it reads.
+    async fn read_and_take(
+        &self,
+        load: impl FnOnce(&Path, &mut Vec<PathBuf>) -> Result<Loaded, Vec<Problem>> + Send + 'static,
+    ) -> Result<Reloaded, Vec<Problem>> {
         let Some(file) = &self.file else {
             let problem = Problem::of_file(
                 "",
@@ -146,7 +150,7 @@ impl Reload {
         let path = file.clone();
         let read = move || {
             let mut files = Vec::new();
-            (config::load_noting(&path, &mut files), files)
+            (load(&path, &mut files), files)
         };
         let Ok((read, mut files)) = tokio::task::spawn_blocking(read).await else {
             return Err(self.refused(vec![Problem::of_file("", "reading was interrupted", "try again")]));
@@ -171,6 +175,8 @@ impl Reload {
     /// Takes a configuration that was loaded, all or nothing; it must be the caller's turn.
     async fn take(&self, loaded: Loaded) -> Result<Reloaded, Vec<Problem>> {
         let Loaded { config, warnings, .. } = loaded;
+        // Where it listens stays as it is.
+        let config = config.listening_like(&self.current.load());
         let problems = self.problems(&config).await;
         if !problems.is_empty() {
             return Err(self.refused(problems));
@@ -375,4 +381,57 @@ fn needs_restart(file: &str, old: &Config, new: &Config) -> Vec<Problem> {
         problem
     };
     changed.into_iter().map(problem).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::{Options, Passed, Serin};
+    use crate::control::StoreChoice;
+    use std::num::NonZeroUsize;
+    use tokio::sync::oneshot;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_two_reloads_at_a_time_the_one_that_reads_later_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = |connect: &str| {
+            let text = format!(
+                "listeners: [{{address: '127.0.0.1:0'}}]
+admin: {{address: '127.0.0.1:0'}}
+services: [{{name: shop, stable: {{version: v1, endpoints: ['http://127.0.0.1:9']}}, timeouts: {{connect: {connect}}}}}]
+"
+            );
+            config::load_text(&text, "serin.yaml", folder.path(), &|_| None).unwrap()
+        };
+        let options = Options {
+            workers: NonZeroUsize::new(1),
+            store: Some(StoreChoice::Memory),
+            file: Some(folder.path().join("serin.yaml")),
+            passed: Passed::default(),
+        };
+        let serin = Serin::start(written("1s").config, options).await.unwrap();
+        let (older, newer) = (written("2s"), written("3s"));
+        let (reads, is_reading) = oneshot::channel();
+        let (go_on, may_go_on) = oneshot::channel();
+        let slow = move |_: &Path, _: &mut Vec<PathBuf>| {
+            reads.send(()).unwrap();
+            may_go_on.blocking_recv().unwrap();
+            Ok(older)
+        };
+        let (one, other) = (serin.reloader().clone(), serin.reloader().clone());
+        let first = tokio::spawn(async move { one.read_and_take(slow).await });
+        is_reading.await.unwrap();
+        let mut second = tokio::spawn(async move { other.read_and_take(|_, _| Ok(newer)).await });
+        // It has every chance to overtake.
+        let overtook = tokio::time::timeout(Duration::from_millis(500), &mut second).await;
+        go_on.send(()).unwrap();
+        first.await.unwrap().unwrap();
+        match overtook {
+            Ok(result) => result.unwrap().unwrap(),
+            Err(_) => second.await.unwrap().unwrap(),
+        };
+        let in_force = serin.reloader().config();
+        assert_eq!(in_force["services"][0]["timeouts"]["connect"], "3s");
+        serin.stop(std::future::ready(())).await;
+    }
 }

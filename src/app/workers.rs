@@ -2,6 +2,7 @@
 
 use super::{AppError, Passed, certificates::Certificates};
 use crate::{
+    admin,
     config::Config,
     proxy::{self, Inlet, Shared, Stop, WorkerParts},
 };
@@ -55,6 +56,11 @@ impl Bound {
             per_worker,
             addresses,
         })
+    }
+
+    /// The configuration that knows where it listens: no deploy leads there.
+    pub(super) fn make_known(&self, config: Arc<Config>, admin: &admin::Listeners) -> Arc<Config> {
+        config.listening_at(&self.addresses, admin.admin_address(), admin.telemetry_address())
     }
 }
 

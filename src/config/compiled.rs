@@ -46,6 +46,8 @@ pub struct Config {
     pub services: Vec<Arc<Service>>,
     /// Every template, by name; the built-in judge is among them.
     pub templates: BTreeMap<String, Arc<Template>>,
+    /// Where it listens in fact, once it does, and what for.
+    pub(super) bound: Vec<(String, SocketAddr)>,
     /// What was written, without secrets.
     pub(super) shown: serde_json::Value,
     /// Keys that are understood and that `serve` cannot do yet.

@@ -221,6 +221,7 @@ fn load_all(
         dns,
         services: services.into_iter().map(Arc::new).collect(),
         templates: shared,
+        bound: Vec::new(),
         shown: shown::show(files.iter().map(|file| &file.root)),
         not_yet,
     };

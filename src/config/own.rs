@@ -7,25 +7,35 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     os::unix::fs::MetadataExt,
     path::Path,
+    sync::Arc,
 };
 
 /// Where Serin listens, and what for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Own(Vec<(String, BindAddress)>);
 
+/// What the admin address is called.
+const ADMIN: &str = "admin address";
+/// What the telemetry address is called.
+const TELEMETRY: &str = "telemetry address";
+
+/// What a listener is called.
+fn of_listener(name: &str) -> String {
+    format!("listener `{name}`")
+}
+
 impl Own {
     pub(super) fn of(config: &Config) -> Own {
         let (admin, telemetry) = (&config.admin, config.telemetry);
         let mut own = vec![
-            ("admin address".to_owned(), BindAddress::Tcp(admin.address)),
-            (
-                "admin address".to_owned(),
-                BindAddress::Unix(admin.socket.clone()),
-            ),
+            (ADMIN.to_owned(), BindAddress::Tcp(admin.address)),
+            (ADMIN.to_owned(), BindAddress::Unix(admin.socket.clone())),
         ];
-        own.extend(telemetry.map(|address| ("telemetry address".to_owned(), BindAddress::Tcp(address))));
+        own.extend(telemetry.map(|address| (TELEMETRY.to_owned(), BindAddress::Tcp(address))));
         let listeners = config.listeners.iter();
-        own.extend(listeners.map(|one| (format!("listener `{}`", one.name), one.address.clone())));
+        own.extend(listeners.map(|one| (of_listener(&one.name), one.address.clone())));
+        let bound = config.bound.iter();
+        own.extend(bound.map(|(what, address)| (what.clone(), BindAddress::Tcp(*address))));
         Own(own)
     }
 
@@ -51,6 +61,34 @@ impl Own {
 }
 
 impl Config {
+    /// The same, listening at these addresses: ports that were left to the system are known only when they are bound, and
+    /// what a service manager passes may be bound elsewhere than is written.
+    #[must_use]
+    pub fn listening_at(
+        self: Arc<Config>,
+        listeners: &[(String, Option<SocketAddr>)],
+        admin: Option<SocketAddr>,
+        telemetry: Option<SocketAddr>,
+    ) -> Arc<Config> {
+        let listeners = listeners
+            .iter()
+            .filter_map(|(name, address)| Some((of_listener(name), (*address)?)));
+        let admin = admin.map(|address| (ADMIN.to_owned(), address));
+        let telemetry = telemetry.map(|address| (TELEMETRY.to_owned(), address));
+        self.bound_at(admin.into_iter().chain(telemetry).chain(listeners).collect())
+    }
+
+    /// The same, listening where another one does.
+    #[must_use]
+    pub fn listening_like(self: Arc<Config>, other: &Config) -> Arc<Config> {
+        self.bound_at(other.bound.clone())
+    }
+
+    fn bound_at(self: Arc<Config>, bound: Vec<(String, SocketAddr)>) -> Arc<Config> {
+        let config = Arc::unwrap_or_clone(self);
+        Arc::new(Config { bound, ..config })
+    }
+
     /// Which of our own addresses an endpoint is, as far as its address is written; names are judged when they are resolved.
     pub fn own_address(&self, endpoint: &EndpointUrl) -> Option<String> {
         let own = Own::of(self);

@@ -187,6 +187,58 @@ fn a_name_that_leads_elsewhere_after_it_was_allowed_is_not_followed() {
 }
 
 #[test]
+fn ports_that_the_system_chose_are_serins_own_too() {
+    let v1 = Upstream::start("v1");
+    let server = NameServer::start(Says::addresses(&[Ipv4Addr::new(127, 0, 0, 5)]));
+    let text = |more: &str| {
+        format!(
+            "listeners: [{{name: web, address: \"127.0.0.1:0\"}}, {{name: wide, address: \"0.0.0.0:0\"}}]
+admin: {{address: \"127.0.0.1:0\", tokens: [{{name: test, role: admin, secretFile: token}}]}}
+telemetry: {{address: \"0.0.0.0:0\"}}
+dns: {{servers: [\"{}\"], timeout: 500ms, refresh: 1s}}
+{}{more}",
+            server.address,
+            service(&v1, "\"127.0.0.0/8\", \"localhost\", \"*.test\"")
+        )
+    };
+    let serin = Serin::start_with(&text(""));
+    let log = serin.log();
+    let telemetry = log
+        .lines()
+        .find_map(|line| line.split_once("metrics and probes at http://0.0.0.0:"));
+    let digits = |rest: &str| rest.chars().take_while(char::is_ascii_digit).collect::<String>();
+    let telemetry = telemetry.map(|(_, rest)| digits(rest)).unwrap();
+    let wide = serin.listener("wide").port();
+    let own = [
+        (format!("127.0.0.1:{}", serin.web.port()), "listener `web`"),
+        (format!("localhost:{}", serin.web.port()), "listener `web`"),
+        (format!("127.0.0.1:{wide}"), "listener `wide`"),
+        (format!("127.0.0.2:{wide}"), "listener `wide`"),
+        (format!("127.0.0.2:{telemetry}"), "telemetry address"),
+        (format!("127.0.0.1:{}", serin.admin.port()), "admin address"),
+    ];
+    let refused = || {
+        for (address, what) in &own {
+            let (status, answer) = deploy(&serin, "v2", &format!("http://{address}"));
+            assert!(
+                status == 403 && answer.contains(&format!("Serin's own {what}")),
+                "{address}: {status} {answer}"
+            );
+        }
+    };
+    refused();
+    // What a reload brings knows no more than the file says.
+    serin.rewrite(&text("\n# another"));
+    let (status, _, answer) = serin.api("POST", "/v1/config/reload", "secret-token", "{}");
+    assert_eq!(status, 200, "{answer}");
+    refused();
+    let (status, answer) = deploy(&serin, "v2", &format!("http://app.test:{wide}"));
+    assert_eq!(status, 201, "{answer}");
+    let why = "Serin's own listener `wide`";
+    serin.wait_status("shop", why, |status| status["message"].to_string().contains(why));
+}
+
+#[test]
 fn no_name_leads_to_serin_itself_nor_one_under_a_pattern_to_this_machine() {
     let v1 = Upstream::start("v1");
     let own = fixed();
