@@ -55,6 +55,7 @@ pub(super) fn hide_environment(root: &Node, problems: &mut [Problem]) {
         let Kind::Scalar(Scalar {
             text,
             written: Some(written),
+            variables,
             ..
         }) = &node.kind
         else {
@@ -64,6 +65,10 @@ pub(super) fn hide_environment(root: &Node, problems: &mut [Problem]) {
             if below(&problem.key, &node.path) || below(&node.path, &problem.key) {
                 for said in [&mut problem.what, &mut problem.hint] {
                     *said = with(said, text, written);
+                    for (name, value) in variables {
+                        // Faults also quote a part of what was written.
+                        *said = with(said, value, &format!("${{{name}}}"));
+                    }
                 }
             }
         }

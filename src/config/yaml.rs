@@ -43,6 +43,8 @@ pub(super) struct Scalar {
     pub(super) text: String,
     /// As it was written, where that differs.
     pub(super) written: Option<String>,
+    /// What came from the environment: names and values.
+    pub(super) variables: Vec<(String, String)>,
     /// Not quoted: may be a number, a truth value or nothing.
     pub(super) plain: bool,
 }
@@ -156,6 +158,7 @@ impl Node {
                 Kind::Scalar(Scalar {
                     text,
                     written: None,
+                    variables: Vec::new(),
                     plain: true,
                 })
             };
@@ -165,6 +168,7 @@ impl Node {
                 serde_json::Value::String(text) => Kind::Scalar(Scalar {
                     text: text.clone(),
                     written: None,
+                    variables: Vec::new(),
                     plain: false,
                 }),
                 serde_json::Value::Array(items) => {
@@ -472,10 +476,11 @@ impl Builder<'_> {
             return Scalar {
                 text: text.to_owned(),
                 written: None,
+                variables: Vec::new(),
                 plain,
             };
         }
-        let expanded = match expand(text, self.env) {
+        let (expanded, variables) = match expand(text, self.env) {
             Ok(expanded) => expanded,
             Err(what) => {
                 self.problems.push(problem(
@@ -485,12 +490,13 @@ impl Builder<'_> {
                     what,
                     "set it, or write $${ for a literal ${",
                 ));
-                String::new()
+                (String::new(), Vec::new())
             }
         };
         Scalar {
             text: expanded,
             written: Some(text.to_owned()),
+            variables,
             plain,
         }
     }
@@ -528,9 +534,10 @@ fn merged(mut node: Node, merges: Vec<Node>) -> Node {
     node
 }
 
-/// Replaces `${NAME}`; `$${` stands for `${`.
-fn expand(text: &str, env: Env<'_>) -> Result<String, String> {
+/// Replaces `${NAME}`; `$${` stands for `${`. Also gives the names and values that it used.
+fn expand(text: &str, env: Env<'_>) -> Result<(String, Vec<(String, String)>), String> {
     let mut out = String::with_capacity(text.len());
+    let mut variables = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find("${") {
         if let Some(before) = rest[..at].strip_suffix('$') {
@@ -552,10 +559,11 @@ fn expand(text: &str, env: Env<'_>) -> Result<String, String> {
             return Err(format!("the environment variable `{name}` is too long"));
         }
         out.push_str(&value);
+        variables.push((name.to_owned(), value));
         rest = &after[end + 1..];
     }
     out.push_str(rest);
-    Ok(out)
+    Ok((out, variables))
 }
 
 #[cfg(test)]
