@@ -1,8 +1,8 @@
 //! `serin demo`: the whole story in about a minute, in one process, with nothing to prepare.
 //!
 //! Two versions of a small service, Serin in front of them, a gentle load. A healthy canary is deployed and promoted;
-//! then one that fails 5 % of its requests is deployed and pulled back. Nothing is staged: it is the real proxy, the real
-//! analysis and the real store (in memory), told apart from `serve` only by where the configuration comes from.
+//! then one that fails 5 % of its requests is deployed and pulled back, both by the judge. Nothing is staged: it is the real
+//! proxy, the real judge and the real store (in memory), told apart from `serve` only by where the configuration comes from.
 
 mod load;
 mod screen;
@@ -36,7 +36,9 @@ const RATE: u32 = 400;
 /// A rollout that takes longer than this has gone wrong.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Steps are seconds where production would take minutes.
+/// The default plan and gate, but for what makes it seconds where production takes minutes: it looks at errors only, for latencies
+/// need thousands of requests more, and content with ruling out ten times the usual harm. The risk of a false rollback is the
+/// usual one.
 const CONFIGURATION: &str = r#"
 listeners: [{name: web, address: "127.0.0.1:0"}]
 admin:
@@ -50,23 +52,21 @@ services:
     deploy: {allowedEndpoints: ["127.0.0.0/8"]}
     strategy:
       canary:
-        steps:
-          - setWeight: 5
-          - analysis: {templates: [{templateName: error-rate}]}
-          - setWeight: 25
-          - analysis: {templates: [{templateName: error-rate}]}
-          - setWeight: 50
-          - pause: {duration: 4s}
+        analysis: {templates: [{templateName: no-worse}]}
+        auto: {weights: [5, 25, 50]}
 analysisTemplates:
-  - name: error-rate
+  - name: no-worse
     metrics:
-      - name: error-rate
-        interval: 2s
-        initialDelay: 2s
-        count: 3
-        successCondition: result < 0.01
-        provider: {serin: {metric: errorRate, role: canary, minSamples: 20, noDataTimeout: 20s}}
+      - name: no-worse
+        judge: {harmBudget: 1pp, latency: {quantiles: []}, minStep: 5s}
 "#;
+
+/// What is about to be seen.
+const JUDGE: &str = "The judge looks at every request. Serin itself gives the canary its share of the traffic, so of failures that hit both
+versions alike the canary has that share; more is evidence against it. It is rolled back when chance alone would show
+as much in less than 1 % of all rollouts of a healthy version. It goes on once more harm than allowed is ruled out,
+which takes requests: silence is no evidence.
+";
 
 /// Runs the demo; true when both rollouts came out as they should.
 pub fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<bool> {
@@ -98,7 +98,8 @@ async fn story(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<bool> {
         "serin demo: one process, three copies of a small service, {RATE} requests/s through http://{web}/\n"
     ))?;
     let began = Instant::now();
-    screen.say("1. v1 is stable. Deploying v2, which is healthy: 5 %, 25 %, 50 %, each step gated by its own error rate.")?;
+    screen.say(JUDGE)?;
+    screen.say("1. v1 is stable. Deploying v2, which is healthy: 5 %, 25 %, 50 %, each until the judge has seen enough.")?;
     let good = rollout(
         &serin,
         &load,
@@ -114,7 +115,7 @@ async fn story(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<bool> {
         "   v2 was not promoted.\n"
     })?;
 
-    screen.say("2. Deploying v3, which answers 500 to 5 % of its requests.")?;
+    screen.say("2. v2 is stable. Deploying v3, which answers 500 to 5 % of its requests: at 5 % that is one request in 400.")?;
     let before = load.counts();
     let bad = rollout(
         &serin,
@@ -206,6 +207,8 @@ async fn rollout(
         source: "demo".to_owned(),
         ..Caller::default()
     };
+    let known = serin.control().events(Some(SERVICE), 0, 1000).await?;
+    let mut told = known.last().map_or(0, |event| event.id);
     let deploy = Command::Deploy(Deploy::of(version.clone(), vec![endpoint]));
     serin
         .control()
@@ -216,6 +219,13 @@ async fn rollout(
     let mut every = tokio::time::interval(Duration::from_millis(500));
     loop {
         every.tick().await;
+        for event in serin.control().events(Some(SERVICE), told, 100).await? {
+            told = event.id;
+            let why = event.detail["by"]["message"].as_str();
+            if let Some(why) = why.filter(|_| event.event == "evidence_suffices") {
+                screen.say(&format!("   {why}"))?;
+            }
+        }
         let status = serin
             .control()
             .status(SERVICE)
@@ -270,5 +280,33 @@ impl Drop for Folder {
     fn drop(&mut self) {
         // Left behind, it would only be an empty folder among temporary files.
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demo_is_judged_and_its_configuration_is_one_that_check_likes() {
+        let variable = |name: &str| match name {
+            "DEMO_SOCKET" => Some("serin.sock".to_owned()),
+            "DEMO_TOKEN" => Some("0123456789abcdef0123456789abcdef".to_owned()),
+            "DEMO_V1" => Some("http://127.0.0.1:9001".to_owned()),
+            _ => None,
+        };
+        let loaded = config::load_text(CONFIGURATION, "demo.yaml", Path::new("."), &variable);
+        let loaded = loaded.unwrap_or_else(|problems| panic!("{problems:#?}"));
+        assert!(loaded.warnings.is_empty(), "{:#?}", loaded.warnings);
+        let service = &loaded.config.services[0];
+        let background = service.plan.background().unwrap();
+        let gates: Vec<&str> = background
+            .analysis
+            .templates
+            .iter()
+            .map(|template| template.template_name.as_str())
+            .collect();
+        assert_eq!(gates, ["no-worse"]);
+        assert!(loaded.config.templates["no-worse"].has_judge());
     }
 }
