@@ -30,7 +30,7 @@
 //! | 21 | kept connections close as they are used | GET 0 of 1,000,000 | `protocols::a_version_that_closes_idle_connections_as_they_are_reused_costs_no_get_an_error`, `protocols::a_version_that_recycles_its_connections_costs_nobody_an_error` |
 //! | 22 | a version never says 100 | 0 errors | `streaming::a_version_that_never_says_100_still_gets_the_body` |
 //! | 23 | a final answer instead of 100 | 0 errors after it | `streaming::a_final_answer_instead_of_100_is_passed_on_and_no_body_is_asked_for` |
-//! | 24 | endless heads and interim answers | 502 or 504, bounded | `bad_input::no_bad_answer_reaches_a_client_or_the_next_one` |
+//! | 24 | endless heads and interim answers | 502 or 504, bounded | `bad_answer::no_bad_answer_reaches_a_client_or_the_next_one` |
 //! | 25 | the wall clock jumps by hours | 0 errors; timers and pauses as ever | `clock::a_wall_clock_that_jumps_an_hour_either_way_costs_no_error_and_moves_no_timer_and_no_rollout` |
 //! | 26 | scrapes that nobody reads, an API without a pause | 0 errors, the p99 is at most 5 % above (`benches/faults` measures it) | `slow::readers_of_metrics_who_do_not_read_and_an_api_without_a_pause_cost_no_client_an_error` |
 //! | 27 | a full disk | 0 errors, each lost line counted | `access_log::a_full_disk_costs_lines_and_no_request`, `access_log::a_disk_that_fills_up_under_load_costs_exactly_the_lines_that_do_not_fit_until_there_is_room`; the state: `tests/acceptance/disk.rs` |
@@ -45,6 +45,7 @@
 mod support;
 
 mod access_log;
+mod bad_answer;
 mod bad_input;
 mod bad_input_http2;
 mod checks;
