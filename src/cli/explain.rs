@@ -100,6 +100,11 @@ fn paused(status: &ServiceStatus, now: Timestamp, lines: &mut Vec<String>) {
     let reason = status.reason.as_deref().unwrap_or("paused");
     lines.push(match reason {
         "CanaryPauseStep" => "The plan pauses here.".to_owned(),
+        "Bake" => format!(
+            "{} serves nearly everything, a small share stays on stable as a control group: a regression now still rolls \
+             back.",
+            status.canary.as_ref().map_or("The new version", |canary| canary.as_str())
+        ),
         "NoEvidence" => {
             "The judge has not learned enough in the time that the plan gives it: somebody must decide."
                 .to_owned()

@@ -71,6 +71,7 @@ fn analyses(canary: &Canary) -> impl Iterator<Item = (Option<usize>, &AnalysisRe
             Step::Experiment(experiment) => Some((Some(index), &experiment.analysis)),
             Step::SetWeight(_)
             | Step::Pause(_)
+            | Step::Bake(_)
             | Step::SetHeaderRoute(_)
             | Step::SetMirrorRoute(_)
             | Step::Skipped(_) => None,

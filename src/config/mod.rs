@@ -15,6 +15,7 @@ mod filters;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod health;
+mod holdback;
 mod judge;
 mod judge_names;
 mod listener;

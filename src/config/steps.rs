@@ -3,6 +3,7 @@
 use super::compiled::{Config, Service};
 use super::cx::Cx;
 use super::decode::{Findings, Located, decode};
+use super::holdback;
 use super::judge_names;
 use super::problem::Problem;
 use super::strategy::{self, StepConfig, Templates, Uses};
@@ -46,7 +47,8 @@ impl Config {
             .map(|(name, template)| (name.clone(), known(template)))
             .collect();
         let mut uses = Uses::default();
-        let compiled = strategy::steps(&configs, &templates, &mut uses, &mut cx);
+        let mut compiled = strategy::steps(&configs, &templates, &mut uses, &mut cx);
+        holdback::apply(&mut compiled, service.plan.bake(), "steps", &mut cx);
         for name in &uses.bounded {
             let Some(template) = self.templates.get(name) else {
                 continue;

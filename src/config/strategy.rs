@@ -2,6 +2,7 @@
 
 use super::cx::Cx;
 use super::decode::Located;
+use super::holdback::{self, HoldbackConfig};
 use super::judge_names;
 use super::problem::did_you_mean;
 use super::template::CompiledTemplate;
@@ -36,6 +37,8 @@ struct CanaryConfig {
     auto: Option<AutoConfig>,
     /// Runs beside the steps. Absent: only what the steps say.
     analysis: Option<BackgroundConfig>,
+    /// Absent: nothing; the last step promotes.
+    holdback: Option<HoldbackConfig>,
     /// Argo's; nothing in it has an effect here.
     traffic_routing: Option<serde_json::Value>,
 }
@@ -231,10 +234,11 @@ pub fn default_steps() -> Vec<Step> {
     auto_steps(&[1, 5, 25, 50].map(Weight::percent), None)
 }
 
-/// A plan that waits for evidence has somebody who gathers it: the built-in judge, when the background analysis names none.
-/// Whether it was added.
+/// A plan that waits for evidence or bakes has somebody who watches: the built-in judge, when the background analysis names
+/// none. Whether it was added.
 pub fn ensure_judge(canary: &mut Canary, is_judge: impl Fn(&str) -> bool) -> bool {
-    let Some(first) = canary.steps.iter().position(Step::waits_for_evidence) else {
+    let needs_it = |step: &Step| step.waits_for_evidence() || matches!(step, Step::Bake(_));
+    let Some(first) = canary.steps.iter().position(needs_it) else {
         return false;
     };
     let background = canary.background.get_or_insert_with(Background::default);
@@ -332,7 +336,7 @@ fn canary(
             ),
         }
     }
-    let steps = match &config.auto {
+    let mut steps = match &config.auto {
         Some(auto) => {
             if !config.steps.is_empty() {
                 cx.error(path, "auto and steps exclude each other", "keep one of them");
@@ -341,6 +345,10 @@ fn canary(
         }
         None => steps(&config.steps, templates, uses, cx),
     };
+    let bake = config
+        .holdback
+        .and_then(|holdback| holdback.compile(&format!("{path}.holdback"), cx));
+    holdback::apply(&mut steps, bake, &format!("{path}.steps"), cx);
     let background = config.analysis.as_ref().map(|background| {
         let path = format!("{path}.analysis");
         let starting_step = background.starting_step.unwrap_or(0);

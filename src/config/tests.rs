@@ -236,6 +236,7 @@ fn a_service_without_a_strategy_goes_at_the_pace_of_the_evidence() {
                 "evidence".to_owned()
             }
             other @ (Step::Pause(_)
+            | Step::Bake(_)
             | Step::Analysis(_)
             | Step::Experiment(_)
             | Step::SetHeaderRoute(_)
@@ -1031,6 +1032,60 @@ fn a_plan_that_waits_for_evidence_has_a_judge() {
     }
     let auto = good(&with("strategy: {canary: {auto: {weights: [5, 50], max: 1h}}}"));
     assert_eq!(auto.services[0].plan.steps().len(), 4);
+}
+
+#[test]
+fn what_is_held_back_is_the_last_step_and_has_a_judge() {
+    let steps_of = |canary: &str| {
+        let config = good(&with(&format!("strategy: {{canary: {{{canary}}}}}")));
+        let plan = &config.services[0].plan;
+        let background = plan.background().unwrap();
+        assert_eq!(
+            (
+                background.analysis.templates[0].template_name.as_str(),
+                background.starting_step
+            ),
+            (BUILT_IN_GATE, 0)
+        );
+        (
+            plan.steps().len(),
+            plan.bake().unwrap(),
+            plan.steps().last().cloned().unwrap(),
+        )
+    };
+    for (canary, steps, share, seconds) in [
+        ("auto: {}, holdback: {duration: 30m}", 9, 2, 1800),
+        (
+            "steps: [{setWeight: 5}, {pause: {duration: 1m}}, {setWeight: 100}], holdback: {share: 5%, duration: 1h}",
+            3,
+            5,
+            3600,
+        ),
+        ("holdback: {share: 1, duration: 10s}", 1, 1, 10),
+    ] {
+        let (count, bake, last) = steps_of(canary);
+        assert_eq!((count, last), (steps, Step::Bake(bake)), "{canary}");
+        assert_eq!(
+            (bake.share, bake.duration),
+            (Weight::percent(share), Span::secs(seconds)),
+            "{canary}"
+        );
+    }
+    for (canary, expected) in [
+        ("holdback: {}", "duration"),
+        (
+            "holdback: {share: 0, duration: 1m}",
+            "0% leaves nothing to compare with",
+        ),
+        ("holdback: {duration: 0s}", "no time at all sees nothing"),
+        (
+            "steps: [{setWeight: 5}, {setWeight: 99}, {pause: {}}], holdback: {duration: 1m}",
+            "steps[1]: this gives the canary 99%, and holdback keeps 2% on stable",
+        ),
+    ] {
+        let said = faults(&with(&format!("strategy: {{canary: {{{canary}}}}}")));
+        assert!(said.contains(expected), "{canary}\n{said}");
+    }
 }
 
 /// Two templates with a judge of one name, and one whose judge is called like the built-in one.

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     metrics::Registry,
     model::{Role, ServiceName},
-    rollout::{Pause, Pool, Stage, State, Step, Verb},
+    rollout::{Pause, PauseReason, Pool, Stage, State, Step, Verb},
     upstream::{Health, LiveService},
 };
 use std::{
@@ -38,6 +38,7 @@ pub(crate) fn step_text(step: &Step) -> String {
         Step::Experiment(experiment) => format!("experiment {}", names(&experiment.analysis)),
         Step::SetHeaderRoute(route) => format!("setHeaderRoute {}", route.name),
         Step::SetMirrorRoute(route) => format!("setMirrorRoute {}", route.name),
+        Step::Bake(bake) => format!("bake {} with {} on stable", bake.duration, bake.share),
         Step::Skipped(what) => format!("{what} (nothing to do)"),
     }
 }
@@ -127,7 +128,11 @@ impl Engine {
                     .filter(|_| {
                         // Without endpoints it is the deadline that comes next, and no resume.
                         let ready = state.rolling().is_some_and(|rolling| rolling.pool == Pool::Ready);
-                        ready && state.pause_reason() == Some(crate::rollout::PauseReason::CanaryPauseStep)
+                        let by_plan = [PauseReason::CanaryPauseStep, PauseReason::Bake];
+                        ready
+                            && state
+                                .pause_reason()
+                                .is_some_and(|reason| by_plan.contains(&reason))
                     })
                     .map(|until| until.minus(Duration::from_millis(1))),
                 reason: state

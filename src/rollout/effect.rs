@@ -198,7 +198,8 @@ fn start(state: &State, plan: &Plan, run: RunId, kind: AnalysisKind) -> Option<E
             | Step::Pause(_)
             | Step::SetHeaderRoute(_)
             | Step::SetMirrorRoute(_)
-            | Step::Skipped(_) => return None,
+            | Step::Skipped(_)
+            | Step::Bake(_) => return None,
         },
         (AnalysisKind::Background, _) => plan.background()?.analysis.clone(),
         (AnalysisKind::PrePromotion, Strategy::BlueGreen(blue_green)) => {

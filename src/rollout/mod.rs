@@ -21,7 +21,7 @@ mod tests;
 pub use effect::{AnalysisKind, Effect, Notice, Trigger};
 pub use event::Event;
 pub use plan::{
-    AnalysisRef, Background, BlueGreen, Canary, Experiment, HeaderRoute, MirrorRoute, Pause, Plan,
+    AnalysisRef, Background, Bake, BlueGreen, Canary, Experiment, HeaderRoute, MirrorRoute, Pause, Plan,
     RollbackWindow, Step, StepArg, Strategy, TemplateRef, UntilEvidence,
 };
 pub use refused::{Refused, Verb};

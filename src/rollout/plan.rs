@@ -47,6 +47,20 @@ impl Plan {
         }
     }
 
+    /// What is held back for a time before the version becomes stable, if anything.
+    pub fn bake(&self) -> Option<Bake> {
+        self.steps().iter().find_map(|step| match step {
+            Step::Bake(bake) => Some(*bake),
+            Step::SetWeight(_)
+            | Step::Pause(_)
+            | Step::Analysis(_)
+            | Step::Experiment(_)
+            | Step::SetHeaderRoute(_)
+            | Step::SetMirrorRoute(_)
+            | Step::Skipped(_) => None,
+        })
+    }
+
     /// The canary's share after `now`, which was in force at `step`: the next larger one, or everything.
     pub fn next_weight(&self, step: usize, now: Weight) -> Weight {
         let mut later = self.steps().iter().skip(step).filter_map(Step::weight);
@@ -154,6 +168,9 @@ pub enum Step {
     SetMirrorRoute(MirrorRoute),
     /// A step that only moves pods in Kubernetes (named here): done at once.
     Skipped(String),
+    /// Give the canary all but a small share, and wait: what breaks late is still seen beside a control group. The last step of
+    /// a plan with `holdback`.
+    Bake(Bake),
 }
 
 impl Step {
@@ -166,6 +183,7 @@ impl Step {
     pub fn weight(&self) -> Option<Weight> {
         match self {
             Step::SetWeight(weight) => Some(*weight),
+            Step::Bake(bake) => Some(bake.share.complement()),
             Step::Pause(_)
             | Step::Analysis(_)
             | Step::Experiment(_)
@@ -174,6 +192,16 @@ impl Step {
             | Step::Skipped(_) => None,
         }
     }
+}
+
+/// A small share stays on stable for a time before everything goes to the new version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Bake {
+    /// What stable keeps: above nothing, below everything.
+    pub share: Weight,
+    /// Over strictly after this long.
+    pub duration: Span,
 }
 
 /// How long a pause step waits.

@@ -8,8 +8,8 @@ use crate::{
     analysis::{OnError, RunPhase},
     model::{Span, Timestamp, VersionName, Weight},
     rollout::{
-        AnalysisRef, At, Background, BlueGreen, Canary, Effect, Event, HeaderRoute, Pause, Phase, Plan, Pool,
-        RollbackWindow, Route, RunId, Stage, State, Step, Strategy, UntilEvidence, Verb, transition,
+        AnalysisRef, At, Background, Bake, BlueGreen, Canary, Effect, Event, HeaderRoute, Pause, Phase, Plan,
+        Pool, RollbackWindow, Route, RunId, Stage, State, Step, Strategy, UntilEvidence, Verb, transition,
     },
 };
 use std::collections::BTreeSet;
@@ -331,6 +331,19 @@ impl Simulation {
         )?;
         let planned = self.plan.steps().iter().take(rolling.step);
         let planned = planned.rev().find_map(Step::weight);
+        let planned = match rolling.at {
+            At::Bake { .. } => self.plan.steps().get(rolling.step).and_then(Step::weight),
+            At::Enter
+            | At::FastTrack
+            | At::Pause { .. }
+            | At::UntilEvidence { .. }
+            | At::NoEvidence
+            | At::Analysis { .. }
+            | At::Undecided { .. }
+            | At::Evidence
+            | At::BeforeSwitch
+            | At::Switch { .. } => planned,
+        };
         let weight = new.weight();
         let green = matches!(self.plan.strategy, Strategy::BlueGreen(_)) && weight.is_full();
         let allowed = weight.is_zero() || planned == Some(weight) || self.hand == Some(weight) || green;
@@ -498,7 +511,7 @@ fn random_plan(dice: &mut Dice) -> Plan {
 }
 
 fn random_step(dice: &mut Dice) -> Step {
-    match dice.below(10) {
+    match dice.below(11) {
         0..=2 => Step::SetWeight(dice.weight()),
         3 | 4 => Step::Pause(Pause {
             duration: dice.maybe_span(300),
@@ -509,6 +522,10 @@ fn random_step(dice: &mut Dice) -> Step {
             until_evidence: Some(UntilEvidence {
                 max: dice.maybe_span(300),
             }),
+        }),
+        7 => Step::Bake(Bake {
+            share: dice.weight().complement(),
+            duration: Span::secs(dice.below(300)),
         }),
         5 => Step::Analysis(AnalysisRef::default()),
         6 => Step::SetHeaderRoute(HeaderRoute {

@@ -112,6 +112,11 @@ pub enum At {
         /// Since when; moved forward by time that does not count.
         since: Timestamp,
     },
+    /// The end of the bake time: a small share is still on stable.
+    Bake {
+        /// Since when; moved forward by time that does not count.
+        since: Timestamp,
+    },
     /// Evidence that the next weight does no harm.
     UntilEvidence {
         /// Since when; moved forward by time that does not count.

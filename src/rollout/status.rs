@@ -63,6 +63,8 @@ pub enum PauseReason {
     NoEvidence,
     /// The current step is a pause.
     CanaryPauseStep,
+    /// Nearly everything is on the new version, and a small share stays on stable for the bake time.
+    Bake,
     /// Blue-green waits for the switch.
     BlueGreenPause,
 }
@@ -79,6 +81,7 @@ impl PauseReason {
             PauseReason::AnalysisRunError => "AnalysisRunError",
             PauseReason::NoEvidence => "NoEvidence",
             PauseReason::CanaryPauseStep => "CanaryPauseStep",
+            PauseReason::Bake => "Bake",
             PauseReason::BlueGreenPause => "BlueGreenPause",
         }
     }
@@ -157,6 +160,7 @@ impl State {
             At::Enter
             | At::FastTrack
             | At::Pause { .. }
+            | At::Bake { .. }
             | At::UntilEvidence { .. }
             | At::NoEvidence
             | At::Undecided { .. }
@@ -300,6 +304,10 @@ impl Rolling {
                 Some(Step::Pause(pause)) => Some(since.plus(pause.duration?.as_duration())),
                 Some(_) | None => None,
             },
+            At::Bake { since } => match plan.steps().get(self.step) {
+                Some(Step::Bake(bake)) => Some(since.plus(bake.duration.as_duration())),
+                Some(_) | None => None,
+            },
             At::UntilEvidence { since } => match plan.steps().get(self.step) {
                 Some(Step::Pause(pause)) => Some(since.plus(pause.until_evidence?.max?.as_duration())),
                 Some(_) | None => None,
@@ -349,6 +357,7 @@ impl Rolling {
             At::Undecided { .. } => Some(PauseReason::InconclusiveAnalysisRun),
             At::NoEvidence => Some(PauseReason::NoEvidence),
             At::Pause { .. } => Some(PauseReason::CanaryPauseStep),
+            At::Bake { .. } => Some(PauseReason::Bake),
             At::Switch { .. } => Some(PauseReason::BlueGreenPause),
             At::Enter
             | At::FastTrack
@@ -359,6 +368,14 @@ impl Rolling {
         })
     }
 
+    /// What the bake time means, and when it is over.
+    fn bakes(&self, plan: &Plan) -> Option<String> {
+        let (until, share) = (self.waits_until(plan)?, self.weight.complement());
+        Some(format!(
+            "bakes with {share} on stable until {until}; a regression still rolls back"
+        ))
+    }
+
     fn message(&self, plan: &Plan) -> String {
         if let Some(reason) = self.pause_reason() {
             let said = self.holds.iter().find_map(|hold| match hold {
@@ -367,9 +384,11 @@ impl Rolling {
                 | Hold::HardFailure { message } => Some(message.as_str()),
                 Hold::Manual => None,
             });
+            let bakes = self.bakes(plan).filter(|_| self.pool == Pool::Ready);
             let said = match (&self.at, reason) {
                 (_, PauseReason::Manual) => None,
                 (At::Undecided { message, .. }, _) => said.or(Some(message)),
+                (At::Bake { .. }, PauseReason::Bake) => bakes.as_deref(),
                 (At::NoEvidence, PauseReason::NoEvidence) => {
                     Some("the judge has not learned enough in the time that the plan gives it")
                 }
@@ -400,6 +419,7 @@ impl Rolling {
             | At::FastTrack
             | At::BeforeSwitch
             | At::Pause { .. }
+            | At::Bake { .. }
             | At::NoEvidence
             | At::Undecided { .. }
             | At::Switch { .. } => match plan.strategy {

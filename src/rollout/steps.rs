@@ -49,12 +49,17 @@ impl Trial<'_> {
                     self.rolling.at = At::Enter;
                     Gate::Open
                 }
-                At::Pause { .. } | At::Switch { .. } | At::Analysis { .. } if self.is_over() => self.pass(),
+                At::Pause { .. } | At::Bake { .. } | At::Switch { .. } | At::Analysis { .. }
+                    if self.is_over() =>
+                {
+                    self.pass()
+                }
                 At::UntilEvidence { .. } if self.is_over() => {
                     self.rolling.at = At::NoEvidence;
                     Gate::Waiting
                 }
                 At::Pause { .. }
+                | At::Bake { .. }
                 | At::UntilEvidence { .. }
                 | At::NoEvidence
                 | At::Switch { .. }
@@ -99,6 +104,13 @@ impl Trial<'_> {
             }
             Step::Pause(_) => {
                 self.rolling.at = At::Pause { since: self.now };
+                return Gate::Open;
+            }
+            // The step to nearly everything is as far-reaching as the one to everything.
+            Step::Bake(_) if self.lacks_evidence() => return self.wait_for_evidence(),
+            Step::Bake(bake) => {
+                self.rolling.weight = bake.share.complement();
+                self.rolling.at = At::Bake { since: self.now };
                 return Gate::Open;
             }
             Step::Analysis(_) => return self.analyse(AnalysisKind::Inline),
@@ -213,6 +225,7 @@ impl Trial<'_> {
         let kind = match &self.rolling.at {
             At::Analysis { kind, .. } | At::Undecided { kind, .. } => Some(*kind),
             At::Pause { .. }
+            | At::Bake { .. }
             | At::UntilEvidence { .. }
             | At::NoEvidence
             | At::Switch { .. }
@@ -335,6 +348,7 @@ impl Trial<'_> {
                     | At::Enter
                     | At::FastTrack
                     | At::Pause { .. }
+                    | At::Bake { .. }
                     | At::NoEvidence
                     | At::Undecided { .. }
                     | At::BeforeSwitch
@@ -348,6 +362,7 @@ impl Trial<'_> {
             At::Enter
             | At::FastTrack
             | At::Pause { .. }
+            | At::Bake { .. }
             | At::UntilEvidence { .. }
             | At::NoEvidence
             | At::Analysis { .. }
@@ -362,9 +377,11 @@ impl Trial<'_> {
             return Ok(self.run_on());
         }
         match &self.rolling.at {
-            At::Pause { .. } | At::Switch { .. } | At::Undecided { .. } | At::NoEvidence => {
-                Ok(self.pass_and_go())
-            }
+            At::Pause { .. }
+            | At::Bake { .. }
+            | At::Switch { .. }
+            | At::Undecided { .. }
+            | At::NoEvidence => Ok(self.pass_and_go()),
             At::Analysis { .. } | At::UntilEvidence { .. } if !held => Ok(self.pass_and_go()),
             At::Evidence if !held => {
                 if let BackgroundRun::Running { decided, .. } = &mut self.rolling.background {
@@ -395,7 +412,7 @@ impl Trial<'_> {
                 self.rolling.at = At::UntilEvidence { since: self.now };
                 Ok(self.stay())
             }
-            At::Pause { .. } | At::Switch { .. } => no(
+            At::Pause { .. } | At::Bake { .. } | At::Switch { .. } => no(
                 "nobody has paused it by hand; this pause is a step",
                 Some("promote"),
             ),
@@ -450,6 +467,7 @@ impl Rolling {
     fn timer(&mut self) -> Option<&mut Timestamp> {
         match &mut self.at {
             At::Pause { since }
+            | At::Bake { since }
             | At::UntilEvidence { since }
             | At::Switch { since }
             | At::Analysis { since, .. } => Some(since),

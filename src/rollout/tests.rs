@@ -789,3 +789,83 @@ fn the_time_without_serin_or_without_endpoints_is_no_time_without_evidence() {
     service.at(661, &Event::Tick);
     assert_eq!(service.state.phase(), Phase::Paused);
 }
+
+/// A bake of a minute with 2 % on stable, as the last step.
+fn baked(mut steps: Vec<Step>) -> Plan {
+    steps.push(Step::Bake(Bake {
+        share: Weight::percent(2),
+        duration: Span::secs(60),
+    }));
+    watched(steps, false)
+}
+
+#[test]
+fn a_bake_keeps_its_share_on_stable_for_its_time_and_promotes_then() {
+    let mut service = Service::roll(baked(vec![weight(5)]));
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(98)));
+    assert_eq!(
+        service.state.message(&service.plan),
+        "Bake: bakes with 2% on stable until 1970-01-01T00:01:00.000Z; a regression still rolls back"
+    );
+    assert!(service.effects.iter().any(|effect| matches!(
+        effect,
+        Effect::Notify(Notice { trigger: Trigger::OnRolloutPaused, text }) if text == "v2 is paused at step 1/2: Bake"
+    )));
+    assert_eq!(
+        service.state.next_wakeup(&service.plan),
+        Some(Timestamp::from_millis(60_001))
+    );
+    service.at(60, &Event::Tick);
+    assert_eq!(service.state.weight(), Weight::percent(98));
+    service.at(61, &Event::Tick);
+    assert_eq!(service.state.stable, Some(v("v2")));
+}
+
+#[test]
+fn a_verdict_in_the_bake_rolls_back_as_anywhere_else() {
+    let mut service = Service::roll(baked(vec![weight(5)]));
+    let failed = service.verdict(AnalysisKind::Background, RunPhase::Failed, OnError::Abort);
+    service.at(30, &failed);
+    assert_eq!(service.shown(), (Phase::Degraded, 0, Weight::ZERO));
+    assert_eq!(service.state.stable, Some(v("v1")));
+}
+
+#[test]
+fn a_bake_does_not_count_time_that_nobody_served() {
+    let mut service = Service::roll(baked(Vec::new()));
+    let downtime = Span::secs(100);
+    service.at(130, &Event::Restarted { downtime });
+    service.at(140, &Event::Tick);
+    assert_eq!(service.state.weight(), Weight::percent(98));
+    service.at(150, &Event::EndpointsLost);
+    assert_eq!(service.state.weight(), Weight::ZERO);
+    service.at(250, &Event::EndpointsReady);
+    // 40 s before the restart and the loss, 10 s in between: the rest is still to come.
+    service.at(259, &Event::Tick);
+    assert_eq!(service.state.weight(), Weight::percent(98));
+    service.at(261, &Event::Tick);
+    assert_eq!(service.state.stable, Some(v("v2")));
+}
+
+#[test]
+fn a_promote_ends_the_bake_and_a_full_one_skips_it() {
+    for verb in [PROMOTE, FULL] {
+        let mut service = Service::roll(baked(Vec::new()));
+        service.at(1, &verb);
+        assert_eq!(service.state.stable, Some(v("v2")), "{verb:?}");
+    }
+    let mut service = Service::roll(baked(vec![forever()]));
+    service.at(1, &FULL);
+    assert_eq!(service.state.stable, Some(v("v2")));
+}
+
+#[test]
+fn nearly_everything_waits_for_evidence_as_everything_does() {
+    let mut plan = baked(vec![weight(5)]);
+    plan.require_evidence = true;
+    let mut service = Service::roll(plan);
+    assert_eq!(service.shown(), (Phase::Progressing, 1, Weight::percent(5)));
+    let run = service.state.runs()[0].0;
+    service.at(1, &Event::EvidenceGathered { run });
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(98)));
+}

@@ -274,6 +274,7 @@ fn finished(
         | At::Enter
         | At::FastTrack
         | At::Pause { .. }
+        | At::Bake { .. }
         | At::UntilEvidence { .. }
         | At::NoEvidence
         | At::Undecided { .. }

@@ -7,6 +7,7 @@ mod support;
 mod access;
 mod analysis;
 mod argo;
+mod bake;
 mod crash;
 mod disk;
 mod events;

@@ -402,6 +402,7 @@ fn gates(service: &Service) -> Vec<Gate<'_>> {
             Step::Experiment(experiment) => Some(&experiment.analysis),
             Step::SetWeight(_)
             | Step::Pause(_)
+            | Step::Bake(_)
             | Step::SetHeaderRoute(_)
             | Step::SetMirrorRoute(_)
             | Step::Skipped(_) => None,

@@ -219,6 +219,21 @@ analysisTemplates:
     }
 
     #[test]
+    fn a_bake_has_its_place_in_the_timeline_and_its_weight_among_the_gates() {
+        let held_back = "canary: {holdback: {duration: 30m}, steps: [{setWeight: 5}, {pause: {duration: 5m}}, {setWeight: 100}]}";
+        let file = format!("{}\n", &GOOD[..GOOD.find("    canary:").unwrap()]);
+        let (code, shown, said) = check(&format!("{file}    {held_back}\n"));
+        assert_eq!(code, 0, "{said}");
+        for line in [
+            "             +5m  step 2: weight 98%, bake 30m: 2% stays on stable, a regression still rolls back\n",
+            "            +35m  promoted\n",
+            "  98%",
+        ] {
+            assert!(shown.contains(line), "{line}\n{shown}");
+        }
+    }
+
+    #[test]
     fn faults_have_their_places_and_exit_2() {
         let (code, shown, said) = check(
             &GOOD

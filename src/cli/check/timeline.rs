@@ -44,12 +44,17 @@ pub(super) fn timeline(plan: &Plan, templates: &[Arc<Template>]) -> Vec<String> 
             Step::Experiment(experiment) => format!("experiment {}", names(&experiment.analysis)),
             Step::SetHeaderRoute(route) => format!("header route {}", route.name),
             Step::SetMirrorRoute(route) => format!("mirror route {}", route.name),
+            Step::Bake(bake) => format!(
+                "weight {weight}, bake {}: {} stays on stable, a regression still rolls back",
+                bake.duration, bake.share
+            ),
             Step::Skipped(name) => format!("{name} (passed at once)"),
         };
         lines.push(format!("{clock}  step {index}: {what}"));
         match step {
             Step::Pause(pause) if pause.until_evidence.is_some() => clock.evidence(),
             Step::Pause(pause) => clock.pass(pause.duration),
+            Step::Bake(bake) => clock.pass(Some(bake.duration)),
             Step::Analysis(analysis) => clock.pass(Some(length(analysis, templates))),
             Step::Experiment(experiment) => {
                 clock.pass(Some(

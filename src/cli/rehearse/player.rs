@@ -484,7 +484,7 @@ pub(super) fn steps_of(steps: &Value) -> Result<Vec<Step>, BadScenario> {
 }
 
 fn step_of(step: &Value) -> Result<Step, BadScenario> {
-    const STEPS: &str = "setWeight, pause, analysis, experiment, setHeaderRoute, setMirrorRoute, setCanaryScale, replicaProgressThreshold";
+    const STEPS: &str = "setWeight, pause, bake, analysis, experiment, setHeaderRoute, setMirrorRoute, setCanaryScale, replicaProgressThreshold";
     let (kind, body) = match step {
         Value::Object(map) if map.len() == 1 => match map.iter().next() {
             Some(entry) => entry,
@@ -505,7 +505,7 @@ fn step_of(step: &Value) -> Result<Step, BadScenario> {
     match kind.as_str() {
         "setWeight" => return percent(&body).map(Step::SetWeight),
         "setCanaryScale" | "replicaProgressThreshold" => return Ok(Step::Skipped(kind.clone())),
-        "pause" | "analysis" | "experiment" | "setHeaderRoute" | "setMirrorRoute" => {}
+        "pause" | "bake" | "analysis" | "experiment" | "setHeaderRoute" | "setMirrorRoute" => {}
         other => return bad(format_args!("unknown step `{other}` (allowed: {STEPS})")),
     }
     match &mut body {
