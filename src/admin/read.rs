@@ -7,7 +7,9 @@ use super::{
     openapi::{Problems, ServiceProblems},
 };
 use crate::{
-    control::{AnalysisStatus, History, MetricsWindow, Recordings, ServiceStatus, StableUnits},
+    control::{
+        AnalysisStatus, History, MetricsWindow, Recordings, ServiceJudges, ServiceStatus, StableUnits,
+    },
     model::{Span, VersionName},
 };
 use axum::{
@@ -221,4 +223,17 @@ pub(super) async fn stable(
 ) -> Result<Json<StableUnits>, Problem> {
     let units = admin.parts.control.stable_units(&service);
     units.map(Json).ok_or_else(|| Problem::no_service(&service))
+}
+
+/// The judges that a rollout of the service will have which is deployed now, with their parameters: what `serin calibrate` pretends
+/// rollouts with.
+#[utoipa::path(get, path = "/v1/services/{service}/judges", tag = "services",
+    params(("service" = String, Path, description = "Its name")),
+    responses((status = 200, description = "Its judges", body = ServiceJudges), ServiceProblems))]
+pub(super) async fn judges(
+    State(admin): State<Admin>,
+    Path(service): Path<String>,
+) -> Result<Json<ServiceJudges>, Problem> {
+    let judges = admin.parts.control.judges(&service);
+    judges.map(Json).ok_or_else(|| Problem::no_service(&service))
 }

@@ -97,6 +97,7 @@ pub(super) fn table() -> Vec<Route> {
         read("/v1/services/{service}/analysis", read::analysis),
         read("/v1/services/{service}/history", read::history),
         read("/v1/services/{service}/stable", read::stable),
+        read("/v1/services/{service}/judges", read::judges),
         read("/v1/services/{service}/rollouts/{rollout}/recordings", read::recordings),
         verb(post(), "deploy", Deployer, "/v1/services/{service}/deploy", write::deploy),
         verb(put(), "endpoints", Deployer, "/v1/services/{service}/versions/{version}/endpoints", write::endpoints),

@@ -87,13 +87,14 @@ Exit codes:
 /// What `calibrate --help` adds.
 const CALIBRATING: &str = "Reads the counters of stable once a second, without any effect on traffic: every request goes where it goes anyway. Then
 pretends that many rollouts on what was read. In each, every tick's requests are divided by the exact split into those of a
-pretended canary and the others (which of them, is drawn), and a judge with its defaults, but for what is given here, decides.
+pretended canary and the others (which of them, is drawn), and each judge decides that a rollout of the service would have now,
+by its parameters but for what is given here; where there is none, one with the defaults.
 As there is nothing to find, each rollback is a false alarm. The order of the requests within a second is not known and is drawn
 too; failures and durations are divided each by itself. The next weight is five times --weight.
 
 Exit codes:
   0  said; the judge keeps its promise, as far as chance allows to say
-  1  it does not: even the lower end of the interval is above --alpha; or there was no request, or Serin could not be reached
+  1  it does not: even the lower end of the interval is above its alpha; or there was no request, or Serin could not be reached
   2  usage, or no such service
   7  unauthorised: no token, or one that does not allow it";
 
@@ -625,7 +626,7 @@ fn inner_weight(text: &str) -> Result<Weight, String> {
 }
 
 /// Parameters of a judge that are given; the others stay as they were.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Args)]
+#[derive(Debug, Clone, Default, PartialEq, Args)]
 pub struct Otherwise {
     /// The risk of a false rollback over the whole rollout, such as 0.1%
     #[arg(long, value_name = "SHARE", value_parser = share)]
@@ -645,6 +646,31 @@ pub struct Otherwise {
     /// For so long after the first canary request only gross slowness counts, such as 30s
     #[arg(long, value_name = "TIME")]
     pub warmup: Option<Span>,
+    /// The same after each weight (`stepWarmup`), such as 5s
+    #[arg(long, value_name = "TIME")]
+    pub step_warmup: Option<Span>,
+    /// A step takes at least this long (`minStep`), such as 10s
+    #[arg(long, value_name = "TIME")]
+    pub min_step: Option<Span>,
+    /// Which quantiles of the latency are compared (`latency.quantiles`), such as 0.5,0.9, or none
+    #[arg(long, value_name = "LIST", value_parser = quantiles)]
+    pub quantiles: Option<Quantiles>,
+    /// The weight is not raised while stable itself fails more than this (`freeze`), such as 2%
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub freeze: Option<f64>,
+}
+
+/// Quantiles of the latency, ascending.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quantiles(pub Vec<f64>);
+
+fn quantiles(text: &str) -> Result<Quantiles, String> {
+    if text == "none" {
+        return Ok(Quantiles(Vec::new()));
+    }
+    let numbers: Result<Vec<f64>, _> = text.split(',').map(|number| number.trim().parse()).collect();
+    let numbers = numbers.map_err(|_| "write numbers, such as 0.5,0.9,0.99, or none".to_owned())?;
+    config::quantiles(&numbers).map(Quantiles)
 }
 
 /// A probability, as a fraction of one; neither nothing nor everything.

@@ -1,4 +1,4 @@
-//! `serin calibrate`: how often the judge would roll back a canary that is stable itself, on the traffic of now.
+//! `serin calibrate`: how often a service's judges would roll back a canary that is stable itself, on the traffic of now.
 
 use super::{
     args::CalibrateArgs,
@@ -6,14 +6,14 @@ use super::{
     client::{Ask, Client, segment},
     exit::{Exit, Failure},
     out::Out,
-    render::short,
+    render::{plain, short},
 };
 use crate::{
     analysis::{
         JudgeConfig,
         against_itself::{Course, against_itself},
     },
-    control::StableUnits,
+    control::{ServiceJudges, StableUnits},
     model::{Weight, thousands},
     stats::{Interval, UnitCounts, wilson},
 };
@@ -41,6 +41,15 @@ struct Found {
     weight: Weight,
     runs: u64,
     seed: u64,
+    judges: Vec<Judged>,
+}
+
+/// What came out for one judge.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Judged {
+    /// The metric that it sits for; absent: the service has none, and this is one with the defaults.
+    metric: Option<String>,
     /// What the judge promises to stay below.
     alpha: f64,
     rolled_back: u64,
@@ -55,9 +64,17 @@ struct Found {
     harm_p99: f64,
 }
 
+impl Judged {
+    /// Only what chance does not explain is a broken promise.
+    fn keeps_its_promise(&self) -> bool {
+        self.rate_low <= self.alpha
+    }
+}
+
 /// `serin calibrate`.
 pub(super) async fn run(args: &CalibrateArgs, out: &mut Out) -> Result<Exit, Failure> {
     let client = Client::of(&args.target)?;
+    let judges = judges_of(&client, &args.service).await?;
     out.note(format!(
         "reading the counters of stable for {}; nothing is sent, and no request goes elsewhere",
         short(args.long.as_duration())
@@ -72,17 +89,41 @@ pub(super) async fn run(args: &CalibrateArgs, out: &mut Out) -> Result<Exit, Fai
         );
         return Err(failure.hint("calibrate while there is traffic"));
     }
-    let config = args.otherwise.change(JudgeConfig::default());
-    let courses = courses(args, &config, &ticks);
-    let found = found(args, &version, &config, &ticks, (requests, failed), &courses);
+    let judges = judges.into_iter().map(|(metric, config)| {
+        let config = args.otherwise.change(config);
+        judged(metric, &config, &courses(args, &config, &ticks))
+    });
+    let found = Found {
+        service: args.service.clone(),
+        version,
+        seconds: ticks.iter().map(|(dt, _)| dt.as_secs_f64()).sum(),
+        requests,
+        failed,
+        weight: args.weight,
+        runs: args.runs,
+        seed: args.seed,
+        judges: judges.collect(),
+    };
     if args.output == Format::Json {
         out.line(serde_json::to_string_pretty(&found).unwrap_or_default());
     } else {
         out.print(text(&found));
     }
-    // Only what chance does not explain is a broken promise.
-    let kept = found.rate_low <= config.alpha;
+    let kept = found.judges.iter().all(Judged::keeps_its_promise);
     Ok(if kept { Exit::Reached } else { Exit::Internal })
+}
+
+/// The judges that a rollout of the service would have now, by metric; where there is none, one with the defaults.
+async fn judges_of(client: &Client, service: &str) -> Result<Vec<(Option<String>, JudgeConfig)>, Failure> {
+    let path = format!("/v1/services/{}/judges", segment(service));
+    let ServiceJudges { judges } = client.ask(&Ask::get(&path)).await?;
+    if judges.is_empty() {
+        return Ok(vec![(None, JudgeConfig::default())]);
+    }
+    let named = judges
+        .into_iter()
+        .map(|judge| (Some(judge.metric), judge.parameters));
+    Ok(named.collect())
 }
 
 /// Stable's version, and what it has served in each tick.
@@ -134,14 +175,7 @@ fn next(weight: Weight) -> Weight {
     }
 }
 
-fn found(
-    args: &CalibrateArgs,
-    version: &str,
-    config: &JudgeConfig,
-    ticks: &[(Duration, UnitCounts)],
-    (requests, failed): (u64, u64),
-    courses: &[Course],
-) -> Found {
+fn judged(metric: Option<String>, config: &JudgeConfig, courses: &[Course]) -> Judged {
     let count = |of: fn(&Course) -> bool| courses.iter().filter(|course| of(course)).count() as u64;
     let (runs, rolled_back) = (courses.len() as u64, count(|course| course.rolled_back));
     let Interval { low, high } = wilson(rolled_back, runs, Z);
@@ -152,15 +186,8 @@ fn found(
     harms.sort_by(f64::total_cmp);
     let mut passes: Vec<Duration> = courses.iter().filter_map(|course| course.passed).collect();
     passes.sort_unstable();
-    Found {
-        service: args.service.clone(),
-        version: version.to_owned(),
-        seconds: ticks.iter().map(|(dt, _)| dt.as_secs_f64()).sum(),
-        requests,
-        failed,
-        weight: args.weight,
-        runs,
-        seed: args.seed,
+    Judged {
+        metric,
         alpha: config.alpha,
         rolled_back,
         rate_low: low,
@@ -172,45 +199,63 @@ fn found(
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "shares for people")]
+fn share(part: u64, of: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "shares for people")]
+    let share = 100.0 * part as f64 / of.max(1) as f64;
+    share
+}
+
 fn text(found: &Found) -> String {
-    let share = |part: u64, of: u64| 100.0 * part as f64 / of.max(1) as f64;
-    let passed = match found.median_seconds_to_pass {
-        Some(median) => format!(
-            "{} of {} would have gone on to the next weight, half of them within {}",
-            thousands(found.passed),
-            thousands(found.runs),
-            short(Duration::from_secs_f64(median))
-        ),
-        None => "none would have gone on to the next weight in that time".to_owned(),
-    };
-    let kept = if found.rate_low <= found.alpha {
-        "kept"
-    } else {
-        "BROKEN: more than chance explains"
-    };
-    format!(
+    let mut text = format!(
         "{} {}: {} requests in {}, of which {:.3}% failed\n\
-         {} pretended rollouts of stable against itself at {} (seed {})\n\
-         false alarms: {} of {}, {:.2}% (95% sure: from {:.2}% to {:.2}%); promised at most {}%: {kept}\n\
-         {passed}\n\
-         evidence of harm at its height: median {:.2}, 99 of 100 below {:.2}; a rollback needs {:.0}\n",
+         {} pretended rollouts of stable against itself at {} (seed {})\n",
         found.service,
-        found.version,
+        plain(&found.version),
         thousands(found.requests),
         short(Duration::from_secs_f64(found.seconds)),
         share(found.failed, found.requests),
         thousands(found.runs),
         found.weight,
         found.seed,
-        thousands(found.rolled_back),
-        thousands(found.runs),
-        share(found.rolled_back, found.runs),
-        100.0 * found.rate_low,
-        100.0 * found.rate_high,
-        100.0 * found.alpha,
-        found.harm_median,
-        found.harm_p99,
-        1.0 / found.alpha
+    );
+    for judge in &found.judges {
+        text.push_str(&one(judge, found.runs));
+    }
+    text
+}
+
+fn one(judge: &Judged, runs: u64) -> String {
+    let passed = match judge.median_seconds_to_pass {
+        Some(median) => format!(
+            "{} of {} would have gone on to the next weight, half of them within {}",
+            thousands(judge.passed),
+            thousands(runs),
+            short(Duration::from_secs_f64(median))
+        ),
+        None => "none would have gone on to the next weight in that time".to_owned(),
+    };
+    let kept = if judge.keeps_its_promise() {
+        "kept"
+    } else {
+        "BROKEN: more than chance explains"
+    };
+    let name = match &judge.metric {
+        Some(metric) => format!("judge {}", plain(metric)),
+        None => "no judge of its own: the default one".to_owned(),
+    };
+    format!(
+        "{name}\n\
+         \x20 false alarms: {} of {}, {:.2}% (95% sure: from {:.2}% to {:.2}%); promised at most {}%: {kept}\n\
+         \x20 {passed}\n\
+         \x20 evidence of harm at its height: median {:.2}, 99 of 100 below {:.2}; a rollback needs {:.0}\n",
+        thousands(judge.rolled_back),
+        thousands(runs),
+        share(judge.rolled_back, runs),
+        100.0 * judge.rate_low,
+        100.0 * judge.rate_high,
+        100.0 * judge.alpha,
+        judge.harm_median,
+        judge.harm_p99,
+        1.0 / judge.alpha
     )
 }

@@ -1,7 +1,7 @@
 //! `serin what-if`: past rollouts, judged by other parameters on the traffic that they had.
 
 use super::{
-    args::{Format, Otherwise, WhatIfArgs},
+    args::{Format, Otherwise, Quantiles, WhatIfArgs},
     exit::{Exit, Failure},
     out::Out,
     past::{Source, stretches},
@@ -12,22 +12,28 @@ use crate::{
         Advice, JudgeConfig,
         replay::{Moment, Rejudged, rejudge},
     },
-    model::thousands,
+    model::{Span, thousands},
 };
 use serde::Serialize;
 use std::{fmt::Write as _, time::Duration};
 
 impl Otherwise {
     /// These parameters, but for those that are given.
-    pub(super) fn change(self, mut config: JudgeConfig) -> JudgeConfig {
+    pub(super) fn change(&self, mut config: JudgeConfig) -> JudgeConfig {
         let set = |place: &mut f64, given: Option<f64>| *place = given.unwrap_or(*place);
         set(&mut config.alpha, self.alpha);
         set(&mut config.beta, self.beta);
         set(&mut config.lat_tol, self.tolerance);
         set(&mut config.err_delta, self.error_tolerance);
         set(&mut config.harm_budget, self.harm_budget);
-        let warmup = self.warmup.map(|span| span.as_duration().as_secs_f64());
-        set(&mut config.warmup_s, warmup);
+        set(&mut config.freeze_stable_err, self.freeze);
+        let seconds = |span: Option<Span>| span.map(|span| span.as_duration().as_secs_f64());
+        set(&mut config.warmup_s, seconds(self.warmup));
+        set(&mut config.step_warmup_s, seconds(self.step_warmup));
+        set(&mut config.min_step_s, seconds(self.min_step));
+        if let Some(Quantiles(quantiles)) = &self.quantiles {
+            config.lat_q.clone_from(quantiles);
+        }
         config
     }
 }
@@ -53,8 +59,7 @@ struct Row {
 pub(super) async fn run(args: &WhatIfArgs, out: &mut Out) -> Result<Exit, Failure> {
     if args.otherwise == Otherwise::default() {
         let failure = Failure::new(Exit::Usage, "nothing is said to be otherwise");
-        return Err(failure
-            .hint("give one of --alpha, --beta, --tolerance, --error-tolerance, --harm-budget, --warmup"));
+        return Err(failure.hint("give what would be, such as --alpha 0.1%; see serin what-if --help"));
     }
     let source = Source::of(&args.past)?;
     let mut rows = Vec::new();
@@ -189,4 +194,39 @@ fn told(said: &[Moment]) -> String {
 fn percent(share: f64) -> String {
     let text = format!("{:.4}", 100.0 * share);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+    use clap::Parser;
+
+    #[test]
+    fn what_is_given_is_otherwise_and_everything_else_stays() {
+        let given = |line: &str| {
+            let typed = Cli::try_parse_from(line.split(' ')).unwrap().command;
+            let Command::WhatIf(args) = typed else {
+                panic!("{typed:?}")
+            };
+            args.otherwise.change(JudgeConfig::default())
+        };
+        assert_eq!(given("serin what-if shop"), JudgeConfig::default());
+        let wanted = JudgeConfig {
+            alpha: 0.002,
+            lat_q: vec![0.5, 0.9],
+            step_warmup_s: 0.0,
+            min_step_s: 3.0,
+            freeze_stable_err: 0.05,
+            ..JudgeConfig::default()
+        };
+        let line =
+            "serin what-if shop --alpha 0.2% --quantiles 0.9,0.5 --step-warmup 0s --min-step 3s --freeze 5%";
+        assert_eq!(given(line), wanted);
+        assert!(given("serin what-if shop --quantiles none").lat_q.is_empty());
+        for wrong in ["1.5", "half", "0.1,0.2,0.3,0.4,0.5"] {
+            let line = format!("serin what-if shop --quantiles {wrong}");
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{wrong}");
+        }
+    }
 }

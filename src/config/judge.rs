@@ -43,6 +43,20 @@ struct JudgeLatency {
     tolerate: Option<Share>,
 }
 
+/// The quantiles that a judge compares as it needs them: ascending, each once; or why it cannot.
+pub fn quantiles(written: &[f64]) -> Result<Vec<f64>, String> {
+    let mut quantiles = written.to_vec();
+    quantiles.sort_by(f64::total_cmp);
+    quantiles.dedup();
+    let right = |q: &f64| (0.01..=0.9999).contains(q);
+    if !quantiles.iter().all(right) || quantiles.len() > MOST_CUTS {
+        return Err(format!(
+            "at most {MOST_CUTS} quantiles between 0.01 and 0.9999 are compared"
+        ));
+    }
+    Ok(quantiles)
+}
+
 /// Compiles its parameters; `path` is where they stand.
 pub(super) fn compile(config: &JudgeConfig, path: &str, cx: &mut Cx) -> analysis::JudgeConfig {
     let default = analysis::JudgeConfig::default();
@@ -70,22 +84,18 @@ pub(super) fn compile(config: &JudgeConfig, path: &str, cx: &mut Cx) -> analysis
     let lat_tol = share(slower, "latency.tolerate", 0.0..=9.0, default.lat_tol);
     let harm_budget = share(config.harm_budget, "harmBudget", 1e-5..=0.5, default.harm_budget);
     let freeze_stable_err = share(config.freeze, "freeze", 0.0..=1.0, default.freeze_stable_err);
-    let quantiles = config
+    let written = config
         .latency
         .as_ref()
         .and_then(|latency| latency.quantiles.as_ref());
-    let mut lat_q = quantiles.cloned().unwrap_or(default.lat_q.clone());
-    lat_q.sort_by(f64::total_cmp);
-    lat_q.dedup();
-    let right = |q: &f64| (0.01..=0.9999).contains(q);
-    if !lat_q.iter().all(right) || lat_q.len() > MOST_CUTS {
-        cx.error(
+    let mut lat_q = written.cloned().unwrap_or(default.lat_q.clone());
+    match quantiles(&lat_q) {
+        Ok(sound) => lat_q = sound,
+        Err(why) => cx.error(
             &format!("{path}.latency.quantiles"),
-            format!("at most {MOST_CUTS} quantiles between 0.01 and 0.9999 are compared"),
+            why,
             "write for example [0.5, 0.9, 0.99]",
-        );
-        lat_q.retain(right);
-        lat_q.truncate(MOST_CUTS);
+        ),
     }
     let seconds =
         |span: Option<Span>, default: f64| span.map_or(default, |span| span.as_duration().as_secs_f64());

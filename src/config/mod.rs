@@ -50,6 +50,7 @@ pub use diff::{Diff, ServiceDiff, diff};
 pub use dns::Dns;
 pub use filters::{Filters, HeaderEdits, PathEdit, Redirect};
 pub use health::{Check, Ejection, Health, SuccessRate};
+pub use judge::quantiles;
 pub use load::{Loaded, load, load_noting, load_text, load_with};
 pub use observe::{AccessLog, LogFormat, LogPath, Otlp};
 pub use problem::Problem;

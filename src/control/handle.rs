@@ -5,9 +5,10 @@
 
 use super::{
     Accepted, AnalysisStatus, Attempt, Caller, Command, Expect, History, MetricsWindow, Recordings, Refusal,
-    RefusalKind, ServiceStatus, StableUnits, StoredEvent,
+    RefusalKind, ServiceJudge, ServiceJudges, ServiceStatus, StableUnits, StoredEvent,
     engine::{Ask, Engine, Parts, Route, UndoTarget},
     judging::Shown,
+    managed::Managed,
     observe::KeptRun,
     providers::{Network, Outside},
     ready, recordings, report,
@@ -15,7 +16,8 @@ use super::{
     store::{Patient, SqliteStore, Store, StoreError},
 };
 use crate::{
-    config::Config,
+    analysis::Provider,
+    config::{Config, Service},
     model::{Clock, ServiceName, Span, Timestamp, VersionName},
     upstream::Services,
 };
@@ -161,6 +163,8 @@ struct Entry {
     status: watch::Sender<Arc<ServiceStatus>>,
     samples: Arc<Mutex<Samples>>,
     judged: Shown,
+    /// What its next rollout is made of.
+    config: Arc<Service>,
 }
 
 impl Entry {
@@ -179,22 +183,18 @@ impl Shared {
         }
     }
 
-    pub(super) fn publish(
-        &self,
-        name: &ServiceName,
-        status: ServiceStatus,
-        samples: &Arc<Mutex<Samples>>,
-        judged: &Shown,
-    ) {
+    pub(super) fn publish(&self, name: &ServiceName, status: ServiceStatus, managed: &Managed) {
         let status = Arc::new(status);
         let mut board = self.board.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = board.get(name) {
+        if let Some(entry) = board.get_mut(name) {
+            entry.config = Arc::clone(&managed.config);
             entry.status.send_replace(status);
         } else {
             let entry = Entry {
                 status: watch::channel(status).0,
-                samples: Arc::clone(samples),
-                judged: Arc::clone(judged),
+                samples: Arc::clone(&managed.samples),
+                judged: Arc::clone(&managed.judging.shown),
+                config: Arc::clone(&managed.config),
             };
             board.insert(name.clone(), entry);
         }
@@ -417,6 +417,28 @@ impl Control {
     pub fn stable_units(&self, service: &str) -> Option<StableUnits> {
         let split = self.services.get(service)?.cell.load_full();
         (split.generation > 0).then(|| StableUnits::of(&split))
+    }
+
+    /// The judges that a rollout of a service will have which is deployed now; none when there is no such service.
+    pub fn judges(&self, service: &str) -> Option<ServiceJudges> {
+        let config = self.shared.read(service, |entry| Arc::clone(&entry.config))?;
+        let metrics = config.templates.iter().flat_map(|template| &template.metrics);
+        let mut judges: Vec<ServiceJudge> = Vec::new();
+        for metric in metrics {
+            let Provider::Judge(parameters) = &metric.provider else {
+                continue;
+            };
+            let judge = ServiceJudge {
+                metric: metric.name.clone(),
+                dry_run: metric.dry_run,
+                parameters: parameters.clone(),
+            };
+            // Several templates may share one.
+            if !judges.contains(&judge) {
+                judges.push(judge);
+            }
+        }
+        Some(ServiceJudges { judges })
     }
 
     /// Everything that the judges of a rollout were fed, and what came of it.

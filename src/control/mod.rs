@@ -41,6 +41,6 @@ pub use handle::{
 pub use recordings::{Recording, Recordings, StableUnits, StateFile, StretchBytes};
 pub use status::{
     AbortStatus, AnalysisStatus, Attempt, EndpointStatus, EvidenceStatus, History, MetricStatus,
-    MetricsWindow, Observed, PausedStatus, RolloutStatus, ServiceStatus, StepStatus, StoredEvent,
-    VersionState, VersionStatus, VersionWindow,
+    MetricsWindow, Observed, PausedStatus, RolloutStatus, ServiceJudge, ServiceJudges, ServiceStatus,
+    StepStatus, StoredEvent, VersionState, VersionStatus, VersionWindow,
 };

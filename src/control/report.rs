@@ -91,8 +91,7 @@ impl Engine {
             return;
         };
         let status = self.status_of(managed);
-        self.shared
-            .publish(name, status, &managed.samples, &managed.judging.shown);
+        self.shared.publish(name, status, managed);
     }
 
     pub(super) fn status_of(&self, managed: &Managed) -> ServiceStatus {

@@ -4,7 +4,7 @@
 //! the numbers of the moment.
 
 use crate::{
-    analysis::{JudgeReport, Measurement, RunPhase},
+    analysis::{JudgeConfig, JudgeReport, Measurement, RunPhase},
     model::{Role, ServiceName, Span, Timestamp, VersionName, Weight},
     rollout::{AbortCause, AnalysisKind, Phase, RunId, Verb},
 };
@@ -277,6 +277,26 @@ pub struct MetricStatus {
     /// For the sequential judge: where it stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judge: Option<JudgeReport>,
+}
+
+/// The judges that the next rollout of a service will have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceJudges {
+    /// Each metric that is one; none where the plan has no judge.
+    pub judges: Vec<ServiceJudge>,
+}
+
+/// A judge as the next rollout of a service will have it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceJudge {
+    /// The metric that it sits for.
+    pub metric: String,
+    /// It has no say.
+    pub dry_run: bool,
+    /// Its parameters; shares are fractions of one, times seconds.
+    pub parameters: JudgeConfig,
 }
 
 /// Requests, errors and duration of a service over a window, per version.

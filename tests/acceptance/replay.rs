@@ -173,28 +173,73 @@ fn stable_against_itself_is_calibrated_on_live_traffic_that_stays_where_it_is() 
         found["code"] = code.into();
         say(&format!(
             "stable against itself, `{more}`: {} of 100 rolled back",
-            found["rolledBack"]
+            found["judges"]
         ));
         found
     };
+    let rolled_back = |found: &Value| found["judges"][0]["rolledBack"].as_u64();
     let found = calibrated("");
+    // The plan names no judge, and waits for evidence.
+    assert_eq!(found["judges"][0]["metric"], "serin-judge", "{found:#}");
     assert_eq!((&found["code"], &found["version"]), (&0.into(), &"v1".into()));
     assert!(
         found["requests"].as_u64() > Some(100) && found["failed"].as_u64() > Some(0),
         "{found:#}"
     );
     assert!(
-        found["rolledBack"].as_u64() <= Some(5) && found["runs"] == 100,
+        rolled_back(&found) <= Some(5) && found["runs"] == 100,
         "{found:#}"
     );
     // Whoever bets everything on nothing is told how often it goes wrong.
     let rash = calibrated("--alpha 99% --weight 40 --error-tolerance 0pp");
-    assert!(
-        rash["rolledBack"].as_u64() > found["rolledBack"].as_u64(),
-        "{rash:#}"
-    );
+    assert!(rolled_back(&rash) > rolled_back(&found), "{rash:#}");
     let seen = load.stop();
     assert_eq!(seen.of_version("v1"), seen.total(), "nobody else served");
     let nobody = ends(&serin, 2, "calibrate nothing --for 1s");
     assert!(nobody.contains("nothing"), "{nobody}");
+}
+
+#[test]
+fn a_service_is_calibrated_by_the_judges_that_its_next_rollout_will_have() {
+    let v1 = Upstream::start("v1");
+    let beside =
+        "analysis: {templates: [{templateName: quick}, {templateName: rash}]}, auto: {weights: [5, 50]}";
+    let rash = "  - name: rash
+    metrics:
+      - name: rash
+        dryRun: true
+        judge: {alpha: 10%, latency: {quantiles: [0.5]}, minStep: 3s}
+";
+    let serin = Serin::start_with(&format!("{}{rash}", shop(&v1, beside, "")));
+    let _load = Load::start(serin.web, 100);
+    let (status, _, judges) = serin.api("GET", "/v1/services/shop/judges", "secret-token", "");
+    assert_eq!(status, 200, "{judges:#}");
+    let parameters = |at: usize| {
+        let judge = &judges["judges"][at];
+        (
+            judge["metric"].clone(),
+            judge["dryRun"].clone(),
+            judge["parameters"]["alpha"].clone(),
+        )
+    };
+    assert_eq!(parameters(0), ("no-worse".into(), false.into(), 0.01.into()));
+    assert_eq!(parameters(1), ("rash".into(), true.into(), 0.1.into()));
+    let said = ends(&serin, 0, "calibrate shop --for 2s --runs 20");
+    assert!(
+        said.contains("judge no-worse\n  false alarms: ") && said.contains("promised at most 1%: kept"),
+        "{said}"
+    );
+    assert!(
+        said.contains("judge rash\n  false alarms: ") && said.contains("promised at most 10%: kept"),
+        "{said}"
+    );
+    // What is given holds for each of them.
+    let said = ends(
+        &serin,
+        0,
+        "calibrate shop --for 1s --runs 20 --alpha 5% --quantiles none",
+    );
+    assert_eq!(said.matches("promised at most 5%: kept").count(), 2, "{said}");
+    let refused = ends(&serin, 2, "calibrate shop --quantiles 1.5");
+    assert!(refused.contains("between 0.01 and 0.9999"), "{refused}");
 }
