@@ -1,7 +1,10 @@
 //! What the control plane counts. Rare events, so ordinary labelled collectors serve.
 
 use super::names::{self, Family};
-use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+use crate::rollout::{AbortCause, Phase};
+use prometheus::{
+    GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, core::Collector, proto::MetricFamily,
+};
 
 /// Handles to the control plane's families. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -79,33 +82,25 @@ impl ControlMetrics {
 
     /// A service is served no more: its series go.
     pub fn forget_service(&self, service: &str) {
-        use prometheus::core::Collector;
         // What was never shown need not be forgotten.
         let _ = self.step.remove_label_values(&[service]);
         let _ = self.paused_seconds.remove_label_values(&[service]);
-        for (family, labels) in [
-            (self.phase.collect(), &["phase"][..]),
-            (self.aborts.collect(), &["cause"]),
-            (self.measurements.collect(), &["metric", "outcome"]),
-        ] {
-            for metric in family
-                .iter()
-                .flat_map(prometheus::proto::MetricFamily::get_metric)
-            {
-                let of = |name: &str| {
-                    let pair = metric.get_label().iter().find(|pair| pair.name() == name);
-                    pair.map_or("", |pair| pair.value())
-                };
-                if of("serin_service") != service {
-                    continue;
-                }
-                let rest: Vec<&str> = labels.iter().map(|label| of(label)).collect();
-                let values = [&[service], &rest[..]].concat();
-                let _ = match labels {
-                    ["phase"] => self.phase.remove_label_values(&values),
-                    ["cause"] => self.aborts.remove_label_values(&values),
-                    _ => self.measurements.remove_label_values(&values),
-                };
+        for phase in Phase::ALL {
+            let _ = self.phase.remove_label_values(&[service, phase.as_str()]);
+        }
+        for cause in AbortCause::ALL {
+            let _ = self.aborts.remove_label_values(&[service, cause.as_str()]);
+        }
+        // Which metrics a service had only the series themselves say.
+        let families = self.measurements.collect();
+        for metric in families.iter().flat_map(MetricFamily::get_metric) {
+            let of = |name: &str| {
+                let pair = metric.get_label().iter().find(|pair| pair.name() == name);
+                pair.map_or("", |pair| pair.value())
+            };
+            if of("serin_service") == service {
+                let values = [service, of("metric"), of("outcome")];
+                let _ = self.measurements.remove_label_values(&values);
             }
         }
     }

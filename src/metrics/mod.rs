@@ -15,6 +15,7 @@ pub mod names;
 mod registry;
 mod text;
 mod version;
+mod versions;
 
 pub use cell::{Cell, part_of};
 pub use control::ControlMetrics;

@@ -1,16 +1,15 @@
 //! What a scrape reads: all versions' shards merged, listeners, and the collectors others register.
 
 use super::{
-    AssignReason, Attempt, ControlMetrics, HistogramSnapshot, ListenerMetrics, Outcome, Rejection, Retry,
-    VersionKey, VersionMetrics, VersionSnapshot,
-    histogram::BUCKETS,
+    ControlMetrics, ListenerMetrics, Rejection, VersionKey, VersionMetrics, VersionSnapshot,
     names::{self, Family},
-    text::exposition_text,
+    text::Text,
+    versions,
 };
 use crate::model::{Role, ServiceName, Timestamp, VersionName};
 use prometheus::{
     core::{Collector, Desc},
-    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 use std::{
     collections::BTreeMap,
@@ -37,6 +36,12 @@ impl fmt::Debug for Collectors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Collectors").field(&lock(&self.0).len()).finish()
     }
+}
+
+/// A family of the exposition.
+enum Part<'a> {
+    Versions(&'static Family, versions::Write),
+    Other(&'a MetricFamily),
 }
 
 /// All metrics of the process. Cheap to clone.
@@ -142,33 +147,42 @@ impl Registry {
         lock(&self.collectors.0).push(collector);
     }
 
-    /// Everything, ready to be encoded.
-    pub fn gather(&self) -> Vec<MetricFamily> {
-        let versions: Vec<Arc<VersionMetrics>> = lock(&self.versions)
-            .values()
-            .map(|entry| Arc::clone(&entry.metrics))
-            .collect();
-        let read: Vec<(VersionKey, VersionSnapshot)> = versions
-            .iter()
-            .map(|metrics| (metrics.key.clone(), metrics.snapshot()))
-            .collect();
-        let mut families = version_families(&read);
+    /// Whatever is counted or measured besides versions, as the library has it.
+    fn gather(&self) -> Vec<MetricFamily> {
         let listeners = lock(&self.listeners);
-        families.push(rejected_family(&listeners));
-        families.push(connections_family(&listeners));
+        let mut families = vec![rejected_family(&listeners), connections_family(&listeners)];
         drop(listeners);
         for collector in lock(&self.collectors.0).iter() {
             families.extend(collector.collect());
         }
         families.retain(|family| !family.get_metric().is_empty());
         families.extend(self.prometheus.gather());
-        families.sort_by(|a, b| a.name().cmp(b.name()));
         families
     }
 
-    /// The exposition of `/metrics`.
+    /// The exposition of `/metrics`, families by name.
     pub fn expose(&self) -> String {
-        exposition_text(&self.gather())
+        let shown: Vec<Arc<VersionMetrics>> = lock(&self.versions)
+            .values()
+            .map(|entry| Arc::clone(&entry.metrics))
+            .collect();
+        // One reading for all families, so that they agree with each other.
+        let read: Vec<(String, VersionSnapshot)> = shown
+            .iter()
+            .map(|metrics| (versions::labels(&metrics.key), metrics.snapshot()))
+            .collect();
+        let others = self.gather();
+        let mut parts: BTreeMap<&str, Part<'_>> = BTreeMap::new();
+        parts.extend(versions::FAMILIES.map(|(family, write)| (family.name, Part::Versions(family, write))));
+        parts.extend(others.iter().map(|family| (family.name(), Part::Other(family))));
+        let mut text = Text::of_about(read.len() * versions::BYTES);
+        for part in parts.into_values() {
+            match part {
+                Part::Versions(family, write) => text.table(family, &read, write),
+                Part::Other(family) => text.family(family),
+            }
+        }
+        text.finish()
     }
 
     /// The exposition of `/metrics/compat`: `http_requests_total{job,version,status}` for queries written before Serin.
@@ -204,7 +218,9 @@ impl Registry {
         if family.get_metric().is_empty() {
             String::new()
         } else {
-            exposition_text(&[family])
+            let mut text = Text::default();
+            text.family(&family);
+            text.finish()
         }
     }
 }
@@ -260,130 +276,6 @@ pub fn gauge(labels: &[&str], values: &[&str], value: f64) -> Metric {
     gauge.set_value(value);
     metric.set_gauge(gauge);
     metric
-}
-
-fn histogram(labels: &[&str], values: &[&str], snapshot: &HistogramSnapshot) -> Metric {
-    let mut metric = labelled(labels, values);
-    let mut cumulative = 0;
-    let buckets = BUCKETS
-        .iter()
-        .zip(&snapshot.counts)
-        .map(|(bound, count)| {
-            cumulative += count;
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(*bound);
-            bucket.set_cumulative_count(cumulative);
-            bucket
-        })
-        .collect();
-    let mut histogram = Histogram::default();
-    histogram.set_bucket(buckets);
-    histogram.set_sample_count(snapshot.count());
-    histogram.set_sample_sum(snapshot.sum);
-    metric.set_histogram(histogram);
-    metric
-}
-
-/// Adds one version's metrics to a family.
-type Fill<'a> = dyn Fn(&[&str], &VersionSnapshot, &mut Vec<Metric>) + 'a;
-
-/// Builds all per-version families from one reading, so that they agree with each other.
-fn version_families(read: &[(VersionKey, VersionSnapshot)]) -> Vec<MetricFamily> {
-    let make = |of: &Family, fill: &Fill<'_>| {
-        let mut metrics = Vec::new();
-        for (key, snapshot) in read {
-            fill(
-                &[key.service.as_str(), key.role.as_str(), key.version.as_str()],
-                snapshot,
-                &mut metrics,
-            );
-        }
-        let mut family = family(of);
-        family.set_metric(metrics);
-        family
-    };
-    let with = |key: &[&str], more: &[&'static str]| -> Vec<String> {
-        key.iter().chain(more).map(|part| (*part).to_owned()).collect()
-    };
-    let by = |of: &'static Family, labels: Vec<&'static str>, pick: fn(&VersionSnapshot) -> &[u64]| {
-        make(of, &|key, snapshot, metrics| {
-            for (label, count) in labels.iter().zip(pick(snapshot)) {
-                let values = with(key, &[label]);
-                let values: Vec<&str> = values.iter().map(String::as_str).collect();
-                metrics.push(counter(of.labels, &values, *count));
-            }
-        })
-    };
-    vec![
-        make(&names::REQUESTS, &|key, snapshot, metrics| {
-            for (method, status, count) in &snapshot.requests {
-                let status = status.to_string();
-                metrics.push(counter(
-                    names::REQUESTS.labels,
-                    &[key[0], key[1], key[2], method, &status],
-                    *count,
-                ));
-            }
-        }),
-        make(&names::REQUESTS_BY_CLASS, &|key, snapshot, metrics| {
-            for class in 1u16..=5 {
-                let of_class = |(_, status, _): &&(&str, u16, u64)| status / 100 == class;
-                let count = snapshot
-                    .requests
-                    .iter()
-                    .filter(of_class)
-                    .map(|(_, _, count)| count)
-                    .sum();
-                let class = format!("{class}xx");
-                metrics.push(counter(
-                    names::REQUESTS_BY_CLASS.labels,
-                    &[key[0], key[1], key[2], &class],
-                    count,
-                ));
-            }
-        }),
-        by(
-            &names::OUTCOMES,
-            Outcome::ALL.map(Outcome::as_str).to_vec(),
-            |s| &s.outcomes,
-        ),
-        by(
-            &names::ASSIGNMENTS,
-            AssignReason::ALL.map(AssignReason::as_str).to_vec(),
-            |s| &s.assigned,
-        ),
-        make(&names::GRPC_RESPONSES, &|key, s, metrics| {
-            if s.grpc.iter().all(|count| *count == 0) {
-                return;
-            }
-            for (code, count) in s.grpc.iter().enumerate() {
-                let code = code.to_string();
-                let values = [key[0], key[1], key[2], &code];
-                metrics.push(counter(names::GRPC_RESPONSES.labels, &values, *count));
-            }
-        }),
-        by(
-            &names::ATTEMPTS,
-            Attempt::ALL.map(Attempt::as_str).to_vec(),
-            |s| &s.attempts,
-        ),
-        by(&names::RETRIES, Retry::ALL.map(Retry::as_str).to_vec(), |s| {
-            &s.retries
-        }),
-        make(&names::DURATION, &|key, s, metrics| {
-            metrics.push(histogram(names::DURATION.labels, key, &s.duration));
-        }),
-        make(&names::FIRST_BYTE, &|key, s, metrics| {
-            metrics.push(histogram(names::FIRST_BYTE.labels, key, &s.first_byte));
-        }),
-        make(&names::RESCUED, &|key, s, metrics| {
-            metrics.push(counter(names::RESCUED.labels, key, s.rescued));
-        }),
-        make(&names::IN_FLIGHT, &|key, s, metrics| {
-            #[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]
-            metrics.push(gauge(names::IN_FLIGHT.labels, key, s.in_flight as f64));
-        }),
-    ]
 }
 
 fn connections_family(listeners: &[Arc<ListenerMetrics>]) -> MetricFamily {

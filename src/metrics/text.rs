@@ -3,31 +3,13 @@
 //! Written here because a scrape of a thousand services is a hundred thousand lines: the labels of a metric are put into words
 //! once, not for each of its buckets, and whole numbers, which nearly all are, do not go through the formatting of fractions.
 
-use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
+use super::{HistogramSnapshot, histogram::BUCKETS, names::Family};
+use prometheus::proto::{MetricFamily, MetricType};
 use std::fmt::Write;
 
-/// Encodes families as Prometheus text.
-pub(super) fn exposition_text(families: &[MetricFamily]) -> String {
-    let mut text = Text {
-        out: String::with_capacity(expected_size(families)),
-        labels: String::new(),
-        bounds: Vec::new(),
-    };
-    for family in families {
-        text.family(family);
-    }
-    text.out
-}
-
-/// Growing step by step would copy megabytes several times over.
-fn expected_size(families: &[MetricFamily]) -> usize {
-    const LINE: usize = 128;
-    let lines = |metric: &Metric| 3 + metric.get_histogram().get_bucket().len();
-    let metrics = families.iter().flat_map(MetricFamily::get_metric);
-    LINE * metrics.map(lines).sum::<usize>()
-}
-
-struct Text {
+/// A text that grows by families.
+#[derive(Default)]
+pub(super) struct Text {
     out: String,
     /// Of the metric that is being written, without braces.
     labels: String,
@@ -36,14 +18,70 @@ struct Text {
 }
 
 impl Text {
-    fn family(&mut self, family: &MetricFamily) {
-        let (name, help) = (family.name(), family.help());
+    /// Growing step by step would copy megabytes several times over.
+    pub(super) fn of_about(bytes: usize) -> Text {
+        Text {
+            out: String::with_capacity(bytes),
+            ..Text::default()
+        }
+    }
+
+    pub(super) fn finish(self) -> String {
+        self.out
+    }
+
+    /// A family as the library has it.
+    pub(super) fn family(&mut self, family: &MetricFamily) {
+        let name = family.name();
+        self.head(name, family.help(), family.get_field_type());
+        for metric in family.get_metric() {
+            self.labels.clear();
+            for pair in metric.get_label() {
+                self.label(pair.name(), pair.value());
+            }
+            match family.get_field_type() {
+                MetricType::COUNTER => self.sample(name, "", None, metric.get_counter().get_value()),
+                MetricType::GAUGE => self.sample(name, "", None, metric.get_gauge().get_value()),
+                MetricType::HISTOGRAM => {
+                    let histogram = metric.get_histogram();
+                    let buckets = histogram.get_bucket().iter();
+                    let buckets = buckets.map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
+                    self.histogram(
+                        name,
+                        buckets,
+                        histogram.get_sample_count(),
+                        histogram.get_sample_sum(),
+                    );
+                }
+                // Nobody here makes them.
+                MetricType::SUMMARY | MetricType::UNTYPED => {}
+            }
+        }
+    }
+
+    /// A family of the table, of which `write` writes a metric's lines, for each of `of` with its labels; nothing, when there
+    /// are none.
+    pub(super) fn table<T>(&mut self, family: &Family, of: &[(String, T)], write: fn(&mut Rows<'_>, &T)) {
+        let before = self.out.len();
+        self.head(family.name, family.help, family.kind);
+        let without_rows = self.out.len();
+        for (labels, one) in of {
+            self.labels.clear();
+            self.labels.push_str(labels);
+            write(&mut Rows { text: self, family }, one);
+        }
+        if self.out.len() == without_rows {
+            self.out.truncate(before);
+        }
+    }
+
+    fn head(&mut self, name: &str, help: &str, kind: MetricType) {
         if !help.is_empty() {
             self.words(&["# HELP ", name, " "]);
             escape(help, false, &mut self.out);
             self.out.push('\n');
         }
-        let kind = match family.get_field_type() {
+        let kind = match kind {
             MetricType::COUNTER => "counter",
             MetricType::GAUGE => "gauge",
             MetricType::HISTOGRAM => "histogram",
@@ -51,16 +89,10 @@ impl Text {
             MetricType::UNTYPED => "untyped",
         };
         self.words(&["# TYPE ", name, " ", kind, "\n"]);
-        for metric in family.get_metric() {
-            self.label(metric.get_label());
-            match family.get_field_type() {
-                MetricType::COUNTER => self.sample(name, "", None, metric.get_counter().get_value()),
-                MetricType::GAUGE => self.sample(name, "", None, metric.get_gauge().get_value()),
-                MetricType::HISTOGRAM => self.histogram(name, metric),
-                // Nobody here makes them.
-                MetricType::SUMMARY | MetricType::UNTYPED => {}
-            }
-        }
+    }
+
+    fn label(&mut self, name: &str, value: &str) {
+        add_label(&mut self.labels, name, value);
     }
 
     fn words(&mut self, words: &[&str]) {
@@ -69,40 +101,20 @@ impl Text {
         }
     }
 
-    fn label(&mut self, pairs: &[LabelPair]) {
-        self.labels.clear();
-        for pair in pairs {
-            if !self.labels.is_empty() {
-                self.labels.push(',');
-            }
-            self.labels.push_str(pair.name());
-            self.labels.push_str("=\"");
-            escape(pair.value(), true, &mut self.labels);
-            self.labels.push('"');
-        }
-    }
-
+    /// Buckets are upper bounds and how many are not above each.
     #[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]
-    fn histogram(&mut self, name: &str, metric: &Metric) {
-        let histogram = metric.get_histogram();
-        let all = histogram.get_sample_count() as f64;
-        let mut has_last = false;
-        for (index, bucket) in histogram.get_bucket().iter().enumerate() {
-            let bound = bucket.upper_bound();
+    fn histogram(&mut self, name: &str, buckets: impl Iterator<Item = (f64, u64)>, all: u64, sum: f64) {
+        let (mut count, mut has_last) = (0, false);
+        for (bound, below) in buckets {
             has_last |= bound == f64::INFINITY;
-            self.sample(
-                name,
-                "_bucket",
-                Some((index, bound)),
-                bucket.cumulative_count() as f64,
-            );
+            self.sample(name, "_bucket", Some((count, bound)), below as f64);
+            count += 1;
         }
         if !has_last {
-            let last = Some((histogram.get_bucket().len(), f64::INFINITY));
-            self.sample(name, "_bucket", last, all);
+            self.sample(name, "_bucket", Some((count, f64::INFINITY)), all as f64);
         }
-        self.sample(name, "_sum", None, histogram.get_sample_sum());
-        self.sample(name, "_count", None, all);
+        self.sample(name, "_sum", None, sum);
+        self.sample(name, "_count", None, all as f64);
     }
 
     /// One line; of a bucket with its place in the histogram and its upper bound.
@@ -142,6 +154,46 @@ impl Text {
             None => self.bounds.push((bound, written())),
         }
     }
+}
+
+/// Lines of one metric of a family of the table.
+pub(super) struct Rows<'a> {
+    text: &'a mut Text,
+    family: &'a Family,
+}
+
+impl Rows<'_> {
+    /// One line; `more` are the values of the family's last labels.
+    pub(super) fn row(&mut self, more: &[&str], value: f64) {
+        let common = self.text.labels.len();
+        let names = &self.family.labels[self.family.labels.len() - more.len()..];
+        for (name, value) in names.iter().zip(more) {
+            self.text.label(name, value);
+        }
+        self.text.sample(self.family.name, "", None, value);
+        self.text.labels.truncate(common);
+    }
+
+    pub(super) fn histogram(&mut self, snapshot: &HistogramSnapshot) {
+        let mut below = 0;
+        let buckets = BUCKETS.iter().zip(&snapshot.counts).map(|(bound, count)| {
+            below += count;
+            (*bound, below)
+        });
+        self.text
+            .histogram(self.family.name, buckets, snapshot.count(), snapshot.sum);
+    }
+}
+
+/// Adds a label to those of a metric.
+pub(super) fn add_label(labels: &mut String, name: &str, value: &str) {
+    if !labels.is_empty() {
+        labels.push(',');
+    }
+    labels.push_str(name);
+    labels.push_str("=\"");
+    escape(value, true, labels);
+    labels.push('"');
 }
 
 /// As `f64::to_string` writes it.
@@ -249,9 +301,14 @@ mod tests {
         let families = registry.gather();
         let theirs = TextEncoder::new().encode_to_string(&families).unwrap();
         assert!(theirs.lines().count() > 60, "{theirs}");
-        for (ours, theirs) in exposition_text(&families).lines().zip(theirs.lines()) {
+        let mut ours = Text::default();
+        for family in &families {
+            ours.family(family);
+        }
+        let ours = ours.finish();
+        for (ours, theirs) in ours.lines().zip(theirs.lines()) {
             assert_eq!(ours, theirs);
         }
-        assert_eq!(exposition_text(&families), theirs);
+        assert_eq!(ours, theirs);
     }
 }
