@@ -136,6 +136,8 @@ pub(crate) struct Engine {
     /// For how long nobody served before this start.
     pub(super) downtime: Duration,
     tidied: Option<Timestamp>,
+    /// When services at rest were looked at last.
+    looked: Timestamp,
     /// The last look of all judges, and the last one out of turn.
     judged: Timestamp,
     alarmed: Duration,
@@ -183,6 +185,7 @@ impl Engine {
             keeping: Keeping::new(wall),
             downtime: last.map_or(Duration::ZERO, |last| wall.since(last)),
             tidied: None,
+            looked: Timestamp::default(),
             judged: wall,
             alarmed: Duration::ZERO,
         };
@@ -316,9 +319,16 @@ impl Engine {
     pub(super) fn turn(&mut self) {
         let now = self.now();
         self.flush(now);
-        let names: Vec<ServiceName> = self.managed.keys().cloned().collect();
+        // With a thousand services and one that is judged ten times a second, going through all would be most of the work.
+        let everybody = now.since(self.looked) >= judging::AT_REST;
+        if everybody {
+            self.looked = now;
+        }
+        let looks = |(_, managed): &(&ServiceName, &Managed)| everybody || !managed.rests(now);
+        let looked_at = self.managed.iter().filter(looks);
+        let names: Vec<ServiceName> = looked_at.map(|(name, _)| name.clone()).collect();
         // All together, so that many services do not wake the engine one after the other.
-        let judges = now.since(self.judged) >= judging::TICK;
+        let judges = everybody || now.since(self.judged) >= judging::TICK;
         if judges {
             self.judged = now;
         }
@@ -545,7 +555,8 @@ impl Engine {
             .min();
         let judging = self.managed.values().any(Managed::is_judging);
         let judged = judging.then(|| self.judged.plus(judging::TICK).since(now));
-        let due = due.into_iter().chain(judged).min();
+        let looks = self.looked.plus(judging::AT_REST).since(now);
+        let due = due.into_iter().chain(judged).chain([looks]).min();
         due.unwrap_or(BEAT).clamp(Duration::from_millis(1), BEAT)
     }
 

@@ -31,8 +31,8 @@ use tracing::{info, warn};
 
 /// How often the counters are read while somebody judges.
 pub(super) const TICK: Duration = Duration::from_millis(100);
-/// How often they are read for the latency of stable alone.
-const AT_REST: Duration = Duration::from_secs(1);
+/// How often they are read for the latency of stable alone, and how often a service at rest is looked at.
+pub(super) const AT_REST: Duration = Duration::from_secs(1);
 /// How often what the judges know is stored and shown.
 pub(super) const SAVE: Duration = Duration::from_secs(1);
 /// From one failed request that is looked at at once to the next: a flood of them must not keep the engine from all else.

@@ -2,7 +2,7 @@
 
 use super::{
     AnalysisStatus,
-    judging::Judging,
+    judging::{self, Judging},
     ledger::Saved,
     observe::{ActiveRun, KeptRun},
     samples::{self, Samples},
@@ -171,6 +171,15 @@ impl Managed {
         let waiting = self.waiting_version().is_some() && !self.gate.in_flight;
         let gate = waiting.then_some(self.gate.next);
         [machine, runs, fate, gate].into_iter().flatten().min()
+    }
+
+    /// Whether it is enough to look at it once a second: nothing is on trial, nothing is due, and nothing has just changed.
+    pub(super) fn rests(&self, now: Timestamp) -> bool {
+        self.saved.state.rolling().is_none()
+            && self.past.is_empty()
+            && now.since(self.published) > judging::AT_REST * 2
+            && !self.is_judging()
+            && self.next_due(now).is_none()
     }
 
     /// The version on trial, while it waits for endpoints.

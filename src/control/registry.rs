@@ -63,10 +63,14 @@ impl Engine {
 
     /// The series of a role that ended go when its last request is done; a scrape shows them for a while after that.
     fn retire_series(&mut self, name: &ServiceName, now: Timestamp) {
-        let metrics = self.services.metrics().clone();
-        let Some(managed) = self.managed.get_mut(name) else {
+        let Some(managed) = self
+            .managed
+            .get_mut(name)
+            .filter(|managed| !managed.past.is_empty())
+        else {
             return;
         };
+        let metrics = self.services.metrics();
         managed.past.retain(|target| {
             let busy = target.metrics.in_flight() > 0;
             if !busy {
