@@ -115,6 +115,11 @@ pub struct Wait {
     pub through_pauses: bool,
 }
 
+/// The alarm ends by itself as well.
+fn is_held_by_alarm(status: &ServiceStatus) -> bool {
+    status.phase == Phase::Paused && status.reason.as_deref() == Some("Alarm")
+}
+
 impl Wait {
     /// How far this status is from the goal.
     pub fn judge(&self, status: &ServiceStatus) -> Standing {
@@ -162,7 +167,8 @@ impl Wait {
     fn judge_trial(&self, status: &ServiceStatus) -> Standing {
         let reached = match &self.goal {
             Goal::Healthy | Goal::Released(_) => false,
-            Goal::Paused => status.phase == Phase::Paused,
+            // What the alarm holds stands at no gate of its plan: a `promote` after this would pass one unseen.
+            Goal::Paused => status.phase == Phase::Paused && !is_held_by_alarm(status),
             Goal::Step(wanted) => match &status.step {
                 Some(step) if *wanted > step.count => return Standing::Impossible,
                 Some(step) => step.index >= *wanted,
@@ -178,7 +184,8 @@ impl Wait {
     }
 
     fn unless_stuck(&self, status: &ServiceStatus) -> Standing {
-        let endless = status.paused.as_ref().is_none_or(|paused| paused.until.is_none());
+        let paused = status.paused.as_ref();
+        let endless = paused.is_none_or(|paused| paused.until.is_none()) && !is_held_by_alarm(status);
         if status.phase == Phase::Paused && endless && !self.through_pauses {
             Standing::NeedsHuman
         } else {

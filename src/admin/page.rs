@@ -22,6 +22,15 @@ pub(super) async fn show(State(admin): State<Admin>, asked: Asked) -> Response {
         }
         let version =
             |name: Option<&crate::model::VersionName>| name.map_or("-".to_owned(), ToString::to_string);
+        let alarm = status
+            .alarm
+            .as_ref()
+            .map(|alarm| format!("Alarm: {}", alarm.message));
+        let message = match alarm.filter(|alarm| !status.message.contains(alarm.as_str())) {
+            Some(alarm) if status.message.is_empty() => alarm,
+            Some(alarm) => format!("{}. {alarm}", status.message),
+            None => status.message.clone(),
+        };
         // Writing to a string does not fail.
         let _ = write!(
             rows,
@@ -31,7 +40,7 @@ pub(super) async fn show(State(admin): State<Admin>, asked: Asked) -> Response {
             escape(&version(status.stable.as_ref())),
             escape(&version(status.canary.as_ref())),
             status.set_weight,
-            escape(&status.message),
+            escape(&message),
         );
     }
     let page = format!(

@@ -4,6 +4,7 @@
 //! to a metric's phase and metrics to a run's (`run`), which specs are refused and why (`validate`), and what
 //! `{{args.x}}` stands for (`args`). Nobody here asks a provider or a clock: `control::observe` measures, and says so.
 
+mod alarm;
 mod args;
 mod condition;
 mod json_path;
@@ -19,6 +20,7 @@ mod spec;
 mod threshold;
 mod validate;
 
+pub use alarm::{Alarm, AlarmRule, AlarmWatch};
 pub use args::{ArgSpec, ArgValue, Args, BadArgs};
 pub use condition::{BadCondition, Conditions};
 pub use json_path::JsonPath;

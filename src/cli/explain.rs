@@ -100,6 +100,9 @@ fn paused(status: &ServiceStatus, now: Timestamp, lines: &mut Vec<String>) {
     let reason = status.reason.as_deref().unwrap_or("paused");
     lines.push(match reason {
         "CanaryPauseStep" => "The plan pauses here.".to_owned(),
+        "Alarm" => "More of the service fails than its alarm allows, whichever version answers: that is no evidence against the \
+                    canary, but nothing goes on before it is over."
+            .to_owned(),
         "Bake" => format!(
             "{} serves nearly everything, a small share stays on stable as a control group: a regression now still rolls \
              back.",
@@ -129,7 +132,12 @@ fn paused(status: &ServiceStatus, now: Timestamp, lines: &mut Vec<String>) {
         None => {
             let verbs = goes_on(status).map(|verb| format!("`serin {verb} {}`", status.service));
             let verbs = verbs.collect::<Vec<_>>().join(" or ");
-            lines.push(format!("It goes on when somebody says so: {verbs}."));
+            let when = if reason == "Alarm" {
+                "by itself when the alarm is over, or when"
+            } else {
+                "when"
+            };
+            lines.push(format!("It goes on {when} somebody says so: {verbs}."));
         }
     }
     next_step(status, lines);

@@ -54,11 +54,14 @@ pub(super) fn headline(status: &ServiceStatus, now: Timestamp) -> String {
     }
     if let (Phase::Paused, Some(paused)) = (status.phase, &status.paused) {
         let long = short(now.since(paused.since));
-        let end = paused
-            .until
-            .map_or("until somebody promotes".to_owned(), |until| {
-                format!("auto-resume in {}", short(until.since(now)))
-            });
+        let endless = if paused.reason == "Alarm" {
+            "until the alarm is over"
+        } else {
+            "until somebody promotes"
+        };
+        let end = paused.until.map_or(endless.to_owned(), |until| {
+            format!("auto-resume in {}", short(until.since(now)))
+        });
         let _ = write!(text, " ({long}, {end})");
     }
     if let Some(rollout) = &status.rollout {

@@ -11,7 +11,7 @@ use super::problem::Problem;
 use super::secret::Redacted;
 use super::tls::Tls;
 use super::upstream_tls::UpstreamTls;
-use crate::analysis::Template;
+use crate::analysis::{AlarmRule, Template};
 use crate::model::{ByteSize, EndpointUrl, ServiceName, Span, VersionName, Weight};
 use crate::rollout::Plan;
 use crate::route::{RouteMatch, Router, Rule};
@@ -387,6 +387,8 @@ pub struct Service {
     pub balance: Balance,
     /// What happens when a whole version stops answering.
     pub hard_failure: HardFailure,
+    /// How much of the service may fail, whichever version answers; none: nobody is told.
+    pub alarm: Option<AlarmRule>,
     /// Which endpoints a deploy may name.
     pub deploy: DeployRule,
     /// What the service says; [`TimeoutsSet::over`] the listener's gives what holds for a request.

@@ -5,6 +5,7 @@
 
 mod admin;
 mod advice;
+mod alarm;
 mod argo;
 mod compiled;
 mod cx;

@@ -1,6 +1,7 @@
 //! `services`: what is served, by which versions, and what counts as their failure.
 
 use super::admin::secret;
+use super::alarm::AlarmConfig;
 use super::compiled::{
     Balance, DeployRule, FailureHeader, FailureRule, Force, HardFailure, HardFailureAction, MissingKey,
     Ready, Retries, Service, Sticky, StickyCookie, StickySource, VersionBlock,
@@ -57,6 +58,8 @@ pub(super) struct ServiceConfig {
     /// Absent: the defaults written at each.
     #[serde(default)]
     hard_failure: HardFailureConfig,
+    /// Absent: none.
+    alarm: Option<AlarmConfig>,
     /// Absent: hosts that this service's endpoints name.
     deploy: Option<DeployConfig>,
     /// Absent: 1, 5, 25, 50 %, at the pace of the evidence.
@@ -296,6 +299,7 @@ pub(super) fn compile(
             Some(BalanceConfig::LeastRequest) | None => Balance::LeastRequest,
             Some(BalanceConfig::RoundRobin) => Balance::RoundRobin,
         },
+        alarm: config.alarm.map(|alarm| alarm.compile(&at("alarm"), cx)),
         hard_failure: hard_failure(&config.hard_failure, &at("hardFailure"), cx),
         ready,
         stable,

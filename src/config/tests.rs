@@ -2,7 +2,7 @@
 #![allow(clippy::format_collect, clippy::format_push_string, reason = "short in tests")]
 
 use super::*;
-use crate::analysis::{JudgeConfig, MetricSpec, Provider};
+use crate::analysis::{AlarmRule, JudgeConfig, MetricSpec, Provider};
 use crate::model::{ByteSize, Role, Span, Weight};
 use crate::rollout::{Step, Strategy, UntilEvidence};
 use std::{path::Path, sync::Arc};
@@ -1032,6 +1032,33 @@ fn a_plan_that_waits_for_evidence_has_a_judge() {
     }
     let auto = good(&with("strategy: {canary: {auto: {weights: [5, 50], max: 1h}}}"));
     assert_eq!(auto.services[0].plan.steps().len(), 4);
+}
+
+#[test]
+fn an_alarm_has_its_defaults_and_bounds() {
+    let rule = |text: &str| good(&with(&format!("alarm: {text}"))).services[0].alarm;
+    let expected = |errors, over, requests| {
+        Some(AlarmRule {
+            errors,
+            over: Span::secs(over),
+            requests,
+        })
+    };
+    assert_eq!(rule("{errors: 5%}"), expected(0.05, 30, 50));
+    assert_eq!(
+        rule("{errors: 0.5%, over: 2m, requests: 1000}"),
+        expected(0.005, 120, 1000)
+    );
+    assert_eq!(good(&with("")).services[0].alarm, None);
+    for (text, expected) in [
+        ("{}", "errors"),
+        ("{errors: 100%}", "the share must lie between 0% and 100%"),
+        ("{errors: 5%, over: 1s}", "1s is not between 5s and 1h"),
+        ("{errors: 5%, requests: 0}", "no request at all cannot fail"),
+    ] {
+        let said = faults(&with(&format!("alarm: {text}")));
+        assert!(said.contains(expected), "{text}\n{said}");
+    }
 }
 
 #[test]

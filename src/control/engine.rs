@@ -342,6 +342,7 @@ impl Engine {
             self.watch_fate(name, now);
             self.afterlife(name, now);
             self.sample(name, now);
+            self.watch_alarm(name, now);
             self.show_time(name, now);
         }
         self.keep(now);
@@ -578,6 +579,7 @@ fn is_towards_stable(fact: &Fact) -> bool {
                 | Event::Undo { .. }
                 | Event::HardFailure { .. }
                 | Event::SharedFate { .. }
+                | Event::AlarmRaised { .. }
                 | Event::EndpointsLost
         ),
         Fact::Deploy(_)

@@ -2,6 +2,7 @@
 
 use super::{
     AnalysisStatus,
+    alarm::Failures,
     judging::{self, Judging},
     ledger::Saved,
     observe::{ActiveRun, KeptRun},
@@ -50,6 +51,8 @@ pub(crate) struct Managed {
     pub(super) fate: Option<Fate>,
     pub(super) samples: Arc<Mutex<Samples>>,
     pub(super) judging: Judging,
+    /// What the alarm looks at.
+    pub(super) failures: Failures,
     /// When the split in force was published.
     pub(super) published: Timestamp,
     /// The sticky keys that have failed, and in which trial.
@@ -108,6 +111,7 @@ impl Managed {
             fate: None,
             samples: Arc::default(),
             judging: Judging::default(),
+            failures: Failures::default(),
             published: now,
             failed_keys: None,
             sticky: None,

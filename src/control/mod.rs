@@ -4,6 +4,7 @@
 //! happened, moves the pure machine by it, and publishes what that means to the shared objects of `upstream`. [`Control`]
 //! is everybody else's handle to it. Requests never wait for anything here.
 
+mod alarm;
 mod command;
 mod commands;
 mod config_block;
@@ -40,7 +41,7 @@ pub use handle::{
 };
 pub use recordings::{Recording, Recordings, StableUnits, StateFile, StretchBytes};
 pub use status::{
-    AbortStatus, AnalysisStatus, Attempt, EndpointStatus, EvidenceStatus, History, MetricStatus,
+    AbortStatus, AlarmStatus, AnalysisStatus, Attempt, EndpointStatus, EvidenceStatus, History, MetricStatus,
     MetricsWindow, Observed, PausedStatus, RolloutStatus, ServiceJudge, ServiceJudges, ServiceStatus,
     StepStatus, StoredEvent, VersionState, VersionStatus, VersionWindow,
 };

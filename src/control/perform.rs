@@ -43,6 +43,8 @@ impl Engine {
         let (step, _) = state.step(&managed.saved.plan);
         let step = i64::try_from(step).unwrap_or(i64::MAX);
         metrics.step.with_label_values(&[name.as_str()]).set(step);
+        let rings = i64::from(state.alarm.is_some());
+        metrics.alarm.with_label_values(&[name.as_str()]).set(rings);
         for cause in crate::rollout::AbortCause::ALL {
             metrics
                 .aborts
@@ -97,7 +99,7 @@ impl Managed {
         let usable = self.saved.state.rolling().is_some_and(|rolling| {
             rolling.pool == Pool::Ready
                 && rolling.holds.iter().all(|hold| match hold {
-                    Hold::Manual | Hold::Background { .. } => true,
+                    Hold::Manual | Hold::Background { .. } | Hold::Alarm { .. } => true,
                     Hold::SharedFate { .. } | Hold::HardFailure { .. } => false,
                 })
         });

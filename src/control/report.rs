@@ -1,9 +1,9 @@
 //! Says where a service stands: saved state and the numbers of the moment, as people read them.
 
 use super::{
-    AbortStatus, AnalysisStatus, EndpointStatus, MetricStatus, Observed, PausedStatus, RolloutStatus,
-    ServiceStatus, StepStatus, VersionState, VersionStatus, engine::Engine, judging::Shown, managed::Managed,
-    observe::ActiveRun, samples,
+    AbortStatus, AlarmStatus, AnalysisStatus, EndpointStatus, MetricStatus, Observed, PausedStatus,
+    RolloutStatus, ServiceStatus, StepStatus, VersionState, VersionStatus, engine::Engine, judging::Shown,
+    managed::Managed, observe::ActiveRun, samples,
 };
 use crate::{
     metrics::Registry,
@@ -139,6 +139,10 @@ impl Engine {
                     .map(|reason| reason.as_str().to_owned())
                     .unwrap_or_default(),
             }),
+            alarm: state.alarm.as_ref().map(|alarm| AlarmStatus {
+                since: alarm.since,
+                message: alarm.message.clone(),
+            }),
             aborted,
             versions: versions(managed),
             analyses: managed
@@ -170,6 +174,12 @@ impl Engine {
         if let Some(why) = self.store_trouble() {
             warnings.push(format!(
                 "the state cannot be stored, Serin tries again by itself: {why}"
+            ));
+        }
+        if let Some(alarm) = &managed.saved.state.alarm {
+            warnings.push(format!(
+                "the alarm rings since {}: {}",
+                alarm.since, alarm.message
             ));
         }
         if managed.saved.state.stable.is_none() {

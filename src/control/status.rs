@@ -41,6 +41,9 @@ pub struct ServiceStatus {
     pub observed: Observed,
     /// Since when and until when it is paused.
     pub paused: Option<PausedStatus>,
+    /// The service's absolute alarm, while it rings.
+    #[serde(default)]
+    pub alarm: Option<AlarmStatus>,
     /// How the last trial ended, when it ended badly.
     pub aborted: Option<AbortStatus>,
     /// Every version there is, stable first.
@@ -119,6 +122,16 @@ pub struct PausedStatus {
     pub until: Option<Timestamp>,
     /// Why, in one word.
     pub reason: String,
+}
+
+/// Too much of the service fails, whichever version answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AlarmStatus {
+    /// Since when.
+    pub since: Timestamp,
+    /// What was seen, in words.
+    pub message: String,
 }
 
 /// A trial that ended badly.

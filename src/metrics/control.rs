@@ -15,6 +15,8 @@ pub struct ControlMetrics {
     pub step: IntGaugeVec,
     /// `serin_rollout_paused_seconds`
     pub paused_seconds: GaugeVec,
+    /// `serin_service_alarm`
+    pub alarm: IntGaugeVec,
     /// `serin_rollout_aborts_total`
     pub aborts: IntCounterVec,
     /// `serin_analysis_measurements_total`
@@ -48,6 +50,7 @@ impl ControlMetrics {
             phase: gauge(names::PHASE)?,
             step: gauge(names::STEP)?,
             paused_seconds: GaugeVec::new(opts(&names::PAUSED_SECONDS), names::PAUSED_SECONDS.labels)?,
+            alarm: gauge(names::ALARM)?,
             aborts: counter(names::ABORTS)?,
             measurements: counter(names::MEASUREMENTS)?,
             reload_success: gauge(names::RELOAD_SUCCESS)?,
@@ -64,6 +67,7 @@ impl ControlMetrics {
         registry.register(Box::new(metrics.phase.clone()))?;
         registry.register(Box::new(metrics.step.clone()))?;
         registry.register(Box::new(metrics.paused_seconds.clone()))?;
+        registry.register(Box::new(metrics.alarm.clone()))?;
         registry.register(Box::new(metrics.aborts.clone()))?;
         registry.register(Box::new(metrics.measurements.clone()))?;
         registry.register(Box::new(metrics.reload_success.clone()))?;
@@ -85,6 +89,7 @@ impl ControlMetrics {
         // What was never shown need not be forgotten.
         let _ = self.step.remove_label_values(&[service]);
         let _ = self.paused_seconds.remove_label_values(&[service]);
+        let _ = self.alarm.remove_label_values(&[service]);
         for phase in Phase::ALL {
             let _ = self.phase.remove_label_values(&[service, phase.as_str()]);
         }

@@ -71,6 +71,8 @@ families! {
         "Index of the step now executing, from 0; the number of steps when finished.";
     PAUSED_SECONDS = GAUGE "serin_rollout_paused_seconds" &["serin_service"],
         "For how long the rollout has been paused; 0 when it is not.";
+    ALARM = GAUGE "serin_service_alarm" &["serin_service"],
+        "1 while more of the service's requests fail than its alarm allows, whichever version answers; 0 otherwise.";
     ABORTS = COUNTER "serin_rollout_aborts_total" &["serin_service", "cause"],
         "Rollouts aborted, by cause.";
     MEASUREMENTS = COUNTER "serin_analysis_measurements_total" &["serin_service", "metric", "outcome"],

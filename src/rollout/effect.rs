@@ -115,6 +115,10 @@ pub enum Trigger {
     OnRolloutAborted,
     /// An analysis began.
     OnAnalysisRunRunning,
+    /// Too much of the service fails, whichever version answers.
+    OnAlarmRaised,
+    /// That is over.
+    OnAlarmCleared,
 }
 
 /// What changes in the world when `old` becomes `new`. What lowers the canary's exposure comes first, and a version is
@@ -226,6 +230,16 @@ fn start(state: &State, plan: &Plan, run: RunId, kind: AnalysisKind) -> Option<E
 /// The most telling thing that happened, if anything did.
 fn notice(old: &State, new: &State, plan: &Plan) -> Option<Notice> {
     let say = |trigger, text| Some(Notice { trigger, text });
+    match (&old.alarm, &new.alarm) {
+        (None, Some(alarm)) => return say(Trigger::OnAlarmRaised, alarm.message.clone()),
+        (Some(_), None) => {
+            return say(
+                Trigger::OnAlarmCleared,
+                "the alarm of the service is over".to_owned(),
+            );
+        }
+        (Some(_), Some(_)) | (None, None) => {}
+    }
     match (&old.stage, &new.stage) {
         (Stage::Aborted(before), Stage::Aborted(after)) if before == after => None,
         (_, Stage::Aborted(aborted)) => say(

@@ -96,6 +96,16 @@ pub enum Event {
         /// What was seen.
         message: String,
     },
+    /// Too much of the service fails, whichever version answers: a version on trial is held where it is.
+    AlarmRaised {
+        /// What was seen.
+        message: String,
+    },
+    /// That is over.
+    AlarmCleared {
+        /// What was seen.
+        message: String,
+    },
 }
 
 impl Event {
@@ -121,6 +131,8 @@ impl Event {
             Event::SetWeight { .. } => "set-weight",
             Event::HardFailure { .. } => "hard_failure",
             Event::SharedFate { .. } => "shared_fate",
+            Event::AlarmRaised { .. } => "alarm_raised",
+            Event::AlarmCleared { .. } => "alarm_cleared",
         }
     }
 }

@@ -26,8 +26,8 @@ pub use plan::{
 };
 pub use refused::{Refused, Verb};
 pub use state::{
-    AbortCause, Aborted, At, BackgroundRun, Former, Hold, Pool, Rolling, Route, RouteKind, RunId, Stage,
-    State,
+    AbortCause, Aborted, At, BackgroundRun, Former, Hold, Pool, Ringing, Rolling, Route, RouteKind, RunId,
+    Stage, State,
 };
 pub use status::{PauseReason, Phase};
 pub use transition::{Moved, transition};

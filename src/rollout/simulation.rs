@@ -8,8 +8,9 @@ use crate::{
     analysis::{OnError, RunPhase},
     model::{Span, Timestamp, VersionName, Weight},
     rollout::{
-        AnalysisRef, At, Background, Bake, BlueGreen, Canary, Effect, Event, HeaderRoute, Pause, Phase, Plan,
-        Pool, RollbackWindow, Route, RunId, Stage, State, Step, Strategy, UntilEvidence, Verb, transition,
+        AnalysisRef, At, Background, Bake, BlueGreen, Canary, Effect, Event, HeaderRoute, Hold, Pause, Phase,
+        Plan, Pool, RollbackWindow, Route, RunId, Stage, State, Step, Strategy, UntilEvidence, Verb,
+        transition,
     },
 };
 use std::collections::BTreeSet;
@@ -164,7 +165,7 @@ impl Simulation {
         let mut runs: Vec<RunId> = self.state.runs().into_iter().map(|(run, _)| run).collect();
         runs.extend(dice.one_in(5).then_some(RunId(1)));
         let run = dice.among(&runs).unwrap_or(RunId(0));
-        match dice.below(32) {
+        match dice.below(34) {
             0..=3 => Event::Deploy {
                 version: random_version(dice),
             },
@@ -214,6 +215,8 @@ impl Simulation {
             28 => Event::SetWeight {
                 weight: dice.weight(),
             },
+            32 => Event::AlarmRaised { message },
+            33 => Event::AlarmCleared { message },
             _ if dice.one_in(2) => Event::SharedFate { message },
             _ => Event::HardFailure { action, message },
         }
@@ -304,7 +307,9 @@ impl Simulation {
             | Event::Pause
             | Event::Resume
             | Event::HardFailure { .. }
-            | Event::SharedFate { .. } => {}
+            | Event::SharedFate { .. }
+            | Event::AlarmRaised { .. }
+            | Event::AlarmCleared { .. } => {}
         }
     }
 
@@ -324,6 +329,22 @@ impl Simulation {
             "stable is on trial",
         )?;
         says(new.stable.is_some(), "a trial without a stable version")?;
+        let by_hand = matches!(event, Event::SetWeight { .. });
+        let held = |state: &State| {
+            let holds = state.rolling().map(|rolling| rolling.holds.iter());
+            holds.is_some_and(|mut holds| holds.any(|hold| matches!(hold, Hold::Alarm { .. })))
+        };
+        let was_at = old
+            .rolling()
+            .filter(|old| old.version == rolling.version && old.attempt == rolling.attempt);
+        says(
+            !(held(old) && held(new)) || by_hand || was_at.is_none_or(|old| rolling.weight <= old.weight),
+            "the share was raised while the alarm holds it",
+        )?;
+        says(
+            !held(new) || new.alarm.is_some(),
+            "held by an alarm that does not ring",
+        )?;
         let waiting = rolling.pool != Pool::Ready;
         says(
             !waiting || new.weight().is_zero(),
@@ -467,7 +488,9 @@ fn verb(event: &Event) -> Option<Verb> {
         | Event::EvidenceGathered { .. }
         | Event::EvidenceSuffices { .. }
         | Event::HardFailure { .. }
-        | Event::SharedFate { .. } => None,
+        | Event::SharedFate { .. }
+        | Event::AlarmRaised { .. }
+        | Event::AlarmCleared { .. } => None,
     }
 }
 

@@ -20,6 +20,19 @@ pub struct State {
     pub seen: Vec<VersionName>,
     /// The number the next analysis run gets.
     pub next_run: u64,
+    /// The service's absolute alarm, while it rings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alarm: Option<Ringing>,
+}
+
+/// Too much of a service fails, whichever version answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ringing {
+    /// Since when.
+    pub since: Timestamp,
+    /// What was seen.
+    pub message: String,
 }
 
 /// A version that was stable once.
@@ -173,6 +186,11 @@ pub enum Hold {
     },
     /// Every canary endpoint failed and the operator chose to pause: weight zero.
     HardFailure {
+        /// What was seen.
+        message: String,
+    },
+    /// The service's alarm rings: no evidence against the canary, and no time to give it more.
+    Alarm {
         /// What was seen.
         message: String,
     },

@@ -53,6 +53,8 @@ pub enum PauseReason {
     HardFailure,
     /// Stable failed just as the canary did.
     SharedFate,
+    /// The service's alarm rings.
+    Alarm,
     /// An analysis ended without a verdict.
     InconclusiveAnalysisRun,
     /// An experiment ended without a verdict.
@@ -76,6 +78,7 @@ impl PauseReason {
             PauseReason::Manual => "manually paused",
             PauseReason::HardFailure => "HardFailure",
             PauseReason::SharedFate => "SharedFate",
+            PauseReason::Alarm => "Alarm",
             PauseReason::InconclusiveAnalysisRun => "InconclusiveAnalysisRun",
             PauseReason::InconclusiveExperiment => "InconclusiveExperiment",
             PauseReason::AnalysisRunError => "AnalysisRunError",
@@ -204,7 +207,10 @@ impl State {
     pub fn message(&self, plan: &Plan) -> String {
         match &self.stage {
             Stage::Empty => "no version has been deployed".to_owned(),
-            Stage::Healthy => String::new(),
+            Stage::Healthy => self
+                .alarm
+                .as_ref()
+                .map_or_else(String::new, |alarm| format!("Alarm: {}", alarm.message)),
             Stage::Aborted(aborted) => format!("RolloutAborted: {}", aborted.message),
             Stage::Rolling(rolling) => rolling.message(plan),
         }
@@ -269,7 +275,7 @@ impl Rolling {
         let zero = self.pool != Pool::Ready
             || self.holds.iter().any(|hold| match hold {
                 Hold::SharedFate { .. } | Hold::HardFailure { .. } => true,
-                Hold::Manual | Hold::Background { .. } => false,
+                Hold::Manual | Hold::Background { .. } | Hold::Alarm { .. } => false,
             });
         if zero { Weight::ZERO } else { self.weight }
     }
@@ -284,7 +290,7 @@ impl Rolling {
     pub(super) fn deadline_runs(&self) -> bool {
         self.holds.iter().all(|hold| match hold {
             Hold::Manual | Hold::SharedFate { .. } => false,
-            Hold::Background { .. } | Hold::HardFailure { .. } => true,
+            Hold::Background { .. } | Hold::HardFailure { .. } | Hold::Alarm { .. } => true,
         })
     }
 
@@ -341,6 +347,7 @@ impl Rolling {
             Hold::Manual => PauseReason::Manual,
             Hold::HardFailure { .. } => PauseReason::HardFailure,
             Hold::SharedFate { .. } => PauseReason::SharedFate,
+            Hold::Alarm { .. } => PauseReason::Alarm,
             Hold::Background { error: true, .. } => PauseReason::AnalysisRunError,
             Hold::Background { error: false, .. } => PauseReason::InconclusiveAnalysisRun,
         };
@@ -381,6 +388,7 @@ impl Rolling {
             let said = self.holds.iter().find_map(|hold| match hold {
                 Hold::Background { message, .. }
                 | Hold::SharedFate { message }
+                | Hold::Alarm { message }
                 | Hold::HardFailure { message } => Some(message.as_str()),
                 Hold::Manual => None,
             });

@@ -302,6 +302,29 @@ impl Trial<'_> {
         }
     }
 
+    /// While the service's alarm rings a trial goes no further; a way back that skips the steps is not held.
+    pub(super) fn heed_alarm(&mut self) {
+        if let Some(alarm) = self
+            .state
+            .alarm
+            .as_ref()
+            .filter(|_| self.rolling.at != At::FastTrack)
+        {
+            let message = alarm.message.clone();
+            self.hold(Hold::Alarm { message });
+        }
+    }
+
+    /// The alarm rings no more: what it has held goes on.
+    pub(super) fn alarm_cleared(mut self) -> State {
+        let is_alarm = |hold: &Hold| matches!(hold, Hold::Alarm { .. });
+        if !self.rolling.holds.iter().any(is_alarm) {
+            return self.stay();
+        }
+        self.rolling.holds.retain(|hold| !is_alarm(hold));
+        self.run_on()
+    }
+
     /// Adds a hold, or replaces the one of its kind.
     pub(super) fn hold(&mut self, hold: Hold) {
         let kind = std::mem::discriminant(&hold);
@@ -316,7 +339,7 @@ impl Trial<'_> {
         let holds = std::mem::take(&mut self.rolling.holds);
         let at_zero = holds.iter().any(|hold| match hold {
             Hold::SharedFate { .. } | Hold::HardFailure { .. } => true,
-            Hold::Manual | Hold::Background { .. } => false,
+            Hold::Manual | Hold::Background { .. } | Hold::Alarm { .. } => false,
         });
         // A pause counts only time at its own weight; while it was zero it did not begin.
         if at_zero && let Some(since) = self.rolling.timer() {
@@ -431,6 +454,7 @@ impl Trial<'_> {
         self.rolling.at = At::Enter;
         self.rolling.weight = Weight::ZERO;
         self.rolling.holds.clear();
+        self.heed_alarm();
         self.rolling.background = BackgroundRun::Off;
         self.rolling.routes.clear();
         self.rolling.since = self.now;

@@ -869,3 +869,62 @@ fn nearly_everything_waits_for_evidence_as_everything_does() {
     service.at(1, &Event::EvidenceGathered { run });
     assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(98)));
 }
+
+fn rings() -> Event {
+    Event::AlarmRaised {
+        message: "7% fail".into(),
+    }
+}
+
+fn is_over() -> Event {
+    Event::AlarmCleared {
+        message: "1% fail".into(),
+    }
+}
+
+#[test]
+fn an_alarm_holds_a_trial_where_it_is_and_lets_it_go_on_when_it_is_over() {
+    let mut service = Service::roll(Plan::canary(vec![weight(5), pause(60), weight(50), forever()]));
+    service.at(10, &rings());
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(5)));
+    assert_eq!(service.state.message(&service.plan), "Alarm: 7% fail");
+    assert!(service.effects.contains(&Effect::Notify(Notice {
+        trigger: Trigger::OnAlarmRaised,
+        text: "7% fail".into()
+    })));
+    service.at(100, &Event::Tick);
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(5)));
+    service.at(101, &is_over());
+    assert_eq!(service.shown(), (Phase::Paused, 3, Weight::percent(50)));
+}
+
+#[test]
+fn an_alarm_holds_what_begins_while_it_rings_but_no_way_that_somebody_has_opened() {
+    let plan = || Plan::canary(vec![weight(5), pause(60)]);
+    let ringing = || {
+        let mut service = Service::on(plan());
+        service.at(0, &rings());
+        assert_eq!(service.state.message(&service.plan), "Alarm: 7% fail");
+        service.at(1, &deploy("v2"));
+        service.at(2, &Event::EndpointsReady);
+        assert_eq!(service.shown(), (Phase::Paused, 0, Weight::ZERO));
+        service
+    };
+    let mut resumed = ringing();
+    resumed.at(3, &Event::Resume);
+    assert_eq!(resumed.shown(), (Phase::Paused, 1, Weight::percent(5)));
+    let mut full = ringing();
+    full.at(3, &FULL);
+    assert_eq!(full.state.stable, Some(v("v2")));
+    let mut again = ringing();
+    again.at(3, &Event::SetSteps);
+    assert_eq!(again.shown(), (Phase::Paused, 0, Weight::ZERO));
+}
+
+#[test]
+fn a_state_that_was_stored_before_there_were_alarms_is_read() {
+    let state = Service::roll(Plan::canary(vec![weight(5), forever()])).state;
+    let stored = serde_json::to_value(&state).unwrap();
+    assert!(stored.get("alarm").is_none(), "{stored}");
+    assert_eq!(serde_json::from_value::<State>(stored).unwrap(), state);
+}

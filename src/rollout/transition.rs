@@ -8,7 +8,9 @@ use super::{
     event::Event,
     plan::{Plan, Strategy},
     refused::Refused,
-    state::{AbortCause, Aborted, At, BackgroundRun, Former, Hold, Pool, Rolling, RunId, Stage, State},
+    state::{
+        AbortCause, Aborted, At, BackgroundRun, Former, Hold, Pool, Ringing, Rolling, RunId, Stage, State,
+    },
     steps::{Trial, Verdict},
 };
 use crate::{
@@ -49,7 +51,9 @@ pub fn transition(state: &State, event: &Event, plan: &Plan, now: Timestamp) -> 
                 | Event::Resume
                 | Event::SetWeight { .. }
                 | Event::HardFailure { .. }
-                | Event::SharedFate { .. } => effect::between(state, &next, plan),
+                | Event::SharedFate { .. }
+                | Event::AlarmRaised { .. }
+                | Event::AlarmCleared { .. } => effect::between(state, &next, plan),
             };
             Ok((next, effects))
         }
@@ -78,6 +82,7 @@ pub(super) fn no<T>(reason: impl Into<String>, hint: Option<&'static str>) -> Re
 
 fn moved(mut state: State, event: &Event, plan: &Plan, now: Timestamp) -> Result<State, No> {
     let was = std::mem::take(&mut state.stage);
+    ring(&mut state, event, now);
     match (was, event) {
         (was, Event::Deploy { version }) => deploy(state, was, version, plan, now),
         (was, Event::Undo { to, warm }) => undo(state, &was, to.as_ref(), *warm, now),
@@ -85,6 +90,46 @@ fn moved(mut state: State, event: &Event, plan: &Plan, now: Timestamp) -> Result
         (Stage::Aborted(aborted), event) => after_abort(state, *aborted, event, now),
         (was @ (Stage::Empty | Stage::Healthy), event) => at_rest(state, was, event),
     }
+}
+
+/// The alarm belongs to the service and not to a trial: it rings whatever goes on.
+fn ring(state: &mut State, event: &Event, now: Timestamp) {
+    match event {
+        Event::AlarmRaised { message } => {
+            let since = state.alarm.as_ref().map_or(now, |alarm| alarm.since);
+            let message = message.clone();
+            state.alarm = Some(Ringing { since, message });
+        }
+        Event::AlarmCleared { .. } => state.alarm = None,
+        Event::Deploy { .. }
+        | Event::SetSteps
+        | Event::EndpointsReady
+        | Event::EndpointsLost
+        | Event::Tick
+        | Event::Restarted { .. }
+        | Event::AnalysisFinished { .. }
+        | Event::EvidenceGathered { .. }
+        | Event::EvidenceSuffices { .. }
+        | Event::Promote { .. }
+        | Event::Abort { .. }
+        | Event::Retry
+        | Event::Undo { .. }
+        | Event::Pause
+        | Event::Resume
+        | Event::SetWeight { .. }
+        | Event::HardFailure { .. }
+        | Event::SharedFate { .. } => {}
+    }
+}
+
+/// What holds a trial from its beginning.
+fn at_first(state: &State) -> Vec<Hold> {
+    let alarm = state.alarm.iter();
+    alarm
+        .map(|alarm| Hold::Alarm {
+            message: alarm.message.clone(),
+        })
+        .collect()
 }
 
 /// What events mean while no version is on trial.
@@ -97,7 +142,9 @@ fn at_rest(mut state: State, was: Stage, event: &Event) -> Result<State, No> {
         | Event::Tick
         | Event::Restarted { .. }
         | Event::HardFailure { .. }
-        | Event::SharedFate { .. } => Ok(state),
+        | Event::SharedFate { .. }
+        | Event::AlarmRaised { .. }
+        | Event::AlarmCleared { .. } => Ok(state),
         Event::AnalysisFinished { run, .. }
         | Event::EvidenceGathered { run }
         | Event::EvidenceSuffices { run, .. } => stale(*run),
@@ -120,7 +167,7 @@ fn after_abort(mut state: State, aborted: Aborted, event: &Event, now: Timestamp
                 aborted.version,
                 aborted.attempt.saturating_add(1),
                 At::Enter,
-                Vec::new(),
+                at_first(&state),
                 now,
             );
             Ok(state)
@@ -154,7 +201,9 @@ fn after_abort(mut state: State, aborted: Aborted, event: &Event, now: Timestamp
         | Event::Tick
         | Event::Restarted { .. }
         | Event::HardFailure { .. }
-        | Event::SharedFate { .. } => {
+        | Event::SharedFate { .. }
+        | Event::AlarmRaised { .. }
+        | Event::AlarmCleared { .. } => {
             state.stage = Stage::Aborted(Box::new(aborted));
             Ok(state)
         }
@@ -244,6 +293,11 @@ fn trial(state: State, rolling: Rolling, event: &Event, plan: &Plan, now: Timest
                 Ok(trial.stay())
             }
         },
+        Event::AlarmRaised { .. } => {
+            trial.heed_alarm();
+            Ok(trial.stay())
+        }
+        Event::AlarmCleared { .. } => Ok(trial.alarm_cleared()),
         Event::SharedFate { message } => {
             trial.hold(Hold::SharedFate {
                 message: message.clone(),
@@ -314,7 +368,7 @@ fn set_weight(mut trial: Trial<'_>, weight: Weight) -> Result<State, No> {
             // By hand is an answer to whatever held the weight at zero.
             trial.rolling.holds.retain(|hold| match hold {
                 Hold::SharedFate { .. } | Hold::HardFailure { .. } => false,
-                Hold::Manual | Hold::Background { .. } => true,
+                Hold::Manual | Hold::Background { .. } | Hold::Alarm { .. } => true,
             });
             trial.rolling.weight = weight;
             trial.hold(Hold::Manual);
@@ -355,13 +409,12 @@ fn deploy(
         }
         (Some(stable), Stage::Empty | Stage::Healthy | Stage::Rolling(_) | Stage::Aborted(_)) => {
             let fast = is_within_window(&state, stable, version, plan) || is_warm(&state, version, plan, now);
-            begin(
-                version.clone(),
-                1,
-                if fast { At::FastTrack } else { At::Enter },
-                Vec::new(),
-                now,
-            )
+            let (at, holds) = if fast {
+                (At::FastTrack, Vec::new())
+            } else {
+                (At::Enter, at_first(&state))
+            };
+            begin(version.clone(), 1, at, holds, now)
         }
     };
     Ok(state)

@@ -14,7 +14,8 @@ const DEADLINE: Span = Span::secs(600);
 
 const WORDS: &str = "deploy, tick, promote, promote_full, abort, retry, undo, pause, resume, set_weight, set_steps, \
                      step_analysis, background_analysis, pre_analysis, post_analysis, evidence, canary_pool_down, \
-                     canary_pool_up, canary_pool_down_past_deadline, hard_failure, shared_fate, restart";
+                     canary_pool_up, canary_pool_down_past_deadline, hard_failure, shared_fate, alarm_raised, \
+                     alarm_cleared, restart";
 
 const EVENT_KEYS: [&str; 21] = [
     "do",
@@ -240,6 +241,8 @@ impl Player {
                 message: message(),
             },
             "shared_fate" => Event::SharedFate { message: message() },
+            "alarm_raised" => Event::AlarmRaised { message: message() },
+            "alarm_cleared" => Event::AlarmCleared { message: message() },
             _ => return bad(format_args!("unknown event `{word}` (allowed: {WORDS})")),
         }))
     }

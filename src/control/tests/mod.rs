@@ -1,5 +1,6 @@
 //! The whole control plane in paused time: real engine, real store, pretended network and traffic.
 
+mod alarm;
 mod bake;
 mod failure;
 mod hang;
