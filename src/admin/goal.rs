@@ -325,6 +325,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_the_alarm_holds_stands_at_no_gate_and_waits_for_nobody() {
+        let by_hand = paused(None);
+        assert_eq!(judge("healthy", Some("v2"), &by_hand), Standing::NeedsHuman);
+        assert_eq!(judge("paused", Some("v2"), &by_hand), Standing::Reached);
+        let held = ServiceStatus {
+            reason: Some("Alarm".to_owned()),
+            ..by_hand
+        };
+        assert_eq!(judge("healthy", Some("v2"), &held), Standing::Waiting);
+        assert_eq!(judge("paused", Some("v2"), &held), Standing::Waiting);
+    }
+
+    #[test]
     fn healthy_is_reached_by_the_version_and_not_by_a_rollback() {
         assert_eq!(judge("healthy", Some("v2"), &rolling()), Standing::Waiting);
         assert_eq!(judge("healthy", Some("v2"), &healthy()), Standing::Reached);

@@ -1,6 +1,7 @@
 //! What a browser sees at `/`: where the services stand, as plain HTML that asks for nothing more.
 
 use super::{Admin, body::Asked, openapi::Problems};
+use crate::control::ServiceStatus;
 use axum::{
     extract::State,
     response::{Html, IntoResponse, Response},
@@ -22,15 +23,6 @@ pub(super) async fn show(State(admin): State<Admin>, asked: Asked) -> Response {
         }
         let version =
             |name: Option<&crate::model::VersionName>| name.map_or("-".to_owned(), ToString::to_string);
-        let alarm = status
-            .alarm
-            .as_ref()
-            .map(|alarm| format!("Alarm: {}", alarm.message));
-        let message = match alarm.filter(|alarm| !status.message.contains(alarm.as_str())) {
-            Some(alarm) if status.message.is_empty() => alarm,
-            Some(alarm) => format!("{}. {alarm}", status.message),
-            None => status.message.clone(),
-        };
         // Writing to a string does not fail.
         let _ = write!(
             rows,
@@ -40,7 +32,7 @@ pub(super) async fn show(State(admin): State<Admin>, asked: Asked) -> Response {
             escape(&version(status.stable.as_ref())),
             escape(&version(status.canary.as_ref())),
             status.set_weight,
-            escape(&message),
+            escape(&message(&status)),
         );
     }
     let page = format!(
@@ -62,6 +54,16 @@ pub(super) async fn show(State(admin): State<Admin>, asked: Asked) -> Response {
     (headers, Html(page)).into_response()
 }
 
+/// Where it stands, and that its alarm rings unless that says it already.
+fn message(status: &ServiceStatus) -> String {
+    let alarm = status.alarm.as_ref();
+    let alarm = alarm.map(|alarm| format!("Alarm: {}", alarm.message));
+    match alarm.filter(|alarm| !status.message.contains(alarm.as_str())) {
+        Some(alarm) => format!("{}. {alarm}", status.message),
+        None => status.message.clone(),
+    }
+}
+
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -80,6 +82,25 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{admin::fixtures::degraded, control::AlarmStatus};
+
+    #[test]
+    fn an_alarm_is_shown_whatever_else_there_is_to_say() {
+        let alarm = Some(AlarmStatus {
+            since: crate::model::Timestamp::from_secs(1),
+            message: "9% failed".to_owned(),
+        });
+        let aborted = ServiceStatus { alarm, ..degraded() };
+        assert_eq!(
+            message(&aborted),
+            "RolloutAborted: metric \"error-rate\" failed. Alarm: 9% failed"
+        );
+        let held = ServiceStatus {
+            message: "Alarm: 9% failed".to_owned(),
+            ..aborted
+        };
+        assert_eq!(message(&held), "Alarm: 9% failed");
+    }
 
     #[test]
     fn text_cannot_become_markup() {
