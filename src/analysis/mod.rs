@@ -25,7 +25,8 @@ pub use args::{ArgSpec, ArgValue, Args, BadArgs};
 pub use condition::{BadCondition, Conditions};
 pub use json_path::JsonPath;
 pub use judge::{
-    Advice, Batch, Eta, Fault, Judge, JudgeConfig, JudgeReport, TestReport, against_itself, record, replay,
+    Advice, Batch, ClientErrorsReport, Eta, Fault, Judge, JudgeConfig, JudgeReport, TestReport,
+    against_itself, record, replay,
 };
 pub use mann_whitney::{Compared, Direction, MOST_SAMPLES, MannWhitney};
 pub use outcome::{Measurement, Outcome, RunPhase};

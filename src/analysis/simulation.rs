@@ -165,9 +165,39 @@ fn count(counts: &mut Counts, role: Role, bad: bool) {
     }
 }
 
+/// Tells the judge of 4xx answers only; whether it calls for a person.
+fn pauses(judge: &mut Judge, dt: f64, counts: &Counts) -> bool {
+    let units = |requests: u64, client_errors: u64| UnitCounts {
+        client_errors,
+        ..UnitCounts::of(0, vec![requests])
+    };
+    let batch = Batch {
+        weight: counts.w,
+        canary: units(counts.canary, counts.canary_bad),
+        stable: units(counts.stable, counts.stable_bad),
+    };
+    judge.tick(dt, &[batch]);
+    judge.pauses()
+}
+
+fn rolls_back(judge: &mut Judge, dt: f64, counts: &Counts) -> bool {
+    tell(judge, dt, counts) == Advice::Rollback
+}
+
+/// Whether the judge pauses one of two versions that answer 4xx alike.
+pub(crate) fn false_pause(seed: u64, plan: &Held, equal: Equal) -> bool {
+    let config = JudgeConfig {
+        lat_q: Vec::new(),
+        ..JudgeConfig::default()
+    };
+    let mut judge = judge_of(config, &plan.weights);
+    alarmed(seed, plan, equal, &mut judge, pauses)
+}
+
 /// Whether the judge rolls one of two equal versions back.
 pub(crate) fn false_rollback(seed: u64, plan: &Held, equal: Equal) -> bool {
     let config = JudgeConfig {
+        client_err_delta: None,
         lat_q: if matches!(equal, Equal::Latency) {
             JudgeConfig::default().lat_q
         } else {
@@ -178,9 +208,20 @@ pub(crate) fn false_rollback(seed: u64, plan: &Held, equal: Equal) -> bool {
         ..JudgeConfig::default()
     };
     let mut judge = judge_of(config, &plan.weights);
+    alarmed(seed, plan, equal, &mut judge, rolls_back)
+}
+
+/// Whether the judge, told in this way, raises the alarm over one of two equal versions.
+fn alarmed(
+    seed: u64,
+    plan: &Held,
+    equal: Equal,
+    judge: &mut Judge,
+    mut told: impl FnMut(&mut Judge, f64, &Counts) -> bool,
+) -> bool {
     match equal {
-        Equal::Sticky => sticky(seed, plan, &mut judge, Unit::Client),
-        Equal::Latency => slow(seed, plan, &mut judge),
+        Equal::Sticky => by_client(seed, plan, judge, Unit::Client, told),
+        Equal::Latency => slow(seed, plan, judge),
         Equal::Rate(_) | Equal::Incident | Equal::Drift | Equal::Periodic(_) => {
             let rate = |dice: &mut Dice, through: f64, number: u64| match equal {
                 Equal::Rate(p) => dice.chance(p),
@@ -201,9 +242,9 @@ pub(crate) fn false_rollback(seed: u64, plan: &Held, equal: Equal) -> bool {
                 |seen| {
                     if seen.step != step {
                         step = seen.step;
-                        enter(&mut judge, &plan.weights, step);
+                        enter(judge, &plan.weights, step);
                     }
-                    worse = tell(&mut judge, plan.tick, &seen.counts) == Advice::Rollback;
+                    worse = told(judge, plan.tick, &seen.counts);
                     !worse
                 },
             );
@@ -225,6 +266,16 @@ pub(crate) enum Unit {
 
 /// Five of 500 clients always fail, whichever version serves them.
 pub(crate) fn sticky(seed: u64, plan: &Held, judge: &mut Judge, unit: Unit) -> bool {
+    by_client(seed, plan, judge, unit, rolls_back)
+}
+
+fn by_client(
+    seed: u64,
+    plan: &Held,
+    judge: &mut Judge,
+    unit: Unit,
+    mut told: impl FnMut(&mut Judge, f64, &Counts) -> bool,
+) -> bool {
     let mut dice = Dice::new(seed);
     let hash = StickyHash::new(&dice.next().to_be_bytes(), "simulated");
     let mut failed = [false; 500];
@@ -251,7 +302,7 @@ pub(crate) fn sticky(seed: u64, plan: &Held, judge: &mut Judge, unit: Unit) -> b
                 count(&mut counts, role, bad && !(*known && unit == Unit::Client));
                 *known |= bad;
             }
-            if tell(judge, plan.tick, &counts) == Advice::Rollback {
+            if told(judge, plan.tick, &counts) {
                 return true;
             }
         }
@@ -410,7 +461,7 @@ pub(crate) fn trial(seed: u64, trial: &Trial<'_>) -> Ended {
                 enter(&mut judge, trial.weights, step);
                 split = generation(&mut dice, step as u64, trial.weights[step]);
             }
-            Advice::Proceed | Advice::Hold => {}
+            Advice::Proceed | Advice::Hold | Advice::Pause => {}
         }
     }
     ended.advice = Advice::Hold;

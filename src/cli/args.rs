@@ -640,6 +640,10 @@ pub struct Otherwise {
     /// How many more requests may fail than of stable (`errors.tolerate`), such as 0.05pp
     #[arg(long, value_name = "SHARE", value_parser = tolerance)]
     pub error_tolerance: Option<f64>,
+    /// By how much shares of 4xx answers may differ before somebody must look (`clientErrors.tolerate`), such as 0.1pp; also where they
+    /// were not watched
+    #[arg(long, value_name = "SHARE", value_parser = tolerance)]
+    pub client_error_tolerance: Option<f64>,
     /// Extra failed requests that the next weight may cost (`harmBudget`), such as 0.1pp
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub harm_budget: Option<f64>,

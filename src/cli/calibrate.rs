@@ -56,6 +56,8 @@ struct Judged {
     /// 95 % of the intervals made like this hold the true rate.
     rate_low: f64,
     rate_high: f64,
+    /// Would have been paused for 4xx answers; absent: it does not watch them.
+    paused: Option<u64>,
     passed: u64,
     /// Of those that passed.
     median_seconds_to_pass: Option<f64>,
@@ -68,6 +70,12 @@ impl Judged {
     /// Only what chance does not explain is a broken promise.
     fn keeps_its_promise(&self) -> bool {
         self.rate_low <= self.alpha
+    }
+
+    /// The same of pauses for 4xx answers, which have a risk of their own.
+    fn pauses_seldom(&self, runs: u64) -> bool {
+        self.paused
+            .is_none_or(|paused| wilson(paused, runs, Z).low <= self.alpha)
     }
 }
 
@@ -109,7 +117,8 @@ pub(super) async fn run(args: &CalibrateArgs, out: &mut Out) -> Result<Exit, Fai
     } else {
         out.print(text(&found));
     }
-    let kept = found.judges.iter().all(Judged::keeps_its_promise);
+    let keeps = |judge: &Judged| judge.keeps_its_promise() && judge.pauses_seldom(args.runs);
+    let kept = found.judges.iter().all(keeps);
     Ok(if kept { Exit::Reached } else { Exit::Internal })
 }
 
@@ -192,6 +201,7 @@ fn judged(metric: Option<String>, config: &JudgeConfig, courses: &[Course]) -> J
         rolled_back,
         rate_low: low,
         rate_high: high,
+        paused: config.client_err_delta.map(|_| count(|course| course.paused)),
         passed: passes.len() as u64,
         median_seconds_to_pass: passes.get(passes.len() / 2).map(Duration::as_secs_f64),
         harm_median: harms.get(harms.len() / 2).copied().unwrap_or(1.0),
@@ -234,11 +244,24 @@ fn one(judge: &Judged, runs: u64) -> String {
         ),
         None => "none would have gone on to the next weight in that time".to_owned(),
     };
-    let kept = if judge.keeps_its_promise() {
-        "kept"
-    } else {
-        "BROKEN: more than chance explains"
+    let word = |kept: bool| {
+        if kept {
+            "kept"
+        } else {
+            "BROKEN: more than chance explains"
+        }
     };
+    let kept = word(judge.keeps_its_promise());
+    let of_4xx = judge.paused.map_or(String::new(), |paused| {
+        format!(
+            "  false pauses for 4xx: {} of {}, {:.2}%; promised at most {}%: {}\n",
+            thousands(paused),
+            thousands(runs),
+            share(paused, runs),
+            100.0 * judge.alpha,
+            word(judge.pauses_seldom(runs))
+        )
+    });
     let name = match &judge.metric {
         Some(metric) => format!("judge {}", plain(metric)),
         None => "no judge of its own: the default one".to_owned(),
@@ -246,6 +269,7 @@ fn one(judge: &Judged, runs: u64) -> String {
     format!(
         "{name}\n\
          \x20 false alarms: {} of {}, {:.2}% (95% sure: from {:.2}% to {:.2}%); promised at most {}%: {kept}\n\
+         {of_4xx}\
          \x20 {passed}\n\
          \x20 evidence of harm at its height: median {:.2}, 99 of 100 below {:.2}; a rollback needs {:.0}\n",
         thousands(judge.rolled_back),

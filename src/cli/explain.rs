@@ -121,6 +121,11 @@ fn paused(status: &ServiceStatus, now: Timestamp, lines: &mut Vec<String>) {
         "InconclusiveAnalysisRun" | "InconclusiveExperiment" => {
             "An analysis ended without a verdict: somebody must decide.".to_owned()
         }
+        "ClientErrors" => {
+            "The canary answers 4xx to another share of its requests than stable, which is for somebody to judge: a client error is no \
+             failure of the version. Once it goes on it is not paused for that again."
+                .to_owned()
+        }
         "AnalysisRunError" => "An analysis could not measure: somebody must decide.".to_owned(),
         other => format!("It is {other}."),
     });

@@ -204,7 +204,13 @@ fn measured(status: &ServiceStatus) -> Vec<String> {
 pub(super) fn metric_line(metric: &MetricStatus) -> String {
     if let Some(judge) = &metric.judge {
         let observes = if metric.dry_run { "  only observes" } else { "" };
-        return format!("{}  {}{observes}  {}", metric.name, metric.phase, judge.sentence);
+        let seen = judge.client_errors.as_ref();
+        let seen = seen.filter(|seen| seen.canary_bad + seen.stable_bad > 0);
+        let of_4xx = seen.map_or(String::new(), |seen| format!("  {}", seen.sentence));
+        return format!(
+            "{}  {}{observes}  {}{of_4xx}",
+            metric.name, metric.phase, judge.sentence
+        );
     }
     let mut text = format!(
         "{}  {}  ok {}, bad {}, ? {}, err {}",

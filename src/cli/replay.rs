@@ -196,6 +196,6 @@ fn troubles(recording: &Recording, replayed: &Replayed) -> Vec<String> {
 /// What a stored decision says, if it was a judge's.
 fn by_judge(event: &StoredEvent) -> Option<&str> {
     let said = event.detail["by"]["message"].as_str()?;
-    let of_judge = said.contains("ROLL BACK at weight ") || said.contains("PROCEED from ");
-    of_judge.then_some(said)
+    let of_judge = ["ROLL BACK at weight ", "PROCEED from ", "PAUSE at weight "];
+    of_judge.iter().any(|words| said.contains(words)).then_some(said)
 }

@@ -34,6 +34,7 @@ impl Otherwise {
         if let Some(Quantiles(quantiles)) = &self.quantiles {
             config.lat_q.clone_from(quantiles);
         }
+        config.client_err_delta = self.client_error_tolerance.or(config.client_err_delta);
         config
     }
 }
@@ -119,9 +120,9 @@ fn text(rows: &[Row]) -> String {
             told(&row.would)
         } else {
             let waits = format!("waited at {}%", percent(row.end.weight));
-            let still = row
-                .would
-                .last()
+            let mut said = row.would.iter().rev();
+            let still = said
+                .find(|said| said.advice != Advice::Pause)
                 .is_none_or(|last| last.weight.total_cmp(&row.end.weight).is_ne());
             match (row.would.is_empty(), still) {
                 (true, _) => waits,
@@ -154,6 +155,9 @@ fn text(rows: &[Row]) -> String {
             last.sentence
         )));
         text.push('\n');
+        for paused in row.would.iter().filter(|said| said.advice == Advice::Pause) {
+            let _ = writeln!(text, "{}  {}", row.rollout, plain(&paused.sentence));
+        }
         for weight in &row.left_early {
             let _ = writeln!(
                 text,
@@ -185,6 +189,7 @@ fn told(said: &[Moment]) -> String {
             Advice::Rollback => format!("rolled back at {weight}% after {after} ({requests})"),
             Advice::Proceed => format!("passed {weight}% after {after} ({requests})"),
             Advice::Hold => format!("held at {weight}% after {after} ({requests})"),
+            Advice::Pause => format!("paused for 4xx at {weight}% after {after} ({requests})"),
         }
     };
     said.iter().map(one).collect::<Vec<_>>().join(", ")

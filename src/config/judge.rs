@@ -27,6 +27,8 @@ pub(super) struct JudgeConfig {
     min_step: Option<Span>,
     /// While stable itself fails more than this, the weight is not raised. Absent: 2%.
     freeze: Option<Share>,
+    /// Absent: the defaults written at each.
+    client_errors: Option<JudgeClientErrors>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -57,6 +59,21 @@ pub fn quantiles(written: &[f64]) -> Result<Vec<f64>, String> {
     Ok(quantiles)
 }
 
+#[derive(Debug, serde::Deserialize)]
+struct JudgeClientErrors {
+    /// What another share of 4xx answers than stable's does: `pause`, `ignore`. Absent: pause.
+    action: Option<ClientErrorsAction>,
+    /// A difference by this is no reason to pause. Absent: 0.1pp.
+    tolerate: Option<Share>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ClientErrorsAction {
+    Pause,
+    Ignore,
+}
+
 /// Compiles its parameters; `path` is where they stand.
 pub(super) fn compile(config: &JudgeConfig, path: &str, cx: &mut Cx) -> analysis::JudgeConfig {
     let default = analysis::JudgeConfig::default();
@@ -84,6 +101,11 @@ pub(super) fn compile(config: &JudgeConfig, path: &str, cx: &mut Cx) -> analysis
     let lat_tol = share(slower, "latency.tolerate", 0.0..=9.0, default.lat_tol);
     let harm_budget = share(config.harm_budget, "harmBudget", 1e-5..=0.5, default.harm_budget);
     let freeze_stable_err = share(config.freeze, "freeze", 0.0..=1.0, default.freeze_stable_err);
+    let written = config.client_errors.as_ref();
+    let tolerate = written.and_then(|written| written.tolerate);
+    let usual = default.client_err_delta.unwrap_or_default();
+    let client_err_delta = share(tolerate, "clientErrors.tolerate", 0.0..=0.5, usual);
+    let watches = written.and_then(|written| written.action) != Some(ClientErrorsAction::Ignore);
     let written = config
         .latency
         .as_ref()
@@ -107,6 +129,7 @@ pub(super) fn compile(config: &JudgeConfig, path: &str, cx: &mut Cx) -> analysis
         lat_q,
         harm_budget,
         freeze_stable_err,
+        client_err_delta: watches.then_some(client_err_delta),
         warmup_s: seconds(config.warmup, default.warmup_s),
         step_warmup_s: seconds(config.step_warmup, default.step_warmup_s),
         min_step_s: seconds(config.min_step, default.min_step_s),

@@ -934,7 +934,7 @@ fn what_serve_cannot_do_yet_is_understood_and_named() {
 fn a_judge_is_what_is_written_and_otherwise_the_default() {
     let text = with_template(
         "judge: {alpha: 0.5%, errors: {tolerate: 0.1pp}, latency: {quantiles: [0.9, 0.5], tolerate: 20%}, harmBudget: 0.2pp, \
-         beta: 2%, warmup: 1m, stepWarmup: 0s, minStep: 3s, freeze: 5%}",
+         beta: 2%, warmup: 1m, stepWarmup: 0s, minStep: 3s, freeze: 5%, clientErrors: {tolerate: 2pp}}",
     );
     let config = good(&text);
     let judge = |metric: &MetricSpec| match &metric.provider {
@@ -955,6 +955,7 @@ fn a_judge_is_what_is_written_and_otherwise_the_default() {
             lat_q: vec![0.5, 0.9],
             harm_budget: 0.002,
             freeze_stable_err: 0.05,
+            client_err_delta: Some(0.02),
             warmup_s: 60.0,
             step_warmup_s: 0.0,
             min_step_s: 3.0,
@@ -966,7 +967,18 @@ fn a_judge_is_what_is_written_and_otherwise_the_default() {
         judge(&config.templates["check"].metrics[0]),
         JudgeConfig::default()
     );
+    let config = good(&with_template("judge: {clientErrors: {action: ignore}}"));
+    let ignores = judge(&config.templates["check"].metrics[0]);
+    assert_eq!(ignores.client_err_delta, None);
     for (metric, expected) in [
+        (
+            "judge: {clientErrors: {action: abort}}",
+            "judge.clientErrors.action: `abort` is not known here; write pause or ignore",
+        ),
+        (
+            "judge: {clientErrors: {tolerate: 80%}}",
+            "judge.clientErrors.tolerate: 80% is too much or too little",
+        ),
         (
             "judge: {alpha: 0.01}",
             "`0.01` is not a share: write for example 1%",

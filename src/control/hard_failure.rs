@@ -90,9 +90,11 @@ impl Engine {
             Stage::Aborted(aborted) => aborted.cause == AbortCause::HardFailure,
             Stage::Rolling(rolling) => rolling.holds.iter().any(|hold| match hold {
                 Hold::HardFailure { .. } => true,
-                Hold::Manual | Hold::Background { .. } | Hold::SharedFate { .. } | Hold::Alarm { .. } => {
-                    false
-                }
+                Hold::Manual
+                | Hold::Background { .. }
+                | Hold::SharedFate { .. }
+                | Hold::ClientErrors { .. }
+                | Hold::Alarm { .. } => false,
             }),
             Stage::Empty | Stage::Healthy => false,
         };

@@ -40,7 +40,7 @@ pub(super) const SOONEST: Duration = Duration::from_millis(2);
 /// A generation that has ended is read for at least this long, and at most so long while it has requests in flight.
 const LINGER: Duration = Duration::from_secs(10);
 const GIVE_UP: Duration = Duration::from_secs(600);
-/// Failed sticky keys that a restart remembers; each one beyond may be counted once more.
+/// Sticky keys that have failed, and as many that were answered 4xx, that a restart remembers; each one beyond may be counted once more.
 const KEYS_KEPT: usize = 4000;
 
 /// What the judges of a service say, for everybody who asks; by metric.
@@ -96,6 +96,9 @@ struct KeptJudge {
     proceeded: bool,
     judge: Judge,
     failed_keys: Vec<u64>,
+    /// Absent: by a Serin that did not watch 4xx answers.
+    #[serde(default)]
+    client_error_keys: Vec<u64>,
     /// Where its recording goes on; absent: by a Serin that kept none.
     #[serde(default)]
     recorded: Option<Place>,
@@ -204,7 +207,7 @@ impl Judging {
     }
 
     /// Everything there is to store.
-    fn rows(&self, name: &ServiceName, failed_keys: &[u64]) -> Vec<JudgeRow> {
+    fn rows(&self, name: &ServiceName, [failed, client_errors]: &[Vec<u64>; 2]) -> Vec<JudgeRow> {
         let Some(trial) = &self.trial else {
             return Vec::new();
         };
@@ -214,7 +217,8 @@ impl Judging {
                 trial: trial.clone(),
                 proceeded: seat.proceeded,
                 judge: seat.judge.clone(),
-                failed_keys: failed_keys.to_vec(),
+                failed_keys: failed.clone(),
+                client_error_keys: client_errors.clone(),
                 recorded: Some(seat.recorder.place()),
             };
             Some(JudgeRow {
@@ -272,6 +276,12 @@ impl Judging {
         }
         self.baseline.update(dt.as_secs_f64(), &stable);
         self.feeds.retain(|feed| feed.may_bring_more(now));
+    }
+
+    /// The judge that sits for a metric, and what it was fed.
+    pub(super) fn seat(&mut self, metric: &str) -> Option<(&Judge, &mut Recorder)> {
+        let seat = self.seats.get_mut(metric)?;
+        Some((&seat.judge, &mut seat.recorder))
     }
 
     /// Whether there is a decision of which the store may not know what it was made from.
@@ -368,8 +378,14 @@ impl Managed {
         };
         let at = self.judging.kept.iter().position(is_it)?;
         let kept = self.judging.kept.swap_remove(at);
-        for key in &kept.failed_keys {
-            self.failed_keys().insert(*key);
+        let known = self.known_keys();
+        for (keys, kept) in [
+            (&known.failed, &kept.failed_keys),
+            (&known.client_errors, &kept.client_error_keys),
+        ] {
+            for key in kept {
+                keys.insert(*key);
+            }
         }
         let recorder = kept.recorded.map(Recorder::resume);
         let mut seat = Seat {
@@ -393,9 +409,14 @@ impl Managed {
         if !self.is_judging() {
             return (Vec::new(), parts);
         }
-        let keys = self.failed_keys.as_ref().filter(|_| self.config.sticky.is_some());
-        let mut keys = keys.map(|(_, keys)| keys.taken()).unwrap_or_default();
-        keys.truncate(KEYS_KEPT);
+        let known = self.known_keys.as_ref().filter(|_| self.config.sticky.is_some());
+        let keys = known.map_or_else(Default::default, |(_, known)| {
+            [&known.failed, &known.client_errors].map(|keys| {
+                let mut taken = keys.taken();
+                taken.truncate(KEYS_KEPT);
+                taken
+            })
+        });
         (self.judging.rows(&self.name, &keys), parts)
     }
 
@@ -444,6 +465,10 @@ impl Engine {
             return;
         };
         managed.tick_judges(now, monotonic);
+        self.heed_client_errors(name, now);
+        let Some(managed) = self.managed.get(name) else {
+            return;
+        };
         let runs: Vec<u64> = managed.runs.keys().copied().collect();
         for run in runs {
             self.hear(name, run, now);
@@ -475,7 +500,7 @@ impl Engine {
             let outcome = match advice {
                 Advice::Rollback => Some(Outcome::Failed),
                 Advice::Proceed if !(beside && seat.proceeded) => Some(Outcome::Successful),
-                Advice::Proceed | Advice::Hold => None,
+                Advice::Proceed | Advice::Hold | Advice::Pause => None,
             };
             seat.proceeded |= advice == Advice::Proceed;
             if with_say && advice == Advice::Proceed {

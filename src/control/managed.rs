@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::Service,
-    metrics::KeySet,
+    metrics::KnownKeys,
     model::{ServiceName, Timestamp, VersionName},
     upstream::{LiveService, Target, Version},
 };
@@ -55,8 +55,8 @@ pub(crate) struct Managed {
     pub(super) failures: Failures,
     /// When the split in force was published.
     pub(super) published: Timestamp,
-    /// The sticky keys that have failed, and in which trial.
-    pub(super) failed_keys: Option<(TrialId, Arc<KeySet>)>,
+    /// The sticky keys that have failed or been answered 4xx, and in which trial.
+    pub(super) known_keys: Option<(TrialId, Arc<KnownKeys>)>,
     /// What the sticky hash in force was made of.
     pub(super) sticky: Option<(Vec<u8>, String)>,
 }
@@ -113,7 +113,7 @@ impl Managed {
             judging: Judging::default(),
             failures: Failures::default(),
             published: now,
-            failed_keys: None,
+            known_keys: None,
             sticky: None,
         }
     }

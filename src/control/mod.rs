@@ -5,6 +5,7 @@
 //! is everybody else's handle to it. Requests never wait for anything here.
 
 mod alarm;
+mod client_errors;
 mod command;
 mod commands;
 mod config_block;

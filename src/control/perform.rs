@@ -4,9 +4,9 @@
 
 use super::{engine::Engine, ledger::Exposure, managed::Managed};
 use crate::{
-    metrics::{KeySet, Keys, Trial},
+    metrics::{Keys, KnownKeys, Trial},
     model::{Role, ServiceName, Timestamp, Weight},
-    rollout::{Hold, Phase, Pool},
+    rollout::{Hold, PauseReason, Phase, Pool},
     split::{Split, StickyHash},
     upstream::{Services, Target},
 };
@@ -39,6 +39,13 @@ impl Engine {
                 .phase
                 .with_label_values(&[name.as_str(), phase.as_str()])
                 .set(is);
+        }
+        let paused = state.pause_reason();
+        for reason in PauseReason::ALL {
+            metrics
+                .pause_reason
+                .with_label_values(&[name.as_str(), reason.label()])
+                .set(i64::from(paused == Some(reason)));
         }
         let (step, _) = state.step(&managed.saved.plan);
         let step = i64::try_from(step).unwrap_or(i64::MAX);
@@ -99,7 +106,10 @@ impl Managed {
         let usable = self.saved.state.rolling().is_some_and(|rolling| {
             rolling.pool == Pool::Ready
                 && rolling.holds.iter().all(|hold| match hold {
-                    Hold::Manual | Hold::Background { .. } | Hold::Alarm { .. } => true,
+                    Hold::Manual
+                    | Hold::Background { .. }
+                    | Hold::ClientErrors { .. }
+                    | Hold::Alarm { .. } => true,
                     Hold::SharedFate { .. } | Hold::HardFailure { .. } => false,
                 })
         });
@@ -166,11 +176,7 @@ impl Managed {
             }
         } else {
             self.sticky = sticky;
-            let keys = self
-                .config
-                .sticky
-                .is_some()
-                .then(|| Keys::new(self.failed_keys()));
+            let keys = self.config.sticky.is_some().then(|| Keys::new(self.known_keys()));
             let trial = |alarm| Trial {
                 keys: keys.clone(),
                 alarm,
@@ -198,13 +204,13 @@ impl Managed {
         }
     }
 
-    /// The sticky keys that have failed in this trial: empty ones when another has begun.
-    pub(super) fn failed_keys(&mut self) -> Arc<KeySet> {
+    /// What is known of sticky keys in this trial: nothing when another has begun.
+    pub(super) fn known_keys(&mut self) -> Arc<KnownKeys> {
         let trial = self.trial();
-        if self.failed_keys.as_ref().is_none_or(|(of, _)| *of != trial) {
-            self.failed_keys = Some((trial, Arc::default()));
+        if self.known_keys.as_ref().is_none_or(|(of, _)| *of != trial) {
+            self.known_keys = Some((trial, Arc::default()));
         }
-        self.failed_keys
+        self.known_keys
             .as_ref()
             .map_or_else(Arc::default, |(_, keys)| Arc::clone(keys))
     }

@@ -111,6 +111,12 @@ impl Recorder {
         }
     }
 
+    /// A person is called for what the judge knows now of 4xx answers.
+    pub(super) fn paused(&mut self, judge: &Judge, now: Timestamp) {
+        record::write::decided(&mut self.open, &Decided::of_pause(judge, now));
+        self.has_decided = true;
+    }
+
     /// Whether a decision has been recorded since the last time that parts were taken.
     pub(super) fn has_decided(&self) -> bool {
         self.has_decided

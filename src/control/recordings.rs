@@ -23,7 +23,7 @@ pub struct Recordings {
     pub rollout: RolloutStatus,
     /// One for each judge, by metric and time.
     pub recordings: Vec<Recording>,
-    /// The rollout's decisions by an analysis, oldest first: `evidence_suffices` and `analysis_finished`.
+    /// The rollout's decisions by an analysis, oldest first: `evidence_suffices`, `client_errors` and `analysis_finished`.
     pub decisions: Vec<StoredEvent>,
 }
 
@@ -73,6 +73,9 @@ pub struct StableUnits {
     pub generation: u64,
     /// Failed units of evidence: requests, or sticky keys.
     pub failed: u64,
+    /// Units that were answered 4xx where that is no failure.
+    #[serde(default)]
+    pub client_errors: u64,
     /// Those that ended by duration: pairs of a bucket of the judge's histogram and a count, ascending, without empty ones.
     pub latency: Vec<[u64; 2]>,
 }
@@ -85,6 +88,7 @@ impl StableUnits {
             version: split.stable.version.name.clone(),
             generation: split.generation,
             failed: units.failed,
+            client_errors: units.client_errors,
             latency: full.map(|(bucket, count)| [bucket, count]).collect(),
         }
     }
@@ -100,7 +104,10 @@ impl StableUnits {
                 *place += count;
             }
         }
-        UnitCounts::of(self.failed, sums)
+        UnitCounts {
+            client_errors: self.client_errors,
+            ..UnitCounts::of(self.failed, sums)
+        }
     }
 }
 
@@ -112,7 +119,8 @@ pub(super) fn of(store: &dyn Store, service: &str, rollout: &str) -> Result<Opti
     };
     // Before what they were made from, which is stored before them.
     let mut decisions = store.rollout_events(service, rollout)?;
-    decisions.retain(|event| ["evidence_suffices", "analysis_finished"].contains(&event.event.as_str()));
+    let by_analysis = ["evidence_suffices", "client_errors", "analysis_finished"];
+    decisions.retain(|event| by_analysis.contains(&event.event.as_str()));
     let mut recordings: Vec<Recording> = Vec::new();
     for row in store.recorded(service, rollout)? {
         let stretch = StretchBytes {

@@ -1,7 +1,7 @@
 //! What the control plane counts. Rare events, so ordinary labelled collectors serve.
 
 use super::names::{self, Family};
-use crate::rollout::{AbortCause, Phase};
+use crate::rollout::{AbortCause, PauseReason, Phase};
 use prometheus::{
     GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, core::Collector, proto::MetricFamily,
 };
@@ -13,6 +13,8 @@ pub struct ControlMetrics {
     pub phase: IntGaugeVec,
     /// `serin_rollout_step`
     pub step: IntGaugeVec,
+    /// `serin_rollout_pause_reason`
+    pub pause_reason: IntGaugeVec,
     /// `serin_rollout_paused_seconds`
     pub paused_seconds: GaugeVec,
     /// `serin_service_alarm`
@@ -49,6 +51,7 @@ impl ControlMetrics {
         let metrics = ControlMetrics {
             phase: gauge(names::PHASE)?,
             step: gauge(names::STEP)?,
+            pause_reason: gauge(names::PAUSE_REASON)?,
             paused_seconds: GaugeVec::new(opts(&names::PAUSED_SECONDS), names::PAUSED_SECONDS.labels)?,
             alarm: gauge(names::ALARM)?,
             aborts: counter(names::ABORTS)?,
@@ -66,6 +69,7 @@ impl ControlMetrics {
         registry.register(Box::new(build))?;
         registry.register(Box::new(metrics.phase.clone()))?;
         registry.register(Box::new(metrics.step.clone()))?;
+        registry.register(Box::new(metrics.pause_reason.clone()))?;
         registry.register(Box::new(metrics.paused_seconds.clone()))?;
         registry.register(Box::new(metrics.alarm.clone()))?;
         registry.register(Box::new(metrics.aborts.clone()))?;
@@ -92,6 +96,9 @@ impl ControlMetrics {
         let _ = self.alarm.remove_label_values(&[service]);
         for phase in Phase::ALL {
             let _ = self.phase.remove_label_values(&[service, phase.as_str()]);
+        }
+        for reason in PauseReason::ALL {
+            let _ = self.pause_reason.remove_label_values(&[service, reason.label()]);
         }
         for cause in AbortCause::ALL {
             let _ = self.aborts.remove_label_values(&[service, cause.as_str()]);

@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 pub enum Unit {
     /// The request.
     Request,
-    /// The sticky key with this hash: its first request at this weight, and its first failure in the rollout.
+    /// The sticky key with this hash: its first request at this weight, and its first failure and 4xx answer in the rollout.
     Key(u64),
 }
 
@@ -78,6 +78,8 @@ struct EvidenceShard {
     canceled: Cell,
     /// Failures that are a unit's first.
     failed_units: Cell,
+    /// 4xx answers that are a unit's first.
+    client_errors: Cell,
     flight: Flight,
     /// By how many cuts had passed.
     late: OnceLock<Box<[Late; MOST_CUTS]>>,
@@ -149,7 +151,11 @@ impl Evidence {
 
     /// Whether keys are told apart here.
     pub fn is_keyed(&self) -> bool {
-        self.trial.as_ref().is_some_and(|trial| trial.keys.is_some())
+        self.keys().is_some()
+    }
+
+    fn keys(&self) -> Option<&Keys> {
+        self.trial.as_ref()?.keys.as_ref()
     }
 
     fn shard(&self, worker: usize) -> &EvidenceShard {
@@ -162,7 +168,7 @@ impl Evidence {
     pub fn begin(&self, worker: usize, unit: Unit, since_epoch: Duration) -> Ticket {
         let (mut counts, mut key) = (true, None);
         if let Unit::Key(hash) = unit
-            && let Some(keys) = self.trial.as_ref().and_then(|trial| trial.keys.as_ref())
+            && let Some(keys) = self.keys()
         {
             (counts, key) = (keys.begins(hash), Some(hash));
         }
@@ -185,6 +191,17 @@ impl Evidence {
     pub fn answered(&self, worker: usize, ticket: &mut Ticket, took: Duration) {
         if !std::mem::replace(&mut ticket.timed, true) {
             self.time(self.shard(worker), ticket, took);
+        }
+    }
+
+    /// The version answered 4xx, and that is no failure; the request's end is still to come.
+    pub fn client_error(&self, worker: usize, ticket: &Ticket) {
+        let first = match (ticket.key, self.keys()) {
+            (Some(hash), Some(keys)) => keys.client_error(hash),
+            (_, _) => true,
+        };
+        if first {
+            self.shard(worker).client_errors.inc();
         }
     }
 
@@ -247,16 +264,14 @@ impl Evidence {
 
     fn fail(&self, shard: &EvidenceShard, ticket: &Ticket) {
         shard.failed.inc_after_all_before();
-        let trial = self.trial.as_ref();
-        let keys = trial.and_then(|trial| trial.keys.as_ref());
-        let first = match (ticket.key, keys) {
+        let first = match (ticket.key, self.keys()) {
             (Some(hash), Some(keys)) => keys.fails(hash),
             (_, _) => true,
         };
         if first {
             shard.failed_units.inc_after_all_before();
             // Only the first since the judge has looked wakes it.
-            if let Some(alarm) = trial.and_then(|trial| trial.alarm.as_ref())
+            if let Some(alarm) = self.trial.as_ref().and_then(|trial| trial.alarm.as_ref())
                 && !self.alarmed.swap(true, Ordering::AcqRel)
             {
                 alarm.notify_one();
@@ -312,6 +327,7 @@ impl Evidence {
         counts.latency[0] = vec![0; BUCKETS];
         for shard in &self.shards {
             counts.failed += shard.failed_units.get_with_all_before();
+            counts.client_errors += shard.client_errors.get();
             // Late ends before what is in flight: a request on its way from there to here is missed, never counted twice.
             if let Some(late) = shard.late.get() {
                 for (level, late) in late.iter().enumerate() {
@@ -499,6 +515,37 @@ mod tests {
         assert_eq!((units.ended(), units.failed), (4, 2));
         let all = evidence.counts();
         assert_eq!((all.decided(), all.failed), (7, 3));
+    }
+
+    #[test]
+    fn a_4xx_answer_is_counted_beside_the_end_and_once_for_each_key() {
+        let answered = |evidence: &Evidence, unit: Unit| {
+            let ticket = evidence.begin(0, unit, secs(1));
+            evidence.client_error(0, &ticket);
+            evidence.end(0, ticket, Outcome::Ok, MS);
+        };
+        let by_request = Evidence::on_trial(2, Trial::default());
+        let by_key = Evidence::on_trial(
+            2,
+            Trial {
+                keys: Some(Keys::default()),
+                alarm: None,
+            },
+        );
+        for evidence in [&by_request, &by_key] {
+            for key in [1, 1, 2, 1] {
+                answered(evidence, Unit::Key(key));
+            }
+            evidence.record(1, Outcome::Failed, MS);
+        }
+        let units = |evidence: &Evidence| {
+            let units = evidence.units(&UnitCounts::default());
+            assert!(evidence.units(&units).since(&units).is_empty());
+            (units.ended(), units.client_errors, units.failed)
+        };
+        assert_eq!((units(&by_request), units(&by_key)), ((5, 4, 1), (3, 2, 1)));
+        let all = by_request.counts();
+        assert_eq!((all.ok, all.failed), (4, 1), "a 4xx answer is no failure");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Which sticky keys have been seen, and which have failed: for versions that users are kept on, where a user is one piece of
-//! evidence however many requests he sends.
+//! Which sticky keys have been seen, and which have failed or been answered 4xx: for versions that users are kept on, where a user
+//! is one piece of evidence however many requests he sends.
 //!
 //! A bit per key, by its hash. Two keys may share a bit: then the later one is left out altogether, in its failures as in
 //! its successes, whichever version it is on. With 2^18 bits that is one of four hundred after 650 failed keys, and one of four
@@ -66,30 +66,44 @@ impl KeySet {
     }
 }
 
-/// The keys of one weight, and those that have failed since the rollout began.
+/// What is known of keys since the rollout began.
+#[derive(Debug, Default)]
+pub struct KnownKeys {
+    /// Those that have failed.
+    pub failed: KeySet,
+    /// Those that have been answered 4xx.
+    pub client_errors: KeySet,
+}
+
+/// The keys of one weight, and what is known of them since the rollout began.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
     seen: Arc<KeySet>,
-    failed: Arc<KeySet>,
+    known: Arc<KnownKeys>,
 }
 
 impl Keys {
     /// A weight begins: every key is new, but for those that have failed before.
-    pub fn new(failed: Arc<KeySet>) -> Keys {
+    pub fn new(known: Arc<KnownKeys>) -> Keys {
         Keys {
             seen: Arc::default(),
-            failed,
+            known,
         }
     }
 
     /// A key's request begins; whether the key counts by it.
     pub(super) fn begins(&self, hash: u64) -> bool {
-        self.seen.insert(hash) && !self.failed.contains(hash)
+        self.seen.insert(hash) && !self.known.failed.contains(hash)
     }
 
     /// A key's request failed; whether it is the first of the rollout.
     pub(super) fn fails(&self, hash: u64) -> bool {
-        self.failed.insert(hash)
+        self.known.failed.insert(hash)
+    }
+
+    /// A key's request was answered 4xx; whether it is the first of the rollout.
+    pub(super) fn client_error(&self, hash: u64) -> bool {
+        self.known.client_errors.insert(hash)
     }
 }
 
@@ -99,13 +113,16 @@ mod tests {
 
     #[test]
     fn a_key_counts_once_per_weight_and_fails_once_per_rollout() {
-        let failed = Arc::new(KeySet::default());
-        let first = Keys::new(Arc::clone(&failed));
+        let known = Arc::new(KnownKeys::default());
+        let first = Keys::new(Arc::clone(&known));
         assert!(first.begins(7) && !first.begins(7));
         assert!(first.fails(7) && !first.fails(7));
-        let second = Keys::new(failed);
+        assert!(first.client_error(9) && !first.client_error(9));
+        let second = Keys::new(known);
         assert!(second.begins(8), "another key is new at every weight");
         assert!(!second.begins(7), "it has failed before");
+        assert!(second.begins(9), "what was answered 4xx before may still fail");
+        assert!(!second.client_error(9) && second.fails(9));
     }
 
     #[test]

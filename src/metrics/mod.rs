@@ -21,7 +21,7 @@ pub use cell::{Cell, part_of};
 pub use control::ControlMetrics;
 pub use evidence::{Evidence, EvidenceCounts, Ticket, Trial, Unit};
 pub use histogram::{BUCKETS, HistogramCells, HistogramSnapshot};
-pub use keys::{KeySet, Keys};
+pub use keys::{KeySet, Keys, KnownKeys};
 pub use listener::{ListenerMetrics, Rejection};
 pub use registry::{Registry, counter, desc, family, gauge};
 pub use version::{

@@ -69,6 +69,8 @@ families! {
         "1 for the phase the service is in, 0 for the others.";
     STEP = GAUGE "serin_rollout_step" &["serin_service"],
         "Index of the step now executing, from 0; the number of steps when finished.";
+    PAUSE_REASON = GAUGE "serin_rollout_pause_reason" &["serin_service", "reason"],
+        "1 for the reason why the rollout is paused, 0 for the others.";
     PAUSED_SECONDS = GAUGE "serin_rollout_paused_seconds" &["serin_service"],
         "For how long the rollout has been paused; 0 when it is not.";
     ALARM = GAUGE "serin_service_alarm" &["serin_service"],

@@ -59,6 +59,11 @@ fn client_closed() -> StatusCode {
     StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST)
 }
 
+/// Whether an answer says that the client did something wrong. Upstreams that log 499 for a client that went away do not send it.
+fn is_client_error(status: StatusCode) -> bool {
+    status.is_client_error() && status != client_closed()
+}
+
 /// What a gRPC call has told of its end.
 #[derive(Debug)]
 struct Grpc {
@@ -384,6 +389,10 @@ impl Exchange {
         let assigned = self.assigned();
         assigned.metrics.shard(worker).judge(outcome);
         if let Some(ticket) = ticket {
+            // A failure is none of these, whatever its status is; nor is a status of ours, which is never the version's success.
+            if outcome == Outcome::Ok && self.status.is_some_and(is_client_error) {
+                assigned.evidence.client_error(worker, &ticket);
+            }
             assigned
                 .evidence
                 .end(worker, ticket, outcome, self.compared(took));

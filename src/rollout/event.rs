@@ -54,6 +54,14 @@ pub enum Event {
         /// What was ruled out, with its numbers.
         message: String,
     },
+    /// The judge of an analysis has found that the canary answers 4xx more often than stable, or more seldom: a person must look. Once
+    /// in an attempt.
+    ClientErrors {
+        /// Which run.
+        run: RunId,
+        /// What was seen, with its numbers.
+        message: String,
+    },
     /// Release the current pause.
     Promote {
         /// Skip everything that is left.
@@ -121,6 +129,7 @@ impl Event {
             Event::AnalysisFinished { .. } => "analysis_finished",
             Event::EvidenceGathered { .. } => "evidence_gathered",
             Event::EvidenceSuffices { .. } => "evidence_suffices",
+            Event::ClientErrors { .. } => "client_errors",
             Event::Promote { full: false, .. } => "promote",
             Event::Promote { full: true, .. } => "promote --full",
             Event::Abort { .. } => "abort",

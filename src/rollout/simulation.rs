@@ -165,7 +165,7 @@ impl Simulation {
         let mut runs: Vec<RunId> = self.state.runs().into_iter().map(|(run, _)| run).collect();
         runs.extend(dice.one_in(5).then_some(RunId(1)));
         let run = dice.among(&runs).unwrap_or(RunId(0));
-        match dice.below(34) {
+        match dice.below(35) {
             0..=3 => Event::Deploy {
                 version: random_version(dice),
             },
@@ -200,6 +200,7 @@ impl Simulation {
                 step: self.state.rolling().map_or(0, |rolling| rolling.step),
                 message,
             },
+            34 => Event::ClientErrors { run, message },
             19..=21 => Event::Promote {
                 full: dice.one_in(6),
                 skip_analysis: dice.one_in(3),
@@ -306,6 +307,7 @@ impl Simulation {
             | Event::Undo { .. }
             | Event::Pause
             | Event::Resume
+            | Event::ClientErrors { .. }
             | Event::HardFailure { .. }
             | Event::SharedFate { .. }
             | Event::AlarmRaised { .. }
@@ -487,6 +489,7 @@ fn verb(event: &Event) -> Option<Verb> {
         | Event::AnalysisFinished { .. }
         | Event::EvidenceGathered { .. }
         | Event::EvidenceSuffices { .. }
+        | Event::ClientErrors { .. }
         | Event::HardFailure { .. }
         | Event::SharedFate { .. }
         | Event::AlarmRaised { .. }

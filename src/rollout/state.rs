@@ -97,6 +97,9 @@ pub struct Rolling {
     pub background: BackgroundRun,
     /// Header and mirror routes set by steps, in the order of their first setting.
     pub routes: Vec<Route>,
+    /// Whether a person has been called for its 4xx answers: once in an attempt, for whoever lets it go on has seen them.
+    #[serde(default)]
+    pub client_errors_told: bool,
 }
 
 /// Whether a version can take traffic.
@@ -186,6 +189,11 @@ pub enum Hold {
     },
     /// Every canary endpoint failed and the operator chose to pause: weight zero.
     HardFailure {
+        /// What was seen.
+        message: String,
+    },
+    /// The canary answers 4xx more often than stable, or more seldom.
+    ClientErrors {
         /// What was seen.
         message: String,
     },

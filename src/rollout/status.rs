@@ -61,6 +61,8 @@ pub enum PauseReason {
     InconclusiveExperiment,
     /// An analysis could not measure, and its metric says `onError: pause`.
     AnalysisRunError,
+    /// The canary answers 4xx more often than stable, or more seldom.
+    ClientErrors,
     /// The judge did not learn enough in the time that the plan gives it.
     NoEvidence,
     /// The current step is a pause.
@@ -72,6 +74,40 @@ pub enum PauseReason {
 }
 
 impl PauseReason {
+    /// All reasons, for series that start at zero.
+    pub const ALL: [PauseReason; 12] = [
+        PauseReason::Manual,
+        PauseReason::HardFailure,
+        PauseReason::SharedFate,
+        PauseReason::InconclusiveAnalysisRun,
+        PauseReason::InconclusiveExperiment,
+        PauseReason::AnalysisRunError,
+        PauseReason::ClientErrors,
+        PauseReason::Alarm,
+        PauseReason::NoEvidence,
+        PauseReason::CanaryPauseStep,
+        PauseReason::Bake,
+        PauseReason::BlueGreenPause,
+    ];
+
+    /// The value of the label `reason` of `serin_rollout_pause_reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            PauseReason::Manual => "manual",
+            PauseReason::HardFailure => "hard_failure",
+            PauseReason::SharedFate => "shared_fate",
+            PauseReason::InconclusiveAnalysisRun => "inconclusive_analysis",
+            PauseReason::InconclusiveExperiment => "inconclusive_experiment",
+            PauseReason::AnalysisRunError => "analysis_error",
+            PauseReason::ClientErrors => "client_errors",
+            PauseReason::Alarm => "alarm",
+            PauseReason::NoEvidence => "no_evidence",
+            PauseReason::CanaryPauseStep => "pause_step",
+            PauseReason::Bake => "bake",
+            PauseReason::BlueGreenPause => "blue_green",
+        }
+    }
+
     /// As people read it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -82,6 +118,7 @@ impl PauseReason {
             PauseReason::InconclusiveAnalysisRun => "InconclusiveAnalysisRun",
             PauseReason::InconclusiveExperiment => "InconclusiveExperiment",
             PauseReason::AnalysisRunError => "AnalysisRunError",
+            PauseReason::ClientErrors => "ClientErrors",
             PauseReason::NoEvidence => "NoEvidence",
             PauseReason::CanaryPauseStep => "CanaryPauseStep",
             PauseReason::Bake => "Bake",
@@ -275,7 +312,9 @@ impl Rolling {
         let zero = self.pool != Pool::Ready
             || self.holds.iter().any(|hold| match hold {
                 Hold::SharedFate { .. } | Hold::HardFailure { .. } => true,
-                Hold::Manual | Hold::Background { .. } | Hold::Alarm { .. } => false,
+                Hold::Manual | Hold::Background { .. } | Hold::ClientErrors { .. } | Hold::Alarm { .. } => {
+                    false
+                }
             });
         if zero { Weight::ZERO } else { self.weight }
     }
@@ -290,7 +329,10 @@ impl Rolling {
     pub(super) fn deadline_runs(&self) -> bool {
         self.holds.iter().all(|hold| match hold {
             Hold::Manual | Hold::SharedFate { .. } => false,
-            Hold::Background { .. } | Hold::HardFailure { .. } | Hold::Alarm { .. } => true,
+            Hold::Background { .. }
+            | Hold::HardFailure { .. }
+            | Hold::ClientErrors { .. }
+            | Hold::Alarm { .. } => true,
         })
     }
 
@@ -350,6 +392,7 @@ impl Rolling {
             Hold::Alarm { .. } => PauseReason::Alarm,
             Hold::Background { error: true, .. } => PauseReason::AnalysisRunError,
             Hold::Background { error: false, .. } => PauseReason::InconclusiveAnalysisRun,
+            Hold::ClientErrors { .. } => PauseReason::ClientErrors,
         };
         if self.holds.contains(&Hold::Manual) {
             return Some(PauseReason::Manual);
@@ -389,6 +432,7 @@ impl Rolling {
                 Hold::Background { message, .. }
                 | Hold::SharedFate { message }
                 | Hold::Alarm { message }
+                | Hold::ClientErrors { message }
                 | Hold::HardFailure { message } => Some(message.as_str()),
                 Hold::Manual => None,
             });

@@ -280,6 +280,23 @@ impl Trial<'_> {
         Ok(self.pass_and_go())
     }
 
+    /// The judge of this run has found another share of 4xx answers than stable's.
+    pub(super) fn client_errors(mut self, run: RunId, message: &str) -> Result<State, No> {
+        let of_step = matches!(self.rolling.at, At::Analysis { run: this, .. } if this == run);
+        let beside =
+            matches!(self.rolling.background, BackgroundRun::Running { run: this, .. } if this == run);
+        if !(of_step || beside) {
+            return stale(run);
+        }
+        if std::mem::replace(&mut self.rolling.client_errors_told, true) {
+            return no("somebody was called for its 4xx answers before", None);
+        }
+        self.hold(Hold::ClientErrors {
+            message: message.to_owned(),
+        });
+        Ok(self.stay())
+    }
+
     /// An analysis has ended well.
     pub(super) fn passed(&mut self, kind: AnalysisKind) {
         if kind == AnalysisKind::Background {
@@ -339,7 +356,7 @@ impl Trial<'_> {
         let holds = std::mem::take(&mut self.rolling.holds);
         let at_zero = holds.iter().any(|hold| match hold {
             Hold::SharedFate { .. } | Hold::HardFailure { .. } => true,
-            Hold::Manual | Hold::Background { .. } | Hold::Alarm { .. } => false,
+            Hold::Manual | Hold::Background { .. } | Hold::ClientErrors { .. } | Hold::Alarm { .. } => false,
         });
         // A pause counts only time at its own weight; while it was zero it did not begin.
         if at_zero && let Some(since) = self.rolling.timer() {
@@ -457,6 +474,7 @@ impl Trial<'_> {
         self.heed_alarm();
         self.rolling.background = BackgroundRun::Off;
         self.rolling.routes.clear();
+        self.rolling.client_errors_told = false;
         self.rolling.since = self.now;
         self.run_on()
     }

@@ -928,3 +928,62 @@ fn a_state_that_was_stored_before_there_were_alarms_is_read() {
     assert!(stored.get("alarm").is_none(), "{stored}");
     assert_eq!(serde_json::from_value::<State>(stored).unwrap(), state);
 }
+
+fn client_errors() -> Event {
+    Event::ClientErrors {
+        run: RunId(1),
+        message: "4xx: canary 8.10% of 420, stable 0.40% of 7,980".into(),
+    }
+}
+
+#[test]
+fn another_share_of_4xx_answers_pauses_once_and_the_verdict_still_counts() {
+    let mut service = paced(None);
+    service.at(5, &client_errors());
+    // The canary keeps its share.
+    assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(5)));
+    assert_eq!(service.state.pause_reason(), Some(PauseReason::ClientErrors));
+    assert_eq!(
+        service.state.message(&service.plan),
+        "ClientErrors: 4xx: canary 8.10% of 420, stable 0.40% of 7,980"
+    );
+    service.refused(6, &suffices(1));
+    service.at(7, &Event::Resume);
+    assert_eq!(service.shown(), (Phase::Progressing, 1, Weight::percent(5)));
+    // Somebody has seen it: not again in this attempt.
+    service.refused(8, &client_errors());
+    service.at(9, &suffices(1));
+    assert_eq!(service.shown(), (Phase::Progressing, 3, Weight::percent(50)));
+    let failed = Event::AnalysisFinished {
+        run: RunId(1),
+        phase: RunPhase::Failed,
+        on_error: OnError::Abort,
+        message: String::new(),
+    };
+    service.at(10, &failed);
+    assert_eq!(service.state.phase(), Phase::Degraded);
+    service.refused(11, &client_errors());
+    service.at(12, &Event::Retry);
+    service.at(13, &Event::EndpointsReady);
+    let run = service.state.runs()[0].0;
+    service.refused(14, &client_errors());
+    let again = Event::ClientErrors {
+        run,
+        message: String::new(),
+    };
+    service.at(15, &again);
+    assert_eq!(
+        service.state.phase(),
+        Phase::Paused,
+        "another attempt is looked at anew"
+    );
+}
+
+#[test]
+fn a_promote_lets_go_of_a_pause_for_4xx_and_skips_no_evidence() {
+    let mut service = paced(None);
+    service.at(5, &client_errors());
+    service.at(6, &PROMOTE);
+    assert_eq!(service.shown(), (Phase::Progressing, 1, Weight::percent(5)));
+    service.refused(7, &PROMOTE);
+}

@@ -43,6 +43,7 @@ pub fn transition(state: &State, event: &Event, plan: &Plan, now: Timestamp) -> 
                 | Event::AnalysisFinished { .. }
                 | Event::EvidenceGathered { .. }
                 | Event::EvidenceSuffices { .. }
+                | Event::ClientErrors { .. }
                 | Event::Promote { .. }
                 | Event::Abort { .. }
                 | Event::Retry
@@ -110,6 +111,7 @@ fn ring(state: &mut State, event: &Event, now: Timestamp) {
         | Event::AnalysisFinished { .. }
         | Event::EvidenceGathered { .. }
         | Event::EvidenceSuffices { .. }
+        | Event::ClientErrors { .. }
         | Event::Promote { .. }
         | Event::Abort { .. }
         | Event::Retry
@@ -147,7 +149,8 @@ fn at_rest(mut state: State, was: Stage, event: &Event) -> Result<State, No> {
         | Event::AlarmCleared { .. } => Ok(state),
         Event::AnalysisFinished { run, .. }
         | Event::EvidenceGathered { run }
-        | Event::EvidenceSuffices { run, .. } => stale(*run),
+        | Event::EvidenceSuffices { run, .. }
+        | Event::ClientErrors { run, .. } => stale(*run),
         Event::Deploy { .. }
         | Event::Undo { .. }
         | Event::Promote { .. }
@@ -209,7 +212,8 @@ fn after_abort(mut state: State, aborted: Aborted, event: &Event, now: Timestamp
         }
         Event::AnalysisFinished { run, .. }
         | Event::EvidenceGathered { run }
-        | Event::EvidenceSuffices { run, .. } => stale(*run),
+        | Event::EvidenceSuffices { run, .. }
+        | Event::ClientErrors { run, .. } => stale(*run),
         Event::Abort { .. } => no(format!("{} is already aborted", aborted.version), Some("retry")),
         Event::Deploy { .. }
         | Event::Undo { .. }
@@ -270,6 +274,7 @@ fn trial(state: State, rolling: Rolling, event: &Event, plan: &Plan, now: Timest
             | BackgroundRun::Undecided => stale(*run),
         },
         Event::EvidenceSuffices { run, step, .. } => trial.evidence(*run, *step),
+        Event::ClientErrors { run, message } => trial.client_errors(*run, message),
         Event::Promote { full, skip_analysis } => trial.promote(*full, *skip_analysis),
         Event::Abort { reason } => {
             let message = match reason {
@@ -368,7 +373,9 @@ fn set_weight(mut trial: Trial<'_>, weight: Weight) -> Result<State, No> {
             // By hand is an answer to whatever held the weight at zero.
             trial.rolling.holds.retain(|hold| match hold {
                 Hold::SharedFate { .. } | Hold::HardFailure { .. } => false,
-                Hold::Manual | Hold::Background { .. } | Hold::Alarm { .. } => true,
+                Hold::Manual | Hold::Background { .. } | Hold::ClientErrors { .. } | Hold::Alarm { .. } => {
+                    true
+                }
             });
             trial.rolling.weight = weight;
             trial.hold(Hold::Manual);
@@ -493,6 +500,7 @@ fn begin(version: VersionName, attempt: u32, at: At, holds: Vec<Hold>, now: Time
         holds,
         background: BackgroundRun::Off,
         routes: Vec::new(),
+        client_errors_told: false,
     }))
 }
 

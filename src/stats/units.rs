@@ -20,6 +20,9 @@ pub struct UnitCounts {
     pub overdue: [u64; MOST_CUTS],
     /// Units in flight.
     pub in_flight: u64,
+    /// Units that were answered 4xx where that is no failure. Like a failure it may come without an end.
+    #[serde(default)]
+    pub client_errors: u64,
 }
 
 impl UnitCounts {
@@ -38,6 +41,7 @@ impl UnitCounts {
             latency: std::array::from_fn(minus),
             overdue: std::array::from_fn(|cut| self.overdue[cut].saturating_sub(earlier.overdue[cut])),
             in_flight: self.in_flight,
+            client_errors: self.client_errors.saturating_sub(earlier.client_errors),
         }
     }
 
@@ -56,6 +60,7 @@ impl UnitCounts {
     pub fn by_their_end(&self) -> UnitCounts {
         UnitCounts {
             in_flight: self.in_flight,
+            client_errors: self.client_errors,
             ..UnitCounts::of(self.failed, self.durations())
         }
     }
@@ -67,7 +72,7 @@ impl UnitCounts {
 
     /// Whether nothing has happened.
     pub fn is_empty(&self) -> bool {
-        self.failed == 0 && self.ended() == 0 && self.overdue == [0; MOST_CUTS]
+        self.failed == 0 && self.client_errors == 0 && self.ended() == 0 && self.overdue == [0; MOST_CUTS]
     }
 
     /// Units that ended, by duration, whatever thresholds were passed.

@@ -8,6 +8,7 @@ mod access;
 mod analysis;
 mod argo;
 mod bake;
+mod client_errors;
 mod crash;
 mod disk;
 mod events;

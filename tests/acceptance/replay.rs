@@ -162,6 +162,7 @@ fn what_cannot_be_read_is_said(serin: &Serin) {
 fn stable_against_itself_is_calibrated_on_live_traffic_that_stays_where_it_is() {
     let v1 = Upstream::start("v1");
     v1.fail(20);
+    v1.refuse(60);
     let serin = Serin::start_with(&shop(&v1, "auto: {weights: [5, 50]}", ""));
     let silent = ends(&serin, 1, "calibrate shop --for 1s");
     assert!(silent.contains("had no request in that time"), "{silent}");
@@ -190,6 +191,8 @@ fn stable_against_itself_is_calibrated_on_live_traffic_that_stays_where_it_is() 
         rolled_back(&found) <= Some(5) && found["runs"] == 100,
         "{found:#}"
     );
+    let paused = found["judges"][0]["paused"].as_u64();
+    assert!(paused <= Some(5) && paused.is_some(), "{found:#}");
     // Whoever bets everything on nothing is told how often it goes wrong.
     let rash = calibrated("--alpha 99% --weight 40 --error-tolerance 0pp");
     assert!(rolled_back(&rash) > rolled_back(&found), "{rash:#}");
@@ -233,13 +236,13 @@ fn a_service_is_calibrated_by_the_judges_that_its_next_rollout_will_have() {
         said.contains("judge rash\n  false alarms: ") && said.contains("promised at most 10%: kept"),
         "{said}"
     );
-    // What is given holds for each of them.
+    // What is given holds for each of them, for rollbacks and for pauses.
     let said = ends(
         &serin,
         0,
         "calibrate shop --for 1s --runs 20 --alpha 5% --quantiles none",
     );
-    assert_eq!(said.matches("promised at most 5%: kept").count(), 2, "{said}");
+    assert_eq!(said.matches("promised at most 5%: kept").count(), 4, "{said}");
     let refused = ends(&serin, 2, "calibrate shop --quantiles 1.5");
     assert!(refused.contains("between 0.01 and 0.9999"), "{refused}");
 }

@@ -30,6 +30,7 @@ pub struct Shared {
     pub in_flight: AtomicU64,
     pub connections: AtomicU64,
     pub failing: AtomicU32,
+    pub refusing: AtomicU32,
     /// Of every thousand answers this many have the header `x-app-error`.
     pub marking: AtomicU32,
     /// Nothing is answered.
@@ -49,6 +50,7 @@ impl Shared {
             in_flight: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             failing: AtomicU32::new(0),
+            refusing: AtomicU32::new(0),
             marking: AtomicU32::new(0),
             hanging: AtomicBool::new(false),
             gate: watch::channel(false).0,
@@ -120,13 +122,18 @@ pub async fn answer(
         number * rate / 1000 != (number - 1) * rate / 1000
     };
     let (fails, marked) = (is_one_of(&shared.failing), is_one_of(&shared.marking));
+    let refuses = is_one_of(&shared.refusing);
     if shared.hanging.load(Ordering::SeqCst) {
         std::future::pending::<()>().await;
     }
     let result = behave(&shared, &path, request).await;
     drop(arrived);
     let (status, body) = result?;
-    let status = if fails { 500 } else { status };
+    let status = match (fails, refuses) {
+        (true, _) => 500,
+        (false, true) => 404,
+        (false, false) => status,
+    };
     let mut response = Response::builder()
         .status(status)
         .header("x-version", shared.name);

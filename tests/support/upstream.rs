@@ -135,6 +135,11 @@ impl Upstream {
         self.shared.hanging.store(true, Ordering::SeqCst);
     }
 
+    /// Of every thousand requests this many are answered with 404, evenly spread.
+    pub fn refuse(&self, per_thousand: u32) {
+        self.shared.refusing.store(per_thousand, Ordering::SeqCst);
+    }
+
     /// Gracefully closes each connection after that many requests: `Connection: close`, or GOAWAY.
     pub fn recycle_after(&self, requests: u32) {
         self.shared.recycle.store(requests, Ordering::SeqCst);

@@ -7,7 +7,7 @@ use crate::{
     gates::{GATES, Gates},
     model::Role,
     runs::{all, float, share},
-    simulation::{Dice, Equal, Held, Unit, enter, false_rollback, held, judge_of, sticky, tell},
+    simulation::{Dice, Equal, Held, Unit, enter, false_pause, false_rollback, held, judge_of, sticky, tell},
     stats::Counts,
 };
 use std::io::{self, Write};
@@ -46,7 +46,7 @@ pub(super) fn equal(size: Size, out: &mut dyn Write) -> io::Result<()> {
          alpha 1 %)\n\n| failures of both versions | {} |\n|---|---|---|---|",
         header.join(" | ").replace("1/3 %", "33.3… %")
     )?;
-    let mut wrong = 0;
+    let (mut wrong, mut paused) = (0, 0);
     for (row, (name, kind)) in kinds.iter().enumerate() {
         write!(out, "| {name} |")?;
         for (column, plan) in plans.iter().enumerate() {
@@ -61,6 +61,10 @@ pub(super) fn equal(size: Size, out: &mut dyn Write) -> io::Result<()> {
             let rolled = rolled.iter().filter(|rolled| **rolled).count();
             wrong += rolled;
             write!(out, " {rolled} |")?;
+            if !matches!(kind, Equal::Latency) {
+                let alarms = all(first, runs, |seed| false_pause(seed, &plan, *kind));
+                paused += alarms.iter().filter(|paused| **paused).count();
+            }
         }
         writeln!(out)?;
         out.flush()?;
@@ -70,6 +74,12 @@ pub(super) fn equal(size: Size, out: &mut dyn Write) -> io::Result<()> {
         out,
         "\n{wrong} of {rollouts} rollouts: {:.2}% (bound: 1%)",
         100.0 * float(wrong) / float(rollouts)
+    )?;
+    let told = rollouts - runs * plans.len();
+    writeln!(
+        out,
+        "The same, with 4xx answers in the place of failures (latencies left out): {paused} of {told} paused, {:.2}% (bound: 1%)",
+        100.0 * float(paused) / float(told)
     )
 }
 

@@ -17,6 +17,8 @@ use std::time::Duration;
 pub struct Course {
     /// Whether it would have been rolled back.
     pub rolled_back: bool,
+    /// Whether it would have been paused for its 4xx answers.
+    pub paused: bool,
     /// After how long it would have gone on to the next weight, if it would have.
     pub passed: Option<Duration>,
     /// The most evidence of harm that there was (its logarithm).
@@ -41,6 +43,7 @@ pub fn against_itself(
     let mut ticket = Ticket::default();
     let mut course = Course {
         rolled_back: false,
+        paused: false,
         passed: None,
         log_harm: 0.0,
         canary: 0,
@@ -57,6 +60,7 @@ pub fn against_itself(
         course.canary += canaries;
         seconds += *dt;
         let advice = judge.tick(dt.as_secs_f64(), &[batch]);
+        course.paused |= judge.pauses();
         course.log_harm = course.log_harm.max(judge.log_harm());
         match advice {
             Advice::Rollback => {
@@ -66,7 +70,7 @@ pub fn against_itself(
             Advice::Proceed => {
                 course.passed.get_or_insert(seconds);
             }
-            Advice::Hold => {}
+            Advice::Hold | Advice::Pause => {}
         }
     }
     course
@@ -84,23 +88,41 @@ fn divided(
     for (left, taken) in stable.iter_mut().zip(&canary) {
         *left -= taken;
     }
-    let (mut failed, mut canary_left) = (0, canaries);
-    for seen in 0..counts.failed {
+    let mut marked = |all: u64| the_canarys(all, (canaries, ended), weight, draw);
+    let (failed, client_errors) = (marked(counts.failed), marked(counts.client_errors));
+    Batch {
+        weight: weight.as_ratio(),
+        canary: UnitCounts {
+            client_errors,
+            ..UnitCounts::of(failed, canary)
+        },
+        stable: UnitCounts {
+            client_errors: counts.client_errors - client_errors,
+            ..UnitCounts::of(counts.failed - failed, stable)
+        },
+    }
+}
+
+/// How many of `all` failures, or 4xx answers, are the canary's.
+fn the_canarys(
+    all: u64,
+    (canaries, ended): (u64, u64),
+    weight: Weight,
+    draw: &mut dyn FnMut() -> u64,
+) -> u64 {
+    let (mut found, mut canary_left) = (0, canaries);
+    for seen in 0..all {
         let left = ended.saturating_sub(seen);
-        // More failures than ends: requests that had ended before and failed after all. Each is the canary's with its share.
+        // More than have ended: requests that had ended before and failed after all. Each is the canary's with its share.
         let is_canary = if left == 0 {
             below(draw(), u64::from(weight.q())) < u64::from(weight.p())
         } else {
             below(draw(), left) < canary_left
         };
-        failed += u64::from(is_canary);
+        found += u64::from(is_canary);
         canary_left = canary_left.saturating_sub(u64::from(is_canary));
     }
-    Batch {
-        weight: weight.as_ratio(),
-        canary: UnitCounts::of(failed, canary),
-        stable: UnitCounts::of(counts.failed - failed, stable),
-    }
+    found
 }
 
 #[cfg(test)]
@@ -117,7 +139,11 @@ mod tests {
                 latency[bucket + usize::from(second > 60) * 5] = count;
             }
             let failed = if (40..60).contains(&second) { 30 } else { 2 };
-            (Duration::from_secs(1), UnitCounts::of(failed, latency))
+            let counts = UnitCounts {
+                client_errors: 2 * failed,
+                ..UnitCounts::of(failed, latency)
+            };
+            (Duration::from_secs(1), counts)
         };
         (0..120).map(tick).collect()
     }
@@ -130,7 +156,7 @@ mod tests {
     fn what_is_divided_is_neither_more_nor_less_and_the_share_is_exact() {
         let mut dice = SmallRng::seed_from_u64(1);
         let (weight, _) = weights("15", "50");
-        let mut failed = 0;
+        let (mut failed, mut client_errors) = (0, 0);
         for (_, counts) in traffic().iter().cycle().take(1200) {
             let batch = divided(counts, (30, 200), weight, &mut || dice.next_u64());
             assert_eq!((batch.canary.ended(), batch.stable.ended()), (30, 170));
@@ -140,17 +166,23 @@ mod tests {
             batch.stable.add_latency_to(&mut sums);
             counts.add_latency_to(&mut all);
             assert_eq!(sums, all);
+            assert_eq!(
+                batch.canary.client_errors + batch.stable.client_errors,
+                counts.client_errors
+            );
             failed += batch.canary.failed;
+            client_errors += batch.canary.client_errors;
         }
         // 15 % of 8,000, whose standard deviation is about 30.
         assert!((1050..1350).contains(&failed), "{failed}");
+        assert!((2200..2600).contains(&client_errors), "{client_errors}");
     }
 
     #[test]
     fn equal_versions_are_seldom_rolled_back_and_go_on() {
         let mut dice = SmallRng::seed_from_u64(7);
         let traffic = traffic();
-        let (mut wrong, mut passed) = (0, 0);
+        let (mut wrong, mut passed, mut called) = (0, 0, 0);
         for _ in 0..60 {
             let course = against_itself(
                 JudgeConfig {
@@ -163,9 +195,13 @@ mod tests {
             );
             wrong += u64::from(course.rolled_back);
             passed += u64::from(course.passed.is_some());
+            called += u64::from(course.paused);
             assert!(course.rolled_back || course.canary == 9600, "{course:?}");
         }
-        assert!(wrong <= 2 && passed > 30, "{wrong} rolled back, {passed} passed");
+        assert!(
+            wrong <= 2 && called <= 2 && passed > 30,
+            "{wrong} rolled back, {called} paused, {passed} passed"
+        );
     }
 
     #[test]

@@ -42,6 +42,10 @@ pub struct JudgeConfig {
     pub min_canary_events: u64,
     /// Never proceed while stable itself fails more than this.
     pub freeze_stable_err: f64,
+    /// Shares of 4xx answers that differ by more than this call for a person. Absent, as in what was stored before there was such a
+    /// test: they are not watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_err_delta: Option<f64>,
 }
 
 impl Default for JudgeConfig {
@@ -65,6 +69,7 @@ impl Default for JudgeConfig {
             min_step_s: 10.0,
             min_canary_events: 3,
             freeze_stable_err: 0.02,
+            client_err_delta: Some(0.001),
         }
     }
 }

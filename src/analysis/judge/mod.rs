@@ -1,21 +1,25 @@
 //! The sequential judge: is the canary worse than stable, answered after every tick, with one risk for the whole rollout.
 //!
 //! Errors and slow responses are each a test of `stats::EProcess`; the rollback tests share `alpha`, and a step is left when
-//! every proceed test has ruled out the harm that the next weight could do. Pure: `control::judging` reads the counters and
+//! every proceed test has ruled out the harm that the next weight could do. Beside them, with a risk of its own, stands what calls
+//! for a person: another share of 4xx answers than stable's (`client_errors`). Pure: `control::judging` reads the counters and
 //! keeps the state, `serin rehearse` replays cases.
 
 pub mod against_itself;
+mod client_errors;
 mod config;
 pub mod record;
 pub mod replay;
 mod report;
 mod sight;
 
+pub use client_errors::ClientErrorsReport;
 pub use config::JudgeConfig;
 pub use report::{Eta, JudgeReport, TestReport};
 pub use sight::Fault;
 
 use crate::stats::{Baseline, Counts, EProcess, Side, UnitCounts, edge, log_sum_exp};
+use client_errors::ClientErrors;
 use serde::{Deserialize, Serialize};
 
 /// Stable's latencies count half after so many seconds.
@@ -35,6 +39,8 @@ pub enum Advice {
     Proceed,
     /// Not enough is known.
     Hold,
+    /// A person must look at the canary's 4xx answers. Stands beside the others: [`Judge::advice`] never says it.
+    Pause,
 }
 
 impl Advice {
@@ -44,6 +50,7 @@ impl Advice {
             Advice::Rollback => "rollback",
             Advice::Proceed => "proceed",
             Advice::Hold => "hold",
+            Advice::Pause => "pause",
         }
     }
 }
@@ -128,6 +135,9 @@ pub struct Judge {
     slow: Vec<Test>,
     baseline: Baseline,
     recent: Recent,
+    /// Absent, also in what is stored: 4xx answers are not watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    client_errors: Option<ClientErrors>,
 }
 
 impl Judge {
@@ -145,6 +155,7 @@ impl Judge {
             slow: config.lat_q.iter().map(|_| Test::new(1.0, 0.0)).collect(),
             baseline,
             recent: Recent::default(),
+            client_errors: config.client_err_delta.map(ClientErrors::new),
             config,
         };
         judge.fresh_proceed_tests();
@@ -186,6 +197,9 @@ impl Judge {
         for test in &mut self.slow {
             test.harm.new_step();
         }
+        if let Some(test) = &mut self.client_errors {
+            test.new_step();
+        }
         self.fresh_proceed_tests();
     }
 
@@ -224,6 +238,9 @@ impl Judge {
             self.errors.here.add(&counts);
             self.errors.harm.tick(&counts);
             self.errors.fine.tick(&counts);
+            if let Some(test) = &mut self.client_errors {
+                test.tick(&batch.client_errors());
+            }
         }
         for (index, test) in self.slow.iter_mut().enumerate() {
             // From before this tick's data: predictable, which is all that validity needs.
@@ -356,6 +373,14 @@ impl Batch {
             canary_bad: self.canary.failed,
             stable: self.stable.ended(),
             stable_bad: self.stable.failed,
+        }
+    }
+
+    fn client_errors(&self) -> Counts {
+        Counts {
+            canary_bad: self.canary.client_errors,
+            stable_bad: self.stable.client_errors,
+            ..self.errors()
         }
     }
 

@@ -128,7 +128,7 @@ impl Replayed {
                 }
                 Recorded::Enter { weight, next } => judge.enter(weight, next),
                 Recorded::Decided(recorded) => {
-                    let replayed = Decided::of(&judge, recorded.at);
+                    let replayed = recorded.again(&judge);
                     self.decisions.push(Again { recorded, replayed });
                 }
                 Recorded::Check {
@@ -188,7 +188,7 @@ pub struct Moment {
 pub struct Rejudged {
     /// What was decided at the time: what it was, and when.
     pub happened: Vec<Moment>,
-    /// The first word of each step that is no hold; nothing follows a rollback.
+    /// The first word of each step that is no hold, and the first pause; nothing follows a rollback.
     pub would: Vec<Moment>,
     /// Shares that were left before the evidence would have sufficed.
     pub left_early: Vec<f64>,
@@ -205,7 +205,7 @@ pub fn rejudge(
     let mut judge: Option<Judge> = None;
     let (mut seconds, mut canary) = (0.0, 0);
     let (mut happened, mut would, mut left_early) = (Vec::new(), Vec::new(), Vec::new());
-    let mut said_here = false;
+    let (mut said_here, mut paused) = (false, false);
     for stretch in stretches {
         let mut reader = Reader::new(stretch.bytes);
         let (_, recorded) = begun(&mut reader)?;
@@ -234,6 +234,19 @@ pub fn rejudge(
                     if advice == Advice::Rollback || advice == Advice::Proceed && !said_here {
                         would.push(moment(judge, seconds, canary));
                         said_here = true;
+                    }
+                    // Once in a rollout: then somebody has seen it.
+                    if !paused
+                        && advice != Advice::Rollback
+                        && judge.pauses()
+                        && let Some(report) = judge.client_errors()
+                    {
+                        paused = true;
+                        would.push(Moment {
+                            advice: Advice::Pause,
+                            sentence: report.sentence,
+                            ..moment(judge, seconds, canary)
+                        });
                     }
                 }
                 Recorded::Enter { weight, next } => {
@@ -338,7 +351,7 @@ mod tests {
                     write::begin(&mut next, &judge, "0.0.1");
                     out.push(next);
                 }
-                Advice::Proceed | Advice::Hold => {}
+                Advice::Proceed | Advice::Hold | Advice::Pause => {}
             }
         }
         write::check(out.last_mut().unwrap(), 0, &judge);
@@ -411,6 +424,67 @@ mod tests {
             quick.end.advice == Advice::Rollback && quick.end.canary_requests < same.end.canary_requests,
             "{quick:#?}\n{same:#?}"
         );
+    }
+
+    /// A canary that answers a tenth with 4xx where stable answers a hundredth so, fed to this judge.
+    fn with_client_errors(config: JudgeConfig) -> Vec<u8> {
+        let mut judge = Judge::new(config, 0.05, 0.5, Judge::empty_baseline());
+        let mut out = Vec::new();
+        write::begin(&mut out, &judge, "0.0.1");
+        let mut paused = false;
+        for tick in 0..200u64 {
+            let dt = Duration::from_millis(100);
+            let of = |ended, client_errors| UnitCounts {
+                client_errors,
+                ..units(ended, 0, 80)
+            };
+            let batch = Batch {
+                weight: 0.05,
+                canary: of(5, u64::from(tick % 2 == 0)),
+                stable: of(95, 1),
+            };
+            write::tick(&mut out, dt, std::slice::from_ref(&batch), 0.05);
+            judge.tick(dt.as_secs_f64(), &[batch]);
+            if judge.pauses() && !std::mem::replace(&mut paused, true) {
+                let at = Timestamp::from_millis(1_795_000_000_000 + tick);
+                write::decided(&mut out, &Decided::of_pause(&judge, at));
+            }
+        }
+        write::check(&mut out, 0, &judge);
+        out
+    }
+
+    #[test]
+    fn a_pause_comes_out_again_and_others_would_have_paused_too() {
+        let bytes = [with_client_errors(JudgeConfig::default())];
+        let replayed = replay(&stretches(&bytes));
+        assert!(replayed.is_same(), "{replayed:#?}");
+        let [again] = replayed.decisions.as_slice() else {
+            panic!("{replayed:#?}")
+        };
+        assert_eq!(again.replayed.advice, Advice::Pause);
+        assert!(
+            again
+                .replayed
+                .sentence
+                .starts_with("PAUSE at weight 5%: 4xx: canary ")
+        );
+        let same = rejudge(&stretches(&bytes), |config| config).unwrap();
+        assert_eq!(same.happened, same.would);
+        // A recording of a judge that did not watch them has them all the same.
+        let blind = |config| JudgeConfig {
+            client_err_delta: None,
+            ..config
+        };
+        let bytes = [with_client_errors(blind(JudgeConfig::default()))];
+        assert!(
+            rejudge(&stretches(&bytes), |config| config)
+                .unwrap()
+                .would
+                .is_empty()
+        );
+        let watched = rejudge(&stretches(&bytes), |_| JudgeConfig::default()).unwrap();
+        assert_eq!(watched.would, same.would);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The judge in numbers, and in the one sentence that people read.
 
-use super::{Advice, Judge, Seen, Test, sight::divided};
+use super::{Advice, ClientErrorsReport, Judge, Seen, Test, sight::divided};
 use crate::model::thousands;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -32,6 +32,9 @@ pub struct JudgeReport {
     pub warming_up: bool,
     /// Whether stable itself fails so much that nothing goes on.
     pub frozen: bool,
+    /// How 4xx answers compare: another share than stable's calls for a person. Absent: they are not watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_errors: Option<ClientErrorsReport>,
 }
 
 /// One question that the judge asks.
@@ -84,6 +87,7 @@ impl Judge {
             eta,
             warming_up: !self.is_warm(),
             frozen: self.is_frozen(),
+            client_errors: self.client_errors(),
         }
     }
 
@@ -125,7 +129,8 @@ impl Judge {
         match advice {
             Advice::Rollback => self.says_rollback(&weight),
             Advice::Proceed => self.says_proceed(&weight),
-            Advice::Hold => self.says_hold(&weight, eta),
+            // A pause is not said here: what is waited for meanwhile is.
+            Advice::Hold | Advice::Pause => self.says_hold(&weight, eta),
         }
     }
 
@@ -328,12 +333,12 @@ fn whole(number: f64) -> u64 {
 }
 
 /// Evidence out of its logarithm, without leaving the range of numbers.
-fn e(log: f64) -> f64 {
+pub(super) fn e(log: f64) -> f64 {
     log.min(700.0).exp()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a share for people")]
-fn percent(part: u64, of: u64, decimals: usize) -> String {
+pub(super) fn percent(part: u64, of: u64, decimals: usize) -> String {
     format!("{:.decimals$}", 100.0 * part as f64 / of.max(1) as f64)
 }
 
@@ -343,7 +348,7 @@ fn rate(bad: u64, of: u64) -> String {
 }
 
 /// With at most so many digits, and none that says nothing: 5, 0.01, 33.3333.
-fn general(number: f64, digits: usize) -> String {
+pub(super) fn general(number: f64, digits: usize) -> String {
     let size = if number == 0.0 {
         0.0
     } else {
@@ -365,7 +370,7 @@ fn general(number: f64, digits: usize) -> String {
 }
 
 /// Evidence with three digits; what is beyond a million is only called large.
-fn figure(number: f64) -> String {
+pub(super) fn figure(number: f64) -> String {
     if number >= 1e6 || number > 0.0 && number < 1e-3 {
         format!("{number:.1e}")
     } else {

@@ -19,10 +19,17 @@ pub enum Fault {
         /// Of stable's responses, one minus the quantile is.
         share: f64,
     },
+    /// Such shares of its answers and of stable's are 4xx, 0 to 1: it is paused, not rolled back.
+    ClientErrors {
+        /// Of its own.
+        canary: f64,
+        /// Of stable's.
+        stable: f64,
+    },
 }
 
 impl JudgeConfig {
-    /// After how many canary requests at `weight` a release with this fault is rolled back, typically, when the share
+    /// After how many canary requests at `weight` a release with this fault is rolled back, or paused, typically, when the share
     /// `stable_fails` of stable's requests fails. `None`: not by this.
     pub fn finds(&self, weight: f64, stable_fails: f64, fault: Fault) -> Option<f64> {
         let (of_errors, of_quantile) = self.shares();
@@ -35,6 +42,9 @@ impl JudgeConfig {
                 let of_stable = 1.0 - self.lat_q.get(quantile)?;
                 let test = EProcess::new(Side::Rollback, 1.0, 0.0);
                 (test, of_quantile, share, of_stable)
+            }
+            Fault::ClientErrors { canary, stable } => {
+                return self.finds_client_errors(weight, (canary, stable));
             }
         };
         let log = -(self.alpha.ln() + share.ln());

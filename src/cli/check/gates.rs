@@ -18,6 +18,11 @@ use std::{fmt::Write, time::Duration};
 
 /// The share of stable's requests that fails where nobody says it.
 const USUAL: f64 = 0.001;
+/// Shares of 4xx answers, of a release that refuses what stable takes and of stable.
+const REFUSES: Fault = Fault::ClientErrors {
+    canary: 0.05,
+    stable: 0.005,
+};
 /// A release in which this much fails must be noticed, unless a threshold allows more.
 const BAD: f64 = 0.05;
 /// A rank test that is wrong more often than this in one plan is warned of: it was written for one question.
@@ -121,6 +126,9 @@ impl Sight {
             ),
         ];
         faults.extend(slow(judge));
+        if judge.client_err_delta.is_some() {
+            faults.push(("5% get 4xx, of stable's 0.5% (pauses)".to_owned(), REFUSES));
+        }
         let mut rows = vec![row("weight", faults.iter().map(|(name, _)| name.clone()))];
         rows[0].push("a healthy one goes on".to_owned());
         for (place, (weight, next)) in gate.weights.iter().enumerate() {

@@ -13,7 +13,7 @@ use std::time::Duration;
 const DEADLINE: Span = Span::secs(600);
 
 const WORDS: &str = "deploy, tick, promote, promote_full, abort, retry, undo, pause, resume, set_weight, set_steps, \
-                     step_analysis, background_analysis, pre_analysis, post_analysis, evidence, canary_pool_down, \
+                     step_analysis, background_analysis, pre_analysis, post_analysis, evidence, client_errors, canary_pool_down, \
                      canary_pool_up, canary_pool_down_past_deadline, hard_failure, shared_fate, alarm_raised, \
                      alarm_cleared, restart";
 
@@ -235,6 +235,13 @@ impl Player {
                     Some(_) | None => Event::EvidenceGathered { run },
                 },
                 None => return Ok(Err("no background analysis is running".to_owned())),
+            },
+            "client_errors" => match self.run(&[AnalysisKind::Background, AnalysisKind::Inline]) {
+                Some(run) => Event::ClientErrors {
+                    run,
+                    message: message(),
+                },
+                None => return Ok(Err("no analysis is running".to_owned())),
             },
             "hard_failure" => Event::HardFailure {
                 action: on_error(event, "action")?,

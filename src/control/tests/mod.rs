@@ -2,6 +2,7 @@
 
 mod alarm;
 mod bake;
+mod client_errors;
 mod failure;
 mod hang;
 mod judging;

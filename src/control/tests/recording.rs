@@ -111,6 +111,7 @@ async fn a_recording_goes_on_over_a_kill_and_a_store_that_fails() {
 async fn a_power_cut_right_after_a_decision_leaves_what_it_was_made_from() {
     for (fact, advice) in [
         ("evidence_suffices", Advice::Proceed),
+        ("client_errors", Advice::Pause),
         ("analysis_finished", Advice::Rollback),
     ] {
         let config = config(BESIDE, &judge(""));
@@ -121,9 +122,12 @@ async fn a_power_cut_right_after_a_decision_leaves_what_it_was_made_from() {
         lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
             .await;
         *lab.store.dies_after.lock().unwrap() = Some(fact);
-        let is_bad = advice == Advice::Rollback;
         while !lab.store.fails.load(Ordering::SeqCst) {
-            lab.traffic(1000, if is_bad { 0.5 } else { 0.0 }).await;
+            match advice {
+                Advice::Pause => lab.refusing_canary(4).await,
+                Advice::Rollback => lab.traffic(1000, 0.5).await,
+                Advice::Proceed | Advice::Hold => lab.traffic(1000, 0.0).await,
+            }
         }
         let lab = lab.kill_and_restart(config, Duration::from_secs(10)).await;
         let recordings = recorded(&lab).await;

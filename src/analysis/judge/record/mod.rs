@@ -4,6 +4,8 @@
 //! a fingerprint of what it knows. Numbers are varints, and histograms keep the buckets that hold something. A judge depends on the
 //! time of each tick, so ticks without a request are kept too (three bytes each); requests of a tick without any are not.
 
+pub mod write;
+
 use super::{Advice, Batch, Judge};
 use crate::{
     model::Timestamp,
@@ -15,6 +17,9 @@ use std::{hash::Hasher, ops::Range, time::Duration};
 
 /// More generations of the split in one tick than there can be.
 const MOST_BATCHES: u64 = 10_000;
+
+/// The bit that says that there are 4xx answers: what a Serin before them never set.
+const CLIENT_ERRORS: usize = MOST_CUTS + 3;
 
 mod tag {
     pub(super) const BEGIN: u8 = 0;
@@ -83,6 +88,8 @@ pub struct Evidence {
     harm: u64,
     /// That there is none: errors, then each quantile.
     fine: Vec<u64>,
+    /// That shares of 4xx answers differ, of a pause for them.
+    client_errors: Option<u64>,
 }
 
 /// A recording that cannot be read; says where.
@@ -105,6 +112,7 @@ impl Evidence {
                 .chain(quantiles)
                 .map(f64::to_bits)
                 .collect(),
+            client_errors: None,
         }
     }
 
@@ -125,6 +133,33 @@ impl Decided {
             sentence: report.sentence,
         }
     }
+
+    /// What a judge says now of 4xx answers, if they call for a person; otherwise what it says.
+    pub fn of_pause(judge: &Judge, at: Timestamp) -> Decided {
+        let said = judge.client_errors().filter(|report| report.differs);
+        let otherwise = Decided::of(judge, at);
+        let Some(report) = said else {
+            return otherwise;
+        };
+        Decided {
+            advice: Advice::Pause,
+            evidence: Evidence {
+                client_errors: judge.log_client_errors().map(f64::to_bits),
+                ..otherwise.evidence
+            },
+            sentence: report.sentence,
+            ..otherwise
+        }
+    }
+
+    /// What a judge says now to the question that this was an answer to.
+    #[must_use]
+    pub fn again(&self, judge: &Judge) -> Decided {
+        match self.advice {
+            Advice::Pause => Decided::of_pause(judge, self.at),
+            Advice::Rollback | Advice::Proceed | Advice::Hold => Decided::of(judge, self.at),
+        }
+    }
 }
 
 /// Of everything that a judge knows, and of what was written about it: whatever differs has another one. It has no key: it tells of
@@ -134,130 +169,6 @@ pub fn fingerprint(judge: &Judge, written: &[u8]) -> u64 {
     hasher.write(written);
     hasher.write(serde_json::to_string(judge).unwrap_or_default().as_bytes());
     hasher.finish()
-}
-
-/// Writes recordings.
-pub mod write {
-    use super::{Advice, Batch, Begin, Decided, Duration, Evidence, Judge, UnitCounts, fingerprint, tag};
-
-    /// The judge from here on. Nothing is written of one that JSON cannot hold: then the recording cannot be read, and says so.
-    pub fn begin(out: &mut Vec<u8>, judge: &Judge, serin: &str) {
-        let begin = Begin {
-            serin: serin.to_owned(),
-            judge: judge.clone(),
-        };
-        out.push(tag::BEGIN);
-        text(out, &serde_json::to_string(&begin).unwrap_or_default());
-    }
-
-    /// What came in `dt`, to a judge at `step`.
-    pub fn tick(out: &mut Vec<u8>, dt: Duration, batches: &[Batch], step: f64) {
-        out.push(tag::TICK);
-        varint(out, u64::try_from(dt.as_millis()).unwrap_or(u64::MAX));
-        let full = || {
-            batches
-                .iter()
-                .filter(|batch| !(batch.canary.is_empty() && batch.stable.is_empty()))
-        };
-        varint(out, full().count() as u64);
-        for batch in full() {
-            let at_step = batch.weight.to_bits() == step.to_bits();
-            out.push(u8::from(at_step));
-            if !at_step {
-                bits(out, batch.weight.to_bits());
-            }
-            units(out, &batch.canary);
-            units(out, &batch.stable);
-        }
-    }
-
-    /// Another weight has been set.
-    pub fn enter(out: &mut Vec<u8>, weight: f64, next: f64) {
-        out.push(tag::ENTER);
-        bits(out, weight.to_bits());
-        bits(out, next.to_bits());
-    }
-
-    /// Something was decided.
-    pub fn decided(out: &mut Vec<u8>, decided: &Decided) {
-        out.push(tag::DECIDED);
-        varint(out, decided.at.as_millis());
-        out.push(match decided.advice {
-            Advice::Rollback => 0,
-            Advice::Proceed => 1,
-            Advice::Hold => 2,
-        });
-        evidence(out, &decided.evidence);
-        text(out, &decided.sentence);
-    }
-
-    /// What the judge knows; `since` is where the last check ended.
-    pub fn check(out: &mut Vec<u8>, since: usize, judge: &Judge) {
-        let now = fingerprint(judge, out.get(since..).unwrap_or_default());
-        out.push(tag::CHECK);
-        bits(out, now);
-    }
-
-    fn evidence(out: &mut Vec<u8>, evidence: &Evidence) {
-        bits(out, evidence.harm);
-        varint(out, evidence.fine.len() as u64);
-        for fine in &evidence.fine {
-            bits(out, *fine);
-        }
-    }
-
-    fn bits(out: &mut Vec<u8>, bits: u64) {
-        out.extend_from_slice(&bits.to_le_bytes());
-    }
-
-    fn text(out: &mut Vec<u8>, text: &str) {
-        varint(out, text.len() as u64);
-        out.extend_from_slice(text.as_bytes());
-    }
-
-    /// Seven bits a byte, the lowest first; the highest bit says that there is more.
-    fn varint(out: &mut Vec<u8>, mut number: u64) {
-        while number >= 0x80 {
-            out.push(number.to_le_bytes()[0] | 0x80);
-            number >>= 7;
-        }
-        out.push(number.to_le_bytes()[0]);
-    }
-
-    /// First which fields hold something: failed, overdue, each list of durations.
-    fn units(out: &mut Vec<u8>, units: &UnitCounts) {
-        let UnitCounts {
-            failed,
-            latency,
-            overdue,
-            // The judge does not look at it.
-            in_flight: _,
-        } = units;
-        let some = |list: &[u64]| list.iter().any(|count| *count > 0);
-        let mut holds = u8::from(*failed > 0) | u8::from(some(overdue)) << 1;
-        for (level, counts) in latency.iter().enumerate() {
-            holds |= u8::from(some(counts)) << (level + 2);
-        }
-        out.push(holds);
-        if *failed > 0 {
-            varint(out, *failed);
-        }
-        if some(overdue) {
-            for count in overdue {
-                varint(out, *count);
-            }
-        }
-        for counts in latency.iter().filter(|counts| some(counts)) {
-            let full = || counts.iter().enumerate().filter(|(_, count)| **count > 0);
-            varint(out, full().count() as u64);
-            let mut last = 0;
-            for (bucket, count) in full() {
-                varint(out, (bucket - last) as u64);
-                varint(out, *count);
-                last = bucket;
-            }
-        }
-    }
 }
 
 /// Reads a recording from its beginning.
@@ -346,7 +257,32 @@ impl<'a> Reader<'a> {
         let harm = self.bits()?;
         let tests = self.at_most(MOST_CUTS as u64 + 1, "tests")?;
         let fine: Result<Vec<u64>, BadRecord> = (0..tests).map(|_| self.bits()).collect();
-        Ok(Evidence { harm, fine: fine? })
+        Ok(Evidence {
+            harm,
+            fine: fine?,
+            client_errors: None,
+        })
+    }
+
+    fn decided(&mut self) -> Result<Decided, BadRecord> {
+        let at = Timestamp::from_millis(self.varint()?);
+        let advice = match self.byte()? {
+            0 => Advice::Rollback,
+            1 => Advice::Proceed,
+            2 => Advice::Hold,
+            3 => Advice::Pause,
+            other => return self.bad(format!("a decision of kind {other}")),
+        };
+        let mut evidence = self.evidence()?;
+        if advice == Advice::Pause {
+            evidence.client_errors = Some(self.bits()?);
+        }
+        Ok(Decided {
+            at,
+            advice,
+            evidence,
+            sentence: self.text()?.to_owned(),
+        })
     }
 
     fn units(&mut self) -> Result<UnitCounts, BadRecord> {
@@ -374,6 +310,9 @@ impl<'a> Reader<'a> {
                     None => return self.bad(format!("bucket {bucket} of {BUCKETS}")),
                 }
             }
+        }
+        if holds >> CLIENT_ERRORS & 1 > 0 {
+            units.client_errors = self.varint()?;
         }
         Ok(units)
     }
@@ -420,17 +359,7 @@ impl<'a> Reader<'a> {
                 self.step = weight;
                 Recorded::Enter { weight, next }
             }
-            tag::DECIDED => Recorded::Decided(Decided {
-                at: Timestamp::from_millis(self.varint()?),
-                advice: match self.byte()? {
-                    0 => Advice::Rollback,
-                    1 => Advice::Proceed,
-                    2 => Advice::Hold,
-                    other => return self.bad(format!("a decision of kind {other}")),
-                },
-                evidence: self.evidence()?,
-                sentence: self.text()?.to_owned(),
-            }),
+            tag::DECIDED => Recorded::Decided(self.decided()?),
             tag::CHECK => {
                 let of = self.checked..self.at - 1;
                 let fingerprint = self.bits()?;
@@ -478,6 +407,7 @@ mod tests {
         late.latency[3] = vec![0; BUCKETS];
         late.latency[3][17] = 1;
         late.overdue = [9, 3, 1, 0];
+        late.client_errors = 300;
         let batches = vec![
             Batch {
                 weight: 0.05,
@@ -487,15 +417,27 @@ mod tests {
             Batch {
                 weight: 1.0 / 3.0,
                 canary: UnitCounts::default(),
-                stable: units(1, &[]),
+                stable: UnitCounts {
+                    client_errors: 1,
+                    ..UnitCounts::default()
+                },
             },
         ];
         let decided = Decided::of(&judge, Timestamp::from_millis(1_795_000_000_123));
+        let paused = Decided {
+            advice: Advice::Pause,
+            evidence: Evidence {
+                client_errors: Some(5.0f64.to_bits()),
+                ..decided.evidence.clone()
+            },
+            ..decided.clone()
+        };
         let mut out = Vec::new();
         write::begin(&mut out, &judge, "1.2.3");
         write::tick(&mut out, Duration::from_millis(100), &batches, 0.05);
         write::tick(&mut out, Duration::from_secs(70), &[], 0.05);
         write::decided(&mut out, &decided);
+        write::decided(&mut out, &paused);
         write::enter(&mut out, 0.5, 1.0);
         let long = out.len();
         write::check(&mut out, 0, &judge);
@@ -513,6 +455,7 @@ mod tests {
                 batches: Vec::new(),
             },
             Recorded::Decided(decided),
+            Recorded::Decided(paused),
             Recorded::Enter {
                 weight: 0.5,
                 next: 1.0,
