@@ -25,10 +25,10 @@ use std::{
 };
 use tokio::{sync::oneshot, time::Instant};
 
-/// How long an idle connection is kept: below the five seconds at which many servers close theirs.
+/// How long an idle connection is kept: below the five seconds at which many servers close theirs. How many are kept has no
+/// limit but that of all connections to a version: answers come in batches, and a connection closed now is opened again a
+/// moment later.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
-/// Idle connections kept for each endpoint and worker.
-const MOST_IDLE: usize = 512;
 /// A connection idle for longer than this is asked whether the other side has closed it before it is used.
 const PROBE_AFTER: Duration = Duration::from_millis(50);
 /// How long a connection may take to become ready again after its response has ended.
@@ -472,7 +472,7 @@ where
     }
 
     fn keep(self: &Rc<Self>, mut sender: http1::SendRequest<B>, now: Instant) {
-        if sender.is_closed() || self.idle.borrow().len() >= MOST_IDLE {
+        if sender.is_closed() {
             return;
         }
         if sender.is_ready() {

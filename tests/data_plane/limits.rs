@@ -4,6 +4,7 @@ use crate::support::{
     HEAD, Serin,
     client::{Clients, Plan, ask, get},
     h2::{self, H2},
+    now,
     raw::{Next, RawClient, RawUpstream},
     upstream::Upstream,
     wait_for,
@@ -15,6 +16,7 @@ use std::{
 };
 
 const SOON: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(120);
 
 fn serin(upstream: &Upstream, more: &str) -> Serin {
     Serin::start(&format!(
@@ -293,4 +295,43 @@ fn each_version_has_limits_of_its_own() {
     assert_eq!(serin.status("shop")["phase"], "Paused");
     canary.open_gate();
     held.finish().assert_clean();
+}
+
+/// Answers come in batches, and clients ask again a moment later: whoever closes connections in between opens them again.
+#[test]
+fn as_many_connections_are_kept_as_were_in_use_at_once() {
+    const GROUPS: u64 = 12;
+    // No more than the queue of a listening socket holds.
+    const GROUP: u64 = 100;
+    let upstream = Upstream::start("v1");
+    let serin = serin(&upstream, "limits: {requests: 10000, connections: 10000}");
+    let all = GROUPS * GROUP;
+    let began = now();
+    for turn in 1..=2 {
+        let group = |number: u64| {
+            let clients = Plan::new(serin.web, 100)
+                .total(GROUP)
+                .requests(move |_| get(&format!("/gate/{turn}")))
+                .start();
+            let expected = (turn - 1) * all + (number + 1) * GROUP;
+            wait_for("everybody to wait", LONG, || {
+                (upstream.requests() >= expected).then_some(())
+            });
+            clients
+        };
+        let clients: Vec<Clients> = (0..GROUPS).map(group).collect();
+        upstream.open_gate_for_the_next();
+        for group in clients {
+            group.finish().assert_clean();
+        }
+    }
+    let opened = upstream.connections();
+    // A few may be asked for while their last answer is not quite over.
+    let most = all * 21 / 20;
+    // They are kept for four seconds.
+    let is_slow = began.elapsed() > Duration::from_secs(4);
+    assert!(
+        is_slow || opened <= most,
+        "{opened} connections for {all} clients"
+    );
 }

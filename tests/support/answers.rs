@@ -1,7 +1,7 @@
 //! What an upstream answers: the request's path says how it behaves.
 //!
 //! `/status/N` · `/bytes/N` with a length · `/stream/N` without · `/wait/MS` before the head · `/drip/N/MS` between bytes
-//! · `/gate` when it is opened · `/stuck` as that, and the body is not read before · `/hang` never · `/early` without reading the body · `/half` breaks off after its head ·
+//! · `/gate` when it is opened, `/gate/n` when it is opened for the n-th time too · `/stuck` as that, and the body is not read before · `/hang` never · `/early` without reading the body · `/half` breaks off after its head ·
 //! `/reset` closes unanswered · `/head` keeps and returns the head it got · anything else: the body it got, or its name.
 
 use bytes::Bytes;
@@ -35,7 +35,8 @@ pub struct Shared {
     pub marking: AtomicU32,
     /// Nothing is answered.
     pub hanging: AtomicBool,
-    pub gate: watch::Sender<bool>,
+    /// How often it has been opened for some; the most: for everybody.
+    pub gate: watch::Sender<u32>,
     pub heads: Mutex<Vec<String>>,
     pub killed: AtomicBool,
     /// Requests after which a connection is gracefully closed; 0: never.
@@ -53,7 +54,7 @@ impl Shared {
             refusing: AtomicU32::new(0),
             marking: AtomicU32::new(0),
             hanging: AtomicBool::new(false),
-            gate: watch::channel(false).0,
+            gate: watch::channel(0).0,
             heads: Mutex::default(),
             killed: AtomicBool::new(false),
             recycle: AtomicU32::new(0),
@@ -189,13 +190,14 @@ async fn behave(shared: &Arc<Shared>, path: &str, request: Request<Incoming>) ->
         }
         "gate" => {
             drained(request).await?;
+            let turn = Some(number()).filter(|turn| *turn > 0).unwrap_or(u32::MAX);
             let mut gate = shared.gate.subscribe();
-            let _ = gate.wait_for(|open| *open).await;
+            let _ = gate.wait_for(|open| *open >= turn).await;
             (200, full(shared.name))
         }
         "stuck" => {
             let mut gate = shared.gate.subscribe();
-            let _ = gate.wait_for(|open| *open).await;
+            let _ = gate.wait_for(|open| *open == u32::MAX).await;
             let mut body = request.into_body();
             let mut length = 0;
             while let Some(frame) = body.frame().await {

@@ -147,7 +147,12 @@ impl Upstream {
 
     /// Answers what waits at `/gate`, and from now on everything that comes there.
     pub fn open_gate(&self) {
-        self.shared.gate.send_replace(true);
+        self.shared.gate.send_replace(u32::MAX);
+    }
+
+    /// Answers what waits at `/gate/1`, the next time what waits at `/gate/2`, and so on.
+    pub fn open_gate_for_the_next(&self) {
+        self.shared.gate.send_modify(|times| *times += 1);
     }
 
     /// Request heads seen at paths that begin with `/head`.
