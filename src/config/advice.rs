@@ -60,7 +60,7 @@ fn canary(service: &Service, path: &str, cx: &mut Cx) {
         );
     }
     let background = service.plan.background().is_some();
-    let is_analysis = |step: &Step| matches!(step, Step::Analysis(_) | Step::Experiment(_));
+    let is_analysis = |step: &Step| step.analysis().is_some();
     let is_manual = |step: &Step| matches!(step, Step::Pause(pause) if pause.is_manual());
     let judged = background || steps.iter().any(is_analysis);
     let after_first = first.map_or(steps, |(index, _)| &steps[index..]);

@@ -5,7 +5,7 @@
 
 use super::strategy::built_in_gate;
 use crate::analysis::{JudgeConfig, Provider, Template};
-use crate::rollout::{AnalysisRef, Canary, Step};
+use crate::rollout::{AnalysisRef, Canary};
 use std::collections::BTreeMap;
 
 /// A judge that is called like another one and is not like it.
@@ -66,15 +66,6 @@ fn analyses(canary: &Canary) -> impl Iterator<Item = (Option<usize>, &AnalysisRe
         .steps
         .iter()
         .enumerate()
-        .filter_map(|(index, step)| match step {
-            Step::Analysis(analysis) => Some((Some(index), analysis)),
-            Step::Experiment(experiment) => Some((Some(index), &experiment.analysis)),
-            Step::SetWeight(_)
-            | Step::Pause(_)
-            | Step::Bake(_)
-            | Step::SetHeaderRoute(_)
-            | Step::SetMirrorRoute(_)
-            | Step::Skipped(_) => None,
-        });
+        .filter_map(|(index, step)| Some((Some(index), step.analysis()?)));
     beside.chain(steps)
 }

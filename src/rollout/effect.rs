@@ -1,7 +1,7 @@
 //! What the world must look like after a transition. Each effect is a whole statement and safe to repeat.
 
 use super::{
-    plan::{AnalysisRef, Plan, Step, Strategy},
+    plan::{AnalysisRef, Plan, Strategy},
     state::{Route, RunId, Stage, State},
 };
 use crate::model::{VersionName, Weight};
@@ -195,16 +195,9 @@ fn split(state: &State) -> Effect {
 fn start(state: &State, plan: &Plan, run: RunId, kind: AnalysisKind) -> Option<Effect> {
     let rolling = state.rolling()?;
     let analysis = match (kind, &plan.strategy) {
-        (AnalysisKind::Inline | AnalysisKind::Experiment, _) => match plan.steps().get(rolling.step)? {
-            Step::Analysis(analysis) => analysis.clone(),
-            Step::Experiment(experiment) => experiment.analysis.clone(),
-            Step::SetWeight(_)
-            | Step::Pause(_)
-            | Step::SetHeaderRoute(_)
-            | Step::SetMirrorRoute(_)
-            | Step::Skipped(_)
-            | Step::Bake(_) => return None,
-        },
+        (AnalysisKind::Inline | AnalysisKind::Experiment, _) => {
+            plan.steps().get(rolling.step)?.analysis()?.clone()
+        }
         (AnalysisKind::Background, _) => plan.background()?.analysis.clone(),
         (AnalysisKind::PrePromotion, Strategy::BlueGreen(blue_green)) => {
             blue_green.pre_promotion_analysis.clone()?

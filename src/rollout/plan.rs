@@ -192,6 +192,20 @@ impl Step {
             | Step::Skipped(_) => None,
         }
     }
+
+    /// The analysis that it runs, if it does.
+    pub fn analysis(&self) -> Option<&AnalysisRef> {
+        match self {
+            Step::Analysis(analysis) => Some(analysis),
+            Step::Experiment(experiment) => Some(&experiment.analysis),
+            Step::SetWeight(_)
+            | Step::Pause(_)
+            | Step::Bake(_)
+            | Step::SetHeaderRoute(_)
+            | Step::SetMirrorRoute(_)
+            | Step::Skipped(_) => None,
+        }
+    }
 }
 
 /// A small share stays on stable for a time before everything goes to the new version.

@@ -405,16 +405,7 @@ fn gates(service: &Service) -> Vec<Gate<'_>> {
         if weight.is_zero() || weight.is_full() {
             continue;
         }
-        let analysis = match step {
-            Step::Analysis(analysis) => Some(analysis),
-            Step::Experiment(experiment) => Some(&experiment.analysis),
-            Step::SetWeight(_)
-            | Step::Pause(_)
-            | Step::Bake(_)
-            | Step::SetHeaderRoute(_)
-            | Step::SetMirrorRoute(_)
-            | Step::Skipped(_) => None,
-        };
+        let analysis = step.analysis();
         let beside = plan
             .background()
             .filter(|background| background.starting_step <= index);
