@@ -1,9 +1,8 @@
 //! The one task that owns all rollouts.
 //!
 //! It waits: for commands, trips, finished measurements and probes, the clock. Whatever happens becomes a fact; `record`
-//! is the only way a fact comes into force (`together` takes those of many services at once), and `prepare` alone decides the
-//! order of storing and acting: what lowers the canary's exposure acts first and is stored after, whatever raises it or promotes
-//! is stored first.
+//! is the only way a fact comes into force (`together` takes those of many services at once). Whether it is stored or acted upon
+//! first is said by `order`.
 
 use super::{
     Attempt, Caller, Change, Refusal, RefusalKind, ReloadRefused, StartError,
@@ -13,6 +12,7 @@ use super::{
     keeping::Keeping,
     ledger::{Fact, Saved},
     managed::Managed,
+    order,
     providers::{Outside, Reply},
     store::{KeyRow, Row, Store, StoreError},
 };
@@ -29,6 +29,8 @@ use tracing::{error, info, warn};
 
 /// The longest the engine sleeps.
 const BEAT: Duration = Duration::from_secs(1);
+/// The longest that the answer to what acts first waits for the disk.
+const ANSWERED: Duration = Duration::from_secs(3);
 /// How often series of versions that are gone are looked through.
 const TIDY: Duration = Duration::from_secs(60);
 
@@ -110,7 +112,7 @@ pub(super) struct Step {
     pub(super) rows: Vec<Row>,
     pub(super) next: Saved,
     pub(super) was_aborted: bool,
-    /// It lowers the canary's exposure.
+    /// It comes into force before it is stored (`order`).
     pub(super) acts_first: bool,
 }
 
@@ -141,6 +143,8 @@ pub(crate) struct Engine {
     /// The last look of all judges, and the last one out of turn.
     judged: Timestamp,
     alarmed: Duration,
+    /// Comes when what was just acted upon has been tried to be stored.
+    pub(super) storing: Option<oneshot::Receiver<()>>,
 }
 
 /// What [`Engine::open`] needs.
@@ -188,6 +192,7 @@ impl Engine {
             looked: Timestamp::default(),
             judged: wall,
             alarmed: Duration::ZERO,
+            storing: None,
         };
         for service in stored {
             let name = &service.name;
@@ -280,9 +285,19 @@ impl Engine {
                 warm,
                 reply,
             } => {
+                self.storing = None;
                 let result = self.command(&service, command, &expect, caller, warm);
+                let storing = self.storing.take();
                 // The asker may have given up waiting; it is done all the same.
-                let _ = reply.send(result);
+                let answer = move || drop(reply.send(result));
+                match storing {
+                    None => answer(),
+                    // What is answered is stored if the disk takes it; only the asker waits.
+                    Some(storing) => drop(tokio::spawn(async move {
+                        let _ = tokio::time::timeout(ANSWERED, storing).await;
+                        answer();
+                    })),
+                }
             }
             Ask::UndoTarget { service, to, reply } => {
                 let _ = reply.send(self.undo_target(&service, to.as_ref()));
@@ -406,6 +421,7 @@ impl Engine {
         by: &By,
     ) -> Result<Option<Step>, Refusal> {
         let now = self.now();
+        let store_fails = self.store_trouble().is_some();
         let Some(managed) = self.managed.get_mut(name) else {
             return Err(no_service(name.as_str()));
         };
@@ -448,10 +464,9 @@ impl Engine {
         if rows.is_empty() {
             return Ok(None);
         }
-        let after = next.exposure();
-        let acts_first = rows.iter().all(|row| is_towards_stable(&row.fact))
-            && (after.is_within(&before) || rows.iter().any(|row| is_undo(&row.fact)))
-            || after.is_within(&before) && after.weight < before.weight;
+        // While the store is known to fail the steps stand still.
+        let by_itself = by.caller.is_none() && !store_fails;
+        let acts_first = order::acts_first(&rows, &before, &next.exposure(), by_itself);
         Ok(Some(Step {
             at: now,
             rows,
@@ -483,15 +498,9 @@ impl Engine {
         }
         let saved = next.clone();
         self.commit(name, next, at);
-        let stored = self.append(name, &rows, &saved, key.as_ref());
-        self.tell(name, &rows, stored.as_deref().unwrap_or_default(), was_aborted);
-        if stored.is_err()
-            && let Some(managed) = self.managed.get_mut(name)
-        {
-            managed.unsaved.extend(rows);
-            managed.unsaved_key = key.or(managed.unsaved_key.take());
-            self.publish_status(name);
-        }
+        // Those who follow the events hear of it once it is stored and has a number.
+        self.tell(name, &rows, &[], was_aborted);
+        self.append_later(name, rows, &saved, key);
         Ok(())
     }
 
@@ -568,35 +577,6 @@ impl Engine {
         }
         self.shared.set_ready(false);
     }
-}
-
-/// What only ever takes traffic away from a canary.
-fn is_towards_stable(fact: &Fact) -> bool {
-    match fact {
-        Fact::Moved { by } => matches!(
-            by,
-            Event::Abort { .. }
-                | Event::Undo { .. }
-                | Event::HardFailure { .. }
-                | Event::SharedFate { .. }
-                | Event::AlarmRaised { .. }
-                | Event::EndpointsLost
-        ),
-        Fact::Deploy(_)
-        | Fact::Replace(_)
-        | Fact::Endpoints { .. }
-        | Fact::Block { .. }
-        | Fact::Afterlife { .. } => false,
-    }
-}
-
-fn is_undo(fact: &Fact) -> bool {
-    matches!(
-        fact,
-        Fact::Moved {
-            by: Event::Undo { .. }
-        }
-    )
 }
 
 /// A refused event, as it is answered.

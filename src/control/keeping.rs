@@ -6,10 +6,15 @@ use super::{
     engine::Engine,
     judging,
     ledger::Saved,
-    store::{Appended, KeyRow, Retention, Row, StoreError},
+    store::{Appended, KeyRow, Retention, Row, StoreError, Tried},
 };
 use crate::model::{ServiceName, Timestamp};
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::oneshot;
 use tracing::{error, info};
 
 /// How often a sign of life is stored while a version is on trial.
@@ -62,8 +67,7 @@ impl Engine {
         saved: &Saved,
         key: Option<&KeyRow>,
     ) -> Result<Vec<u64>, Refusal> {
-        let waiting = self.managed.get(name).map_or(0, |managed| managed.unsaved.len());
-        let result = if waiting > 0 {
+        let result = if self.has_unsaved(name) {
             Err(self
                 .keeping
                 .fails
@@ -81,6 +85,51 @@ impl Engine {
             }
             Err(why) => Err(not_stored(&why)),
         }
+    }
+
+    /// [`Engine::append`] of what is in force already, without waiting; what cannot even be brought on its way is kept.
+    pub(super) fn append_later(
+        &mut self,
+        name: &ServiceName,
+        rows: Vec<Row>,
+        saved: &Saved,
+        key: Option<KeyRow>,
+    ) {
+        if !self.has_unsaved(name) {
+            self.store_evidence(name);
+            let (tried, storing) = oneshot::channel();
+            self.storing = Some(storing);
+            let told = self.telling(name, &rows, Some(tried));
+            match self.store.append_later(name, &rows, saved, key.as_ref(), told) {
+                Ok(()) => return,
+                Err(error) => drop(self.store_failed(&error)),
+            }
+        }
+        if let Some(managed) = self.managed.get_mut(name) {
+            managed.unsaved.extend(rows);
+            managed.unsaved_key = key.or(managed.unsaved_key.take());
+            self.publish_status(name);
+        }
+    }
+
+    pub(super) fn has_unsaved(&self, name: &ServiceName) -> bool {
+        self.managed
+            .get(name)
+            .is_some_and(|managed| !managed.unsaved.is_empty())
+    }
+
+    /// Tells those who follow the events as soon as facts are stored, and whoever waits when it has been tried once.
+    fn telling(&self, name: &ServiceName, rows: &[Row], waiting: Option<oneshot::Sender<()>>) -> Tried {
+        let (shared, name, rows) = (Arc::clone(&self.shared), name.clone(), rows.to_vec());
+        let waiting = Mutex::new(waiting);
+        Box::new(move |stored| {
+            for (row, id) in rows.iter().zip(stored.unwrap_or_default()) {
+                shared.tell(row.shown(*id, &name));
+            }
+            let waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // The asker may have given up waiting.
+            let _ = waiting.map(|waiting| waiting.send(()));
+        })
     }
 
     /// [`Engine::append`] for several services, none of which has rows that could not be stored before: all or nothing.
@@ -163,7 +212,6 @@ impl Engine {
             return;
         }
         let names: Vec<ServiceName> = self.managed.keys().cloned().collect();
-        let mut tried = false;
         for name in names {
             let Some(managed) = self.managed.get_mut(&name) else {
                 continue;
@@ -171,16 +219,13 @@ impl Engine {
             if managed.unsaved.is_empty() {
                 continue;
             }
-            tried = true;
             let rows = std::mem::take(&mut managed.unsaved);
             let key = managed.unsaved_key.take();
             let saved = managed.saved.clone();
             self.store_evidence(&name);
-            match self.store.append(&name, &rows, &saved, key.as_ref()) {
-                Ok(ids) => {
-                    self.broadcast(&name, &rows, &ids);
-                    self.publish_status(&name);
-                }
+            let told = self.telling(&name, &rows, None);
+            match self.store.append_later(&name, &rows, &saved, key.as_ref(), told) {
+                Ok(()) => self.publish_status(&name),
                 Err(error) => {
                     if let Some(managed) = self.managed.get_mut(&name) {
                         (managed.unsaved, managed.unsaved_key) = (rows, key);
@@ -190,10 +235,7 @@ impl Engine {
                 }
             }
         }
-        if tried {
-            self.store_works();
-            self.keep_attempts();
-        } else if let Err(error) = self.store.settled(now) {
+        if let Err(error) = self.store.settled(now) {
             self.store_failed(&error);
         } else {
             self.store_works();

@@ -18,6 +18,7 @@ mod keeping;
 mod ledger;
 mod managed;
 mod observe;
+mod order;
 mod perform;
 mod providers;
 mod ranks;

@@ -67,10 +67,4 @@ impl Engine {
             }
         }
     }
-
-    fn has_unsaved(&self, name: &ServiceName) -> bool {
-        self.managed
-            .get(name)
-            .is_some_and(|managed| !managed.unsaved.is_empty())
-    }
 }

@@ -1,5 +1,5 @@
-//! What is stored without anybody waiting for it: signs of life, how an analysis stands, attempts. While the disk takes its
-//! time the judges go on.
+//! What is stored without anybody waiting for it: facts that are in force already, signs of life, how an analysis stands,
+//! attempts. While the disk takes its time the judges go on.
 //!
 //! Order is kept, and what fails is tried again before whatever comes after it, so that nothing is lost but by the end of the
 //! process.
@@ -93,6 +93,12 @@ impl Later {
                 return;
             }
         }
+    }
+
+    /// Writes what is left; an error when something still is.
+    pub(super) fn catch_up(&self, store: &dyn Store) -> Result<(), StoreError> {
+        self.retry(store);
+        self.state().trouble.take().map_or(Ok(()), Err)
     }
 
     /// Whether nothing has moved for longer than `patience`.

@@ -206,6 +206,9 @@ pub(crate) struct Appended {
     pub(crate) saved: Saved,
 }
 
+/// Told of each try to store facts that nobody waits for: their numbers, or why it comes again. The first one to work is the last.
+pub(crate) type Tried = Box<dyn Fn(Result<&[u64], &StoreError>) + Send>;
+
 /// How much of the past is kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retention {
@@ -230,6 +233,20 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
         saved: &Saved,
         key: Option<&KeyRow>,
     ) -> Result<Vec<u64>, StoreError>;
+    /// [`Store::append`] of what is in force already: comes about later, before everything that is appended after it. An error:
+    /// it does not come about.
+    fn append_later(
+        &self,
+        service: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+        tried: Tried,
+    ) -> Result<(), StoreError> {
+        let ids = self.append(service, rows, saved, key)?;
+        tried(Ok(&ids));
+        Ok(())
+    }
     /// [`Store::append`] for several services, each named once: all of it or nothing. Returns each one's numbers.
     fn append_all(&self, steps: &[Appended]) -> Result<Vec<Vec<u64>>, StoreError>;
     /// Undoes an append whose caller has been told that it failed: its facts go, and the service is what it was before

@@ -3,12 +3,13 @@
 //!
 //! The engine's calls run on a thread of their own and are given up after a while. What was given up and came about all the
 //! same is taken back before anything else is stored, so that the caller's "it failed and changed nothing" is true. What no
-//! decision depends on is not waited for at all (`later`): a judge must not look away while a slow disk keeps a record.
+//! decision depends on, and facts that are in force already, are not waited for at all (`later`): a judge must not look away
+//! while a slow disk keeps a record. What is waited for is stored after all of them, or not at all.
 //! Reads for people go past this: they wait on threads that may.
 
 use super::{
     Appended, JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, Store, StoreError, StoredService,
-    StretchRow,
+    StretchRow, Tried,
     later::{Later, Write},
 };
 use crate::{
@@ -47,7 +48,7 @@ pub(crate) struct Patient {
     later: Later,
     /// What of the judges waits for its turn.
     judges: Arc<Mutex<Judges>>,
-    /// What is stored for each service: what taking back goes back to.
+    /// What is stored for each service, or will be before whatever is asked for next: what taking back goes back to.
     stored: Arc<Mutex<BTreeMap<ServiceName, Saved>>>,
 }
 
@@ -231,12 +232,34 @@ impl Store for Patient {
         let before = self.known().get(service).cloned();
         let (name, rows, next, key) = (service.clone(), rows.to_vec(), saved.clone(), key.cloned());
         let (whose, used) = (name.clone(), key.as_ref().map(|key| key.key.clone()));
+        let later = self.later.clone();
         let ids = self.ask(
-            move |store| store.append(&name, &rows, &next, key.as_ref()),
+            move |store| {
+                later.catch_up(store)?;
+                store.append(&name, &rows, &next, key.as_ref())
+            },
             move |store, ids: &Vec<u64>| store.take_back(&whose, ids, before.as_ref(), used.as_deref()),
         )?;
         self.known().insert(service.clone(), saved.clone());
         Ok(ids)
+    }
+
+    fn append_later(
+        &self,
+        service: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+        tried: Tried,
+    ) -> Result<(), StoreError> {
+        let (name, rows, next, key) = (service.clone(), rows.to_vec(), saved.clone(), key.cloned());
+        self.later(Box::new(move |store| {
+            let stored = store.append(&name, &rows, &next, key.as_ref());
+            tried(stored.as_deref());
+            stored.map(drop)
+        }))?;
+        self.known().insert(service.clone(), saved.clone());
+        Ok(())
     }
 
     fn append_all(&self, steps: &[Appended]) -> Result<Vec<Vec<u64>>, StoreError> {
@@ -246,9 +269,12 @@ impl Store for Patient {
             .map(|step| (step.service.clone(), known.get(&step.service).cloned()))
             .collect();
         drop(known);
-        let next = steps.to_vec();
+        let (next, later) = (steps.to_vec(), self.later.clone());
         let ids = self.ask(
-            move |store| store.append_all(&next),
+            move |store| {
+                later.catch_up(store)?;
+                store.append_all(&next)
+            },
             move |store, all: &Vec<Vec<u64>>| {
                 let mut each = before.iter().zip(all);
                 each.try_for_each(|((whose, before), ids)| store.take_back(whose, ids, before.as_ref(), None))
@@ -281,8 +307,8 @@ impl Store for Patient {
         }
         let later = self.later.clone();
         self.ask_idempotent(move |store| {
-            later.retry(store);
-            later.trouble().map_or_else(|| store.settled(at), Err)
+            later.catch_up(store)?;
+            store.settled(at)
         })
     }
 
@@ -297,10 +323,12 @@ impl Store for Patient {
         after: u64,
         limit: usize,
     ) -> Result<Vec<StoredEvent>, StoreError> {
+        self.settle();
         self.inner.events(service, after, limit)
     }
 
     fn last_events(&self, service: &str, limit: usize) -> Result<Vec<StoredEvent>, StoreError> {
+        self.settle();
         self.inner.last_events(service, limit)
     }
 
@@ -310,6 +338,7 @@ impl Store for Patient {
     }
 
     fn rollouts(&self, service: &str) -> Result<Vec<RolloutStatus>, StoreError> {
+        self.settle();
         self.inner.rollouts(service)
     }
 

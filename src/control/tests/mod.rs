@@ -11,6 +11,7 @@ mod ranks;
 mod recording;
 mod rollout;
 mod simulation;
+mod slow;
 mod store;
 mod together;
 
@@ -19,12 +20,12 @@ use super::{
     providers::{Outside, Question},
     store::{
         Appended, JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, SqliteStore, Store, StoreError,
-        StoredService, StretchRow,
+        StoredService, StretchRow, Tried,
     },
 };
 use crate::{
     config::{Config, load_text},
-    control::{Attempt, RolloutStatus, StoredEvent, ledger::Saved},
+    control::{Attempt, RolloutStatus, StoredEvent, VersionState, ledger::Saved},
     metrics::{Outcome, Registry},
     model::{Clock, EndpointUrl, Role, ServiceName, Timestamp, VersionName, Weight},
     upstream::{Endpoint, LiveService, Services},
@@ -112,6 +113,7 @@ pub(super) struct Faulty {
     /// For each run that was stored, its phase and the weight in force at that moment, of the services that are watched.
     pub(super) runs: Mutex<Vec<(String, Weight)>>,
     pub(super) watched: Mutex<Option<Services>>,
+    slow: Mutex<Option<slow::Traffic>>,
 }
 
 impl Faulty {
@@ -123,7 +125,15 @@ impl Faulty {
             dies_after: Mutex::default(),
             runs: Mutex::default(),
             watched: Mutex::default(),
+            slow: Mutex::default(),
         })
+    }
+
+    /// The engine stands still until the disk has answered; clients do not.
+    fn keeps_waiting(&self) {
+        if let Some(traffic) = self.slow.lock().unwrap().as_ref() {
+            traffic.goes_on();
+        }
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -134,6 +144,18 @@ impl Faulty {
             });
         }
         Ok(())
+    }
+
+    fn count(&self) {
+        let left = self.appends.load(Ordering::SeqCst);
+        self.appends.store(left - i64::from(left > 0), Ordering::SeqCst);
+    }
+
+    fn die_after(&self, rows: &[Row]) {
+        let last = *self.dies_after.lock().unwrap();
+        if rows.iter().any(|row| Some(row.fact.name()) == last) {
+            self.fails.store(true, Ordering::SeqCst);
+        }
     }
 }
 
@@ -151,20 +173,31 @@ impl Store for Faulty {
         saved: &Saved,
         key: Option<&KeyRow>,
     ) -> Result<Vec<u64>, StoreError> {
+        self.keeps_waiting();
         self.check()?;
-        let left = self.appends.load(Ordering::SeqCst);
-        self.appends.store(left - i64::from(left > 0), Ordering::SeqCst);
+        self.count();
         let stored = self.inner.append(service, rows, saved, key);
-        let last = *self.dies_after.lock().unwrap();
-        if rows.iter().any(|row| Some(row.fact.name()) == last) {
-            self.fails.store(true, Ordering::SeqCst);
-        }
+        self.die_after(rows);
         stored
     }
-    fn append_all(&self, steps: &[Appended]) -> Result<Vec<Vec<u64>>, StoreError> {
+    fn append_later(
+        &self,
+        service: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+        tried: Tried,
+    ) -> Result<(), StoreError> {
         self.check()?;
-        let left = self.appends.load(Ordering::SeqCst);
-        self.appends.store(left - i64::from(left > 0), Ordering::SeqCst);
+        self.count();
+        let coming = self.inner.append_later(service, rows, saved, key, tried);
+        self.die_after(rows);
+        coming
+    }
+    fn append_all(&self, steps: &[Appended]) -> Result<Vec<Vec<u64>>, StoreError> {
+        self.keeps_waiting();
+        self.check()?;
+        self.count();
         self.inner.append_all(steps)
     }
     fn take_back(
@@ -181,6 +214,7 @@ impl Store for Faulty {
         self.inner.alive(at)
     }
     fn settled(&self, at: Timestamp) -> Result<(), StoreError> {
+        self.keeps_waiting();
         self.check()?;
         self.inner.settled(at)
     }
@@ -212,6 +246,7 @@ impl Store for Faulty {
         self.inner.attempts(service, limit)
     }
     fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError> {
+        self.keeps_waiting();
         self.check()?;
         self.inner.recall(service, key, since)
     }
@@ -381,6 +416,29 @@ impl Lab {
     pub(super) async fn deploy(&self, version: &str, port: u16) -> Result<Accepted, Refusal> {
         self.command(Command::Deploy(Deploy::of(v(version), vec![url(port)])))
             .await
+    }
+
+    /// Releases the version on trial, and brings in another one so that it is where `stands` says five seconds before the former
+    /// stable version ceases to be warm.
+    pub(super) async fn released_and_another(
+        &self,
+        version: &str,
+        port: u16,
+        stands: impl Fn(&ServiceStatus) -> bool,
+    ) {
+        let promote = Command::Promote {
+            full: true,
+            skip_analysis: true,
+        };
+        self.command(promote).await.unwrap();
+        seconds(590).await;
+        self.deploy(version, port).await.unwrap();
+        self.until("another one", |status| {
+            status.canary == Some(v(version)) && stands(status)
+        })
+        .await;
+        let versions = self.status().versions;
+        assert!(versions.iter().any(|one| one.state == VersionState::Warm));
     }
 
     /// Waits, at most twenty minutes of paused time, until it holds.
