@@ -156,13 +156,17 @@ impl TimeoutsConfig {
     }
 }
 
+/// The most fields that a request may be allowed. A map of them holds 24,576, ours included, and room for as many as are allowed
+/// is taken for each head that is read.
+const MOST_FIELDS: u32 = 10_000;
+
 /// At a listener and at a service; each uses what concerns it.
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct LimitsConfig {
     /// Absent: off; at a service: the listener's.
     body: Option<OrOff<ByteSize>>,
-    /// Listener only. Absent: 100.
+    /// Listener only, 1 to 10,000. Absent: 100.
     headers: Option<u32>,
     /// Listener only. Absent: 64KiB.
     header_bytes: Option<ByteSize>,
@@ -211,6 +215,10 @@ impl LimitsConfig {
     fn listener(&self, path: &str, cx: &mut Cx) -> ListenerLimits {
         self.check(path, &["requests", "pending"], cx);
         let default = ListenerLimits::default();
+        if let Some(headers) = self.headers.filter(|headers| *headers > MOST_FIELDS) {
+            let hint = format!("write between 1 and {MOST_FIELDS}");
+            cx.error(&format!("{path}.headers"), format!("{headers} is out of range"), hint);
+        }
         let mut within = |key: &str, size: Option<ByteSize>, default, least: u64, most: u64, hint| {
             let size = size.unwrap_or(default);
             if !(least..=most).contains(&size.as_u64()) && size.as_u64() > 0 {

@@ -129,11 +129,11 @@ fn every_default_is_what_the_design_says() {
 }
 
 #[test]
-fn limits_of_http2_are_bounded_and_belong_to_listeners() {
+fn limits_of_clients_are_bounded_and_belong_to_listeners() {
     let at =
         |limits: &str| MINIMAL.replace("'127.0.0.1:8080'", &format!("'127.0.0.1:8080', limits: {limits}"));
     let limits = good(&at(
-        "{streams: 7, resets: 8, streamWindow: 16KiB, connectionWindow: 64MiB}",
+        "{headers: 10000, streams: 7, resets: 8, streamWindow: 16KiB, connectionWindow: 64MiB}",
     ))
     .listeners[0]
         .limits;
@@ -146,6 +146,10 @@ fn limits_of_http2_are_bounded_and_belong_to_listeners() {
         (
             "{streams: 0}",
             "listeners[0].limits.streams: 0 would refuse everything",
+        ),
+        (
+            "{headers: 10001}",
+            "listeners[0].limits.headers: 10001 is out of range; write between 1 and 10000",
         ),
         (
             "{streamWindow: 8KiB}",

@@ -15,12 +15,18 @@ pub enum BadUnit {
         "`{0}` is not a length of time: write for example 250ms, 30s, 5m, 1h30m or a whole number of seconds"
     )]
     Span(String),
+    /// Longer than anything is waited for.
+    #[error("`{0}` is longer than a hundred years: write at most 36500d")]
+    TooLong(String),
     /// Not a size.
     #[error("`{0}` is not a size: write for example 512B, 64KiB, 10MiB, 1GiB or a whole number of bytes")]
     Size(String),
 }
 
 impl Span {
+    /// The longest that can be written, a hundred years: added to any time of a clock it is one that the clock knows.
+    const LONGEST: Span = Span::secs(36_500 * 86_400);
+
     /// No time at all.
     pub const ZERO: Span = Span(Duration::ZERO);
 
@@ -87,8 +93,14 @@ impl FromStr for Span {
         if rest.is_empty() {
             return Err(bad());
         }
+        let bounded = |span: Span| {
+            if span > Span::LONGEST {
+                return Err(BadUnit::TooLong(s.to_owned()));
+            }
+            Ok(span)
+        };
         if let Ok(seconds) = rest.parse::<u64>() {
-            return Ok(Span::secs(seconds));
+            return bounded(Span::secs(seconds));
         }
         let mut total = Duration::ZERO;
         while !rest.is_empty() {
@@ -107,7 +119,7 @@ impl FromStr for Span {
             total = total.checked_add(part).ok_or_else(bad)?;
             rest = after.trim_start();
         }
-        Ok(Span(total))
+        bounded(Span(total))
     }
 }
 
@@ -292,6 +304,17 @@ mod tests {
         }
         for bad in ["", "5 parsecs", "m", "-1s", "1.2.3s", "99999999999999999999d"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_span_is_never_so_long_that_no_clock_could_count_it() {
+        for longest in ["36500d", "3153600000", "876000h"] {
+            longest.parse::<Span>().unwrap();
+        }
+        for longer in ["36500d1ms", "3153600001", "18446744073709551615", "213503982334601d"] {
+            let error = longer.parse::<Span>().unwrap_err();
+            assert!(error.to_string().ends_with("at most 36500d"), "{longer}: {error}");
         }
     }
 
