@@ -2,7 +2,7 @@
 //!
 //! Connections are permits of one semaphore, taken when a connection is opened and given back when its task ends; a request
 //! over a kept connection touches nothing here. Whoever finds none left waits in turn, and says so: workers with idle
-//! connections then close them.
+//! connections then close them, as they do when there are more than a lowered limit allows.
 
 use super::{
     descriptors::{Descriptor, Descriptors},
@@ -70,7 +70,7 @@ impl Capacity {
         Capacity { descriptors, ..self }
     }
 
-    /// These limits hold from now on; what is open or waits stays.
+    /// These limits hold from now on; what is in use or waits stays, and connections that are too many go as they fall idle.
     pub fn set(&self, limits: &Limits) {
         self.seats.set_limit(limits.requests);
         self.most_waiting.store(limits.pending, Ordering::Relaxed);
@@ -89,6 +89,7 @@ impl Capacity {
             let fewer = *allowed - wanted;
             let taken = self.places.forget_permits(fewer);
             self.owed.fetch_add(fewer - taken, Ordering::AcqRel);
+            self.crowded.notify_waiters();
         }
         *allowed = wanted;
     }
@@ -103,16 +104,23 @@ impl Capacity {
         })
     }
 
-    /// Takes a turn in the queue, unless it is full.
+    /// Takes a turn in the queue, unless it is full. It is not for whoever waits only until another worker has closed an idle
+    /// connection.
     pub fn queue(self: &Arc<Self>) -> Option<Turn> {
         let most = self.most_waiting.load(Ordering::Relaxed);
         let before = self.waiting.fetch_add(1, Ordering::AcqRel);
         let turn = Turn(Arc::clone(self));
-        if before >= most {
+        if before >= most && !self.has_idle() {
             return None;
         }
         self.crowded.notify_waiters();
         Some(turn)
+    }
+
+    /// Whether there are connections for all requests in flight, this one among them: then one that is not free is idle.
+    fn has_idle(&self) -> bool {
+        let allowed = *self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.seats.taken() <= u64::try_from(allowed).unwrap_or(u64::MAX)
     }
 
     /// Whether somebody waits for a connection: then none may be kept idle.
@@ -120,9 +128,10 @@ impl Capacity {
         self.waiting.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether idle connections should be closed: somebody waits for one, or for a descriptor for one to another version.
+    /// Whether idle connections should be closed: somebody waits for one, or for a descriptor for one to another version, or
+    /// there are more than a lowered limit allows.
     pub fn wants_room(&self) -> bool {
-        self.is_crowded() || self.descriptors.are_scarce()
+        self.is_crowded() || self.descriptors.are_scarce() || self.owed.load(Ordering::Relaxed) > 0
     }
 
     /// Requests that wait for a connection.
@@ -203,6 +212,7 @@ mod tests {
         let capacity = capacity(2, 1);
         let held = [capacity.place().unwrap(), capacity.place().unwrap()];
         assert!(capacity.place().is_none());
+        (0..4).for_each(|_| assert!(capacity.seats.enter(0)));
         let turn = capacity.queue().unwrap();
         assert!(capacity.queue().is_none() && capacity.is_crowded());
         assert_eq!(capacity.waiting(), 1);
@@ -211,6 +221,19 @@ mod tests {
         assert!(ready(turn.place()).is_some());
         drop(turn);
         assert!(!capacity.is_crowded());
+    }
+
+    #[test]
+    fn who_waits_only_for_an_idle_connection_to_be_closed_takes_no_place_in_the_queue() {
+        let capacity = capacity(1, 0);
+        let idle = capacity.place().unwrap();
+        assert!(capacity.seats.enter(1));
+        let turn = capacity.queue().unwrap();
+        assert!(capacity.wants_room());
+        drop(idle);
+        assert!(ready(turn.place()).is_some());
+        assert!(capacity.seats.enter(0));
+        assert!(capacity.queue().is_none(), "one is served, the other would have to wait for it");
     }
 
     #[test]
@@ -235,9 +258,12 @@ mod tests {
             connections,
             ..Limits::default()
         };
+        assert!(!capacity.wants_room());
         capacity.set(&limits(1));
         held.pop();
+        assert!(capacity.wants_room(), "one more than allowed is open");
         held.pop();
+        assert!(!capacity.wants_room());
         assert!(capacity.place().is_none(), "one is still open");
         held.pop();
         held.push(capacity.place().unwrap());

@@ -145,6 +145,54 @@ fn an_idle_connection_of_another_worker_makes_room_for_who_waits() {
 }
 
 #[test]
+fn whoever_is_alone_is_served_though_nobody_may_wait() {
+    let upstream = Upstream::start("v1");
+    let serin = serin(&upstream, "limits: {connections: 1, pending: 0}");
+    for _ in 0..30 {
+        assert_eq!(ask(serin.web, false, get("/")).unwrap().status, 200);
+    }
+    assert!(upstream.connections() > 1, "it moved as well");
+}
+
+#[test]
+fn a_lowered_limit_closes_the_idle_connections_that_are_too_many() {
+    let upstream = Upstream::start("v1");
+    let configuration = |connections| {
+        format!(
+            "{HEAD}services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}, limits: {{connections: {connections}, pending: 0}}}}]",
+            upstream.url()
+        )
+    };
+    let serin = Serin::start_with(&configuration(2));
+    let refused = || serin.metric("serin_http_rejected_total", &[("reason", "overload")]);
+    // Whether two requests are at the version at once; one turn after the other, so that no connection is idle for long.
+    let mut turn = 0;
+    let mut are_two_allowed = || {
+        turn += 1;
+        let gate = || {
+            let mut client = RawClient::connect(serin.web);
+            client.send(&format!("GET /gate/{turn} HTTP/1.1\r\nhost: shop\r\n\r\n"));
+            client
+        };
+        let before = refused();
+        let mut first = gate();
+        in_flight(&upstream, 1);
+        let mut second = gate();
+        let allowed = wait_for("the second request's fate", SOON, || {
+            let allowed = upstream.in_flight() == 2;
+            (allowed || refused() > before).then_some(allowed)
+        });
+        upstream.open_gate_for_the_next();
+        assert_eq!(first.answer("GET").unwrap().status, 200);
+        assert_eq!(second.answer("GET").unwrap().status, if allowed { 200 } else { 503 });
+        allowed
+    };
+    assert!(are_two_allowed());
+    serin.rewrite(&configuration(1));
+    wait_for("the limit to hold", SOON, || (!are_two_allowed()).then_some(()));
+}
+
+#[test]
 fn one_http2_connection_is_opened_however_many_requests_come_at_once() {
     let upstream = Upstream::h2c("v1");
     let serin = serin(&upstream, "limits: {connections: 2}");
