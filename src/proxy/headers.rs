@@ -396,9 +396,12 @@ pub(super) fn origin_form(uri: &http::Uri) -> http::Uri {
 }
 
 /// What an absolute target names behind its authority. Of `http://host#fragment` the `http` crate keeps nothing at all, and
-/// would write a request line without a target.
+/// would write a request line without a target; of `http://host?query` it keeps no path (RFC 9112 3.2.1, 9113 8.3.1).
 fn path_of(uri: &http::Uri) -> PathAndQuery {
     match uri.path_and_query() {
+        Some(path) if path.as_str().starts_with('?') => {
+            PathAndQuery::try_from(format!("/{}", path.as_str())).unwrap_or_else(|_| path.clone())
+        }
         Some(path) if path.as_str() != "/" => path.clone(),
         Some(_) | None => PathAndQuery::from_static("/"),
     }
@@ -695,6 +698,14 @@ mod tests {
         assert_eq!(target("http://shop.test#x"), "/");
         assert_eq!(target("http://shop.test?a#x"), "/?a");
         assert_eq!(target("http://shop.test/a?b"), "/a?b");
+        let named = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("shop.test"))]);
+        let path = |uri: &str| {
+            let target = absolute_form(&uri.parse().unwrap(), &named, false);
+            target.path_and_query().unwrap().as_str().to_owned()
+        };
+        assert_eq!(path("http://shop.test"), "/");
+        assert_eq!(path("http://shop.test?a#x"), "/?a");
+        assert_eq!(path("http://shop.test/a?b"), "/a?b");
     }
 
     #[test]

@@ -87,6 +87,7 @@ pub(super) fn accept(parts: &Parts, seen: &Seen) -> Result<Accepted, Refusal> {
         expectation(&parts.headers)?;
     }
     if parts.version == Version::HTTP_2 {
+        whole_path(&parts.uri)?;
         values(&parts.headers)?;
     }
     let (from_uri, host_end) = host(parts, seen)?;
@@ -199,6 +200,14 @@ impl Segment {
     const fn is_dots(&self) -> bool {
         !self.other && (self.dots == 1 || self.dots == 2)
     }
+}
+
+/// `:path` begins with a slash (9113 8.3.1); `http::Uri` takes `?a` for `/?a`.
+fn whole_path(uri: &Uri) -> Result<(), Refusal> {
+    if uri.path_and_query().is_some_and(|path| path.as_str().starts_with('?')) {
+        return Err(bad(Rejection::Target, "the target does not start with `/`"));
+    }
+    Ok(())
 }
 
 /// A value of HTTP/2 has no space around it (9113 8.2.1); what removes it on one way and keeps it on another compares
@@ -550,6 +559,14 @@ mod tests {
             assert!(check(&parts("GET", "http://shop.test/", Version::HTTP_2, &fields)).is_err());
             assert!(check(&parts("GET", "/", Version::HTTP_11, &fields)).is_ok());
         }
+    }
+
+    #[test]
+    fn a_path_of_http2_is_whole() {
+        assert!(check(&parts("GET", "http://shop.test?a", Version::HTTP_2, &[])).is_err());
+        assert!(check(&parts("GET", "http://shop.test/?a", Version::HTTP_2, &[])).is_ok());
+        // In HTTP/1.1 that is an absolute target like others (9112 3.2.2).
+        assert!(check(&parts("GET", "http://shop.test?a", Version::HTTP_11, &[HOST])).is_ok());
     }
 
     #[test]
