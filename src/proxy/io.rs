@@ -33,7 +33,7 @@ pub(super) enum Waiting {
     Busy,
 }
 
-/// How long a connection that is about to close is waited for while it is silent: a request may be on its way. Closing at once
+/// How long a connection that is about to close is waited for while it begins nothing: a request may be on its way. Closing at once
 /// would lose it.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
@@ -217,10 +217,11 @@ impl Progress {
     }
 
     /// HTTP/2: frames have arrived; `partial` when the last, or the header block it belongs to, is not whole. A connection
-    /// without requests is idle even when its client sends PING, and has begun a request only with a part of one.
+    /// without requests is idle even when its client sends PING, also when it is about to close, and has begun a request only
+    /// with a part of one.
     pub(super) fn frames_arrived(&self, partial: bool) {
         let waiting = if partial { Waiting::Head } else { Waiting::Idle };
-        if self.requests.get() == 0 && (self.waiting.get() != waiting || self.draining.get()) {
+        if self.requests.get() == 0 && self.waiting.get() != waiting {
             self.waiting.set(waiting);
             self.since.set(None);
         }

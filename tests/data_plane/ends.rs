@@ -3,7 +3,7 @@
 use crate::support::{
     HEAD, Serin,
     authority::Authority,
-    h2::{H2, HEADERS, block, request},
+    h2::{H2, HEADERS, PING, block, request},
     now,
     raw::{Next, RawUpstream, Seen, ok},
     upstream::Upstream,
@@ -151,4 +151,43 @@ admin: {{address: \"127.0.0.1:0\"}}
     let took = stopped.elapsed();
     assert!(took < Duration::from_secs(30), "{took:?} of a drain of 60 s");
     assert!(!serin.log().contains("before everything in flight had finished"));
+}
+
+#[test]
+fn a_client_that_only_pings_is_closed_when_its_time_is_over_and_does_not_hold_up_a_stop() {
+    let upstream = Upstream::start("v1");
+    let mut serin = Serin::start_with(&format!(
+        "
+listeners:
+  - name: web
+    address: \"127.0.0.1:0\"
+    timeouts: {{keepAlive: 2s, drain: 1m}}
+  - name: patient
+    address: \"127.0.0.1:0\"
+    timeouts: {{keepAlive: 1h, drain: 1m}}
+admin: {{address: \"127.0.0.1:0\"}}
+{}",
+        service(&upstream.url())
+    ));
+    // Neither answers the ping that a goodbye begins with, nor reads it.
+    let pinging = |to| {
+        let mut client = H2::connect(to);
+        std::thread::spawn(move || {
+            while client.send(PING, 0, 0, &[7; 8]) {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        })
+    };
+    let first = pinging(serin.web);
+    wait_for("the end of the first", LONG, || first.is_finished().then_some(()));
+    let other = pinging(serin.listener("patient"));
+    wait_for("the other one", LONG, || {
+        (serin.count("serin_client_connections", &[("listener", "patient")]) == 1).then_some(())
+    });
+    let stopped = now();
+    serin.signal("TERM");
+    assert_eq!(serin.wait_end(Duration::from_secs(50)), 0);
+    let took = stopped.elapsed();
+    assert!(took < Duration::from_secs(30), "{took:?} of a drain of 60 s");
+    other.join().unwrap();
 }
