@@ -254,6 +254,8 @@ pub struct Limits {
     pub pending: u32,
     /// Connections to its endpoints; 1024.
     pub connections: u32,
+    /// Requests on one connection, which is closed after the last; none: no limit.
+    pub requests_per_connection: Option<u32>,
 }
 
 impl Default for Limits {
@@ -263,6 +265,7 @@ impl Default for Limits {
             requests: 1024,
             pending: 1024,
             connections: 1024,
+            requests_per_connection: None,
         }
     }
 }

@@ -185,6 +185,8 @@ pub(super) struct LimitsConfig {
     /// At a listener client connections (absent: as many as files may be open), at a service connections to each
     /// version (absent: 1024).
     connections: Option<u32>,
+    /// Service only. Absent: no limit.
+    requests_per_connection: Option<u32>,
 }
 
 impl LimitsConfig {
@@ -199,6 +201,10 @@ impl LimitsConfig {
             ("requests", self.requests.map(u64::from)),
             ("pending", self.pending.map(u64::from)),
             ("connections", self.connections.map(u64::from)),
+            (
+                "requestsPerConnection",
+                self.requests_per_connection.map(u64::from),
+            ),
         ];
         for (key, value) in numbers {
             let key_path = format!("{path}.{key}");
@@ -213,11 +219,15 @@ impl LimitsConfig {
     }
 
     fn listener(&self, path: &str, cx: &mut Cx) -> ListenerLimits {
-        self.check(path, &["requests", "pending"], cx);
+        self.check(path, &["requests", "pending", "requestsPerConnection"], cx);
         let default = ListenerLimits::default();
         if let Some(headers) = self.headers.filter(|headers| *headers > MOST_FIELDS) {
             let hint = format!("write between 1 and {MOST_FIELDS}");
-            cx.error(&format!("{path}.headers"), format!("{headers} is out of range"), hint);
+            cx.error(
+                &format!("{path}.headers"),
+                format!("{headers} is out of range"),
+                hint,
+            );
         }
         let mut within = |key: &str, size: Option<ByteSize>, default, least: u64, most: u64, hint| {
             let size = size.unwrap_or(default);
@@ -276,6 +286,7 @@ impl LimitsConfig {
             requests: self.requests.unwrap_or(default.requests),
             pending: self.pending.unwrap_or(default.pending),
             connections: self.connections.unwrap_or(default.connections),
+            requests_per_connection: self.requests_per_connection,
         }
     }
 }

@@ -114,9 +114,10 @@ fn every_default_is_what_the_design_says() {
         (
             service.limits.requests,
             service.limits.pending,
-            service.limits.connections
+            service.limits.connections,
+            service.limits.requests_per_connection
         ),
-        (1024, 1024, 1024)
+        (1024, 1024, 1024, None)
     );
     assert_eq!(
         (service.retries.budget, service.retries.per_try),

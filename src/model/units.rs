@@ -312,7 +312,12 @@ mod tests {
         for longest in ["36500d", "3153600000", "876000h"] {
             longest.parse::<Span>().unwrap();
         }
-        for longer in ["36500d1ms", "3153600001", "18446744073709551615", "213503982334601d"] {
+        for longer in [
+            "36500d1ms",
+            "3153600001",
+            "18446744073709551615",
+            "213503982334601d",
+        ] {
             let error = longer.parse::<Span>().unwrap_err();
             assert!(error.to_string().ends_with("at most 36500d"), "{longer}: {error}");
         }

@@ -204,7 +204,10 @@ impl Segment {
 
 /// `:path` begins with a slash (9113 8.3.1); `http::Uri` takes `?a` for `/?a`.
 fn whole_path(uri: &Uri) -> Result<(), Refusal> {
-    if uri.path_and_query().is_some_and(|path| path.as_str().starts_with('?')) {
+    if uri
+        .path_and_query()
+        .is_some_and(|path| path.as_str().starts_with('?'))
+    {
         return Err(bad(Rejection::Target, "the target does not start with `/`"));
     }
     Ok(())

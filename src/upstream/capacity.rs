@@ -30,6 +30,8 @@ pub struct Capacity {
     owed: AtomicUsize,
     waiting: AtomicU32,
     most_waiting: AtomicU32,
+    /// Requests on one connection.
+    most_served: AtomicU32,
     /// Tells workers that somebody waits.
     crowded: Arc<Notify>,
     /// What all versions share.
@@ -59,6 +61,7 @@ impl Capacity {
             owed: AtomicUsize::new(0),
             waiting: AtomicU32::new(0),
             most_waiting: AtomicU32::new(limits.pending),
+            most_served: AtomicU32::new(limits.requests_per_connection.unwrap_or(u32::MAX)),
             crowded,
             descriptors: Arc::default(),
         }
@@ -74,6 +77,8 @@ impl Capacity {
     pub fn set(&self, limits: &Limits) {
         self.seats.set_limit(limits.requests);
         self.most_waiting.store(limits.pending, Ordering::Relaxed);
+        let served = limits.requests_per_connection.unwrap_or(u32::MAX);
+        self.most_served.store(served, Ordering::Relaxed);
         let wanted = usize::try_from(limits.connections).unwrap_or(usize::MAX);
         let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
         if wanted > *allowed {
@@ -132,6 +137,11 @@ impl Capacity {
     /// there are more than a lowered limit allows.
     pub fn wants_room(&self) -> bool {
         self.is_crowded() || self.descriptors.are_scarce() || self.owed.load(Ordering::Relaxed) > 0
+    }
+
+    /// How many requests one connection may carry; `u32::MAX`: as many as come.
+    pub fn most_served(&self) -> u32 {
+        self.most_served.load(Ordering::Relaxed)
     }
 
     /// Requests that wait for a connection.
@@ -233,7 +243,10 @@ mod tests {
         drop(idle);
         assert!(ready(turn.place()).is_some());
         assert!(capacity.seats.enter(0));
-        assert!(capacity.queue().is_none(), "one is served, the other would have to wait for it");
+        assert!(
+            capacity.queue().is_none(),
+            "one is served, the other would have to wait for it"
+        );
     }
 
     #[test]

@@ -93,8 +93,14 @@ type Joining<B> = oneshot::Sender<Option<Seated<B>>>;
 
 /// Something a request can be sent on.
 enum Sender<B> {
-    Http1(http1::SendRequest<B>),
+    Http1(Kept<B>),
     Http2(Seated<B>),
+}
+
+/// An HTTP/1.1 connection, and how many requests it has served.
+struct Kept<B> {
+    sender: http1::SendRequest<B>,
+    served: u32,
 }
 
 /// What became of a free seat.
@@ -114,7 +120,7 @@ enum Freed<B> {
 }
 
 struct Idle<B> {
-    sender: http1::SendRequest<B>,
+    kept: Kept<B>,
     since: Instant,
 }
 
@@ -210,13 +216,14 @@ where
                 connections.endpoint.add_served(sent);
             }
             connections.idle.borrow_mut().retain(|idle| {
-                !idle.sender.is_closed() && now.saturating_duration_since(idle.since) < KEEP_IDLE
+                !idle.kept.sender.is_closed() && now.saturating_duration_since(idle.since) < KEEP_IDLE
             });
             // One of several is kept as long as the other side likes.
             let mut others = 0;
+            let most_served = connections.endpoint.capacity.most_served();
             connections.shared.borrow_mut().retain(|shared| {
                 let idle = shared.is_idle(now, KEEP_IDLE);
-                let stays = !(shared.is_closed() || idle && others > 0);
+                let stays = !(shared.is_closed() || shared.is_used_up(most_served) || idle && others > 0);
                 others += u32::from(stays);
                 stays
             });
@@ -249,7 +256,20 @@ impl<B> Connections<B> {
 
     /// A seat on an HTTP/2 connection, if one is free.
     fn seat(&self) -> Option<Seated<B>> {
-        self.shared.borrow().iter().find_map(Shared::seat)
+        let mut all = self.shared.borrow_mut();
+        let (place, seat) = all
+            .iter()
+            .enumerate()
+            .find_map(|(place, shared)| Some((place, shared.seat()?)))?;
+        let most_served = self.endpoint.capacity.most_served();
+        if all
+            .get(place)
+            .is_some_and(|shared| shared.is_used_up(most_served))
+        {
+            // It closes when those who are on it are done.
+            all.remove(place);
+        }
+        Some(seat)
     }
 
     /// Closes HTTP/2 connections that nobody is on.
@@ -342,7 +362,7 @@ where
             }
         };
         let opened = match connect(&self.endpoint, place, timeout, live, false).await {
-            Ok(Opened::Http1(sender)) => Ok(Sender::Http1(sender)),
+            Ok(Opened::Http1(sender)) => Ok(Sender::Http1(Kept { sender, served: 0 })),
             Ok(Opened::Http2(shared)) => Ok(self.share(shared)),
             Err(error) => Err(error),
         };
@@ -366,7 +386,9 @@ where
     /// Adds an HTTP/2 connection that has just been opened; a seat on it.
     fn share(&self, shared: Shared<B>) -> Sender<B> {
         let own = shared.first_seat();
-        self.shared.borrow_mut().push(shared);
+        if !shared.is_used_up(self.endpoint.capacity.most_served()) {
+            self.shared.borrow_mut().push(shared);
+        }
         // Those who wait for a place may share it, too.
         while self.seat_next() == Seating::Taken {}
         Sender::Http2(own)
@@ -394,7 +416,7 @@ where
             }
         };
         match connect(&self.endpoint, place, timeout, live, true).await? {
-            Opened::Http1(sender) => Ok(self.lent(Sender::Http1(sender), false)),
+            Opened::Http1(sender) => Ok(self.lent(Sender::Http1(Kept { sender, served: 0 }), false)),
             // It was offered nothing but HTTP/1.1.
             Opened::Http2(_) => Err(ConnectError::NoHttp1),
         }
@@ -455,8 +477,9 @@ where
                 // and the connection's own task see the answer before we write.
                 tokio::task::yield_now().await;
             }
-            if age < KEEP_IDLE && newest.sender.is_ready() && !newest.sender.is_closed() {
-                return Some(Sender::Http1(newest.sender));
+            let sender = &newest.kept.sender;
+            if age < KEEP_IDLE && sender.is_ready() && !sender.is_closed() {
+                return Some(Sender::Http1(newest.kept));
             }
         }
     }
@@ -471,41 +494,42 @@ where
         }
     }
 
-    fn keep(self: &Rc<Self>, mut sender: http1::SendRequest<B>, now: Instant) {
-        if sender.is_closed() {
+    fn keep(self: &Rc<Self>, mut kept: Kept<B>, now: Instant) {
+        kept.served = kept.served.saturating_add(1);
+        if kept.sender.is_closed() || kept.served >= self.endpoint.capacity.most_served() {
             return;
         }
-        if sender.is_ready() {
-            self.free(sender, now);
+        if kept.sender.is_ready() {
+            self.free(kept, now);
             return;
         }
         // The response is over and the connection's task has not noticed yet, or the request is still being sent.
         let this = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            if let Ok(Ok(())) = tokio::time::timeout(SETTLE, sender.ready()).await {
-                this.free(sender, Instant::now());
+            if let Ok(Ok(())) = tokio::time::timeout(SETTLE, kept.sender.ready()).await {
+                this.free(kept, Instant::now());
             }
         });
     }
 
     /// A connection is ready for another request: somebody who waits gets it, else it is kept.
-    fn free(&self, sender: http1::SendRequest<B>, now: Instant) {
+    fn free(&self, kept: Kept<B>, now: Instant) {
         if self.endpoint.capacity.is_crowded() {
-            self.pass_on(sender);
+            self.pass_on(kept);
         } else {
-            self.idle.borrow_mut().push(Idle { sender, since: now });
+            self.idle.borrow_mut().push(Idle { kept, since: now });
         }
     }
 
     /// Gives a connection to whoever waits. Requests of other workers and for other endpoints can only use its place: they
     /// get their turn by closing it, always when nobody waits here, now and then when somebody does.
     #[cold]
-    fn pass_on(&self, sender: http1::SendRequest<B>) {
+    fn pass_on(&self, kept: Kept<B>) {
         let handed = self.handed.get() + 1;
         let here = self.waiting.borrow().len();
         let elsewhere = usize::try_from(self.endpoint.capacity.waiting()).is_ok_and(|all| all > here);
         let goes = elsewhere && handed.is_multiple_of(SHARED_TURN);
-        if goes || self.hand_over(Sender::Http1(sender)).is_none() {
+        if goes || self.hand_over(Sender::Http1(kept)).is_none() {
             self.handed.set(handed);
         }
     }
@@ -535,7 +559,7 @@ where
     /// Sends the request and waits for the response head.
     pub async fn send(&mut self, request: Request<B>) -> Result<Response<Incoming>, SendError<B>> {
         let result = match &mut self.sender {
-            Some(Sender::Http1(sender)) => sender.try_send_request(request).await,
+            Some(Sender::Http1(kept)) => kept.sender.try_send_request(request).await,
             Some(Sender::Http2(seated)) => seated.sender.try_send_request(request).await,
             // The sender leaves only with the lease.
             None => unreachable!("a lease has its sender until it is given back"),
@@ -549,7 +573,7 @@ where
     /// The response has ended well, just `now`: the connection may serve again. Dropping the lease instead closes it.
     pub fn give_back(mut self, now: Instant) {
         match self.sender.take() {
-            Some(Sender::Http1(sender)) => self.connections.keep(sender, now),
+            Some(Sender::Http1(kept)) => self.connections.keep(kept, now),
             other => self.sender = other,
         }
     }

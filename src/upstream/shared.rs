@@ -20,6 +20,8 @@ pub(super) struct Seats {
     /// How many there are; 0: the other side has not said yet.
     most: Cell<usize>,
     taken: Cell<usize>,
+    /// How many have been taken since it was opened.
+    served: Cell<u32>,
     said: Notify,
     /// The task that asks the library how many there are.
     asks: RefCell<Option<Waker>>,
@@ -105,6 +107,7 @@ impl<B> Shared<B> {
     /// The seat of whoever has opened it, whether it allows one or not.
     pub(super) fn first_seat(&self) -> Seated<B> {
         self.seats.taken.set(self.seats.taken.get() + 1);
+        self.seats.served.set(self.seats.served.get().saturating_add(1));
         Seated {
             sender: self.sender.clone(),
             seat: Rc::clone(&self.seats),
@@ -121,6 +124,11 @@ impl<B> Shared<B> {
 
     pub(super) fn is_closed(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    /// Whether it carries the last of this many requests, or has.
+    pub(super) fn is_used_up(&self, most_served: u32) -> bool {
+        self.seats.served.get() >= most_served
     }
 
     pub(super) fn is_empty(&self) -> bool {

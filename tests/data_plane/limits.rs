@@ -165,26 +165,28 @@ fn a_lowered_limit_closes_the_idle_connections_that_are_too_many() {
     };
     let serin = Serin::start_with(&configuration(2));
     let refused = || serin.metric("serin_http_rejected_total", &[("reason", "overload")]);
-    // Whether two requests are at the version at once; one turn after the other, so that no connection is idle for long.
+    // The same workers each time, and so the connections that they have kept; one turn after the other, so that none is idle
+    // for long.
+    let mut clients = [RawClient::connect(serin.web), RawClient::connect(serin.web)];
     let mut turn = 0;
     let mut are_two_allowed = || {
         turn += 1;
-        let gate = || {
-            let mut client = RawClient::connect(serin.web);
-            client.send(&format!("GET /gate/{turn} HTTP/1.1\r\nhost: shop\r\n\r\n"));
-            client
-        };
+        let request = format!("GET /gate/{turn} HTTP/1.1\r\nhost: shop\r\n\r\n");
+        let [first, second] = &mut clients;
         let before = refused();
-        let mut first = gate();
+        first.send(&request);
         in_flight(&upstream, 1);
-        let mut second = gate();
+        second.send(&request);
         let allowed = wait_for("the second request's fate", SOON, || {
             let allowed = upstream.in_flight() == 2;
             (allowed || refused() > before).then_some(allowed)
         });
         upstream.open_gate_for_the_next();
         assert_eq!(first.answer("GET").unwrap().status, 200);
-        assert_eq!(second.answer("GET").unwrap().status, if allowed { 200 } else { 503 });
+        assert_eq!(
+            second.answer("GET").unwrap().status,
+            if allowed { 200 } else { 503 }
+        );
         allowed
     };
     assert!(are_two_allowed());
@@ -343,6 +345,21 @@ fn each_version_has_limits_of_its_own() {
     assert_eq!(serin.status("shop")["phase"], "Paused");
     canary.open_gate();
     held.finish().assert_clean();
+}
+
+#[test]
+fn a_connection_carries_as_many_requests_as_it_may_and_is_replaced_without_an_error() {
+    for upstream in [Upstream::start("v1"), Upstream::h2c("v1")] {
+        let serin = serin(&upstream, "limits: {requestsPerConnection: 5}");
+        let one_by_one = Plan::new(serin.web, 1).total(50).start().finish();
+        one_by_one.assert_clean();
+        assert!(upstream.connections() >= 10, "{}", upstream.connections());
+        let together = Plan::new(serin.web, 8).total(400).start().finish();
+        together.assert_clean();
+        assert!(upstream.connections() >= 90, "{}", upstream.connections());
+        // Each of them carries its share.
+        assert!(upstream.connections() < 225, "{}", upstream.connections());
+    }
 }
 
 /// Answers come in batches, and clients ask again a moment later: whoever closes connections in between opens them again.
