@@ -26,7 +26,7 @@ use crate::{
     metrics::Registry,
     model::Clock,
     proxy::{self, Shared, Stop, Table},
-    upstream::{self, Services, ServicesCollector},
+    upstream::{self, Services, ServicesSource},
 };
 use arc_swap::ArcSwap;
 use certificates::Certificates;
@@ -325,7 +325,7 @@ fn no_services_yet(config: &Config, metrics: &Registry) -> Result<(Services, Res
     let connections = usize::try_from(resources.versions()).unwrap_or(usize::MAX);
     let services = Services::new(metrics.clone()).limited(connections);
     services.names().set(config.dns.clone());
-    metrics.register(Box::new(ServicesCollector::new(services.clone())?));
+    metrics.register(Box::new(ServicesSource::new(services.clone())));
     Ok((services, resources))
 }
 

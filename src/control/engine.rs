@@ -538,13 +538,8 @@ impl Engine {
         if let Stage::Aborted(aborted) = &managed.saved.state.stage
             && !was_aborted
         {
-            let labels = [name.as_str(), aborted.cause.as_str()];
-            self.services
-                .metrics()
-                .control
-                .aborts
-                .with_label_values(&labels)
-                .inc();
+            let rollouts = &self.services.metrics().control.rollouts;
+            rollouts.count_abort(name.as_str(), aborted.cause);
         }
         self.publish_status(name);
     }

@@ -4,9 +4,9 @@
 
 use super::{engine::Engine, ledger::Exposure, managed::Managed};
 use crate::{
-    metrics::{Keys, KnownKeys, Trial},
+    metrics::{Keys, KnownKeys, RolloutView, Trial},
     model::{Role, ServiceName, Timestamp, Weight},
-    rollout::{Hold, PauseReason, Phase, Pool},
+    rollout::{Hold, Pool},
     split::{Split, StickyHash},
     upstream::{Services, Target},
 };
@@ -31,33 +31,15 @@ impl Engine {
         let Some(managed) = self.managed.get(name) else {
             return;
         };
-        let metrics = &self.services.metrics().control;
         let state = &managed.saved.state;
-        for phase in Phase::ALL {
-            let is = i64::from(state.phase() == phase);
-            metrics
-                .phase
-                .with_label_values(&[name.as_str(), phase.as_str()])
-                .set(is);
-        }
-        let paused = state.pause_reason();
-        for reason in PauseReason::ALL {
-            metrics
-                .pause_reason
-                .with_label_values(&[name.as_str(), reason.label()])
-                .set(i64::from(paused == Some(reason)));
-        }
         let (step, _) = state.step(&managed.saved.plan);
-        let step = i64::try_from(step).unwrap_or(i64::MAX);
-        metrics.step.with_label_values(&[name.as_str()]).set(step);
-        let rings = i64::from(state.alarm.is_some());
-        metrics.alarm.with_label_values(&[name.as_str()]).set(rings);
-        for cause in crate::rollout::AbortCause::ALL {
-            metrics
-                .aborts
-                .with_label_values(&[name.as_str(), cause.as_str()])
-                .inc_by(0);
-        }
+        let view = RolloutView {
+            phase: state.phase(),
+            pause_reason: state.pause_reason(),
+            step,
+            alarm: state.alarm.is_some(),
+        };
+        self.services.metrics().control.rollouts.show(name.as_str(), view);
     }
 
     /// What changes with time alone.
@@ -69,8 +51,8 @@ impl Engine {
             .saved
             .paused
             .map_or(0.0, |since| now.since(since).as_secs_f64());
-        let gauge = &self.services.metrics().control.paused_seconds;
-        gauge.with_label_values(&[name.as_str()]).set(paused);
+        let rollouts = &self.services.metrics().control.rollouts;
+        rollouts.show_paused(name.as_str(), paused);
     }
 
     /// A reading now and then, for windows.

@@ -1,26 +1,18 @@
 //! What the control plane counts. Rare events, so ordinary labelled collectors serve.
 
-use super::names::{self, Family};
-use crate::rollout::{AbortCause, PauseReason, Phase};
+use super::{
+    RolloutMetrics,
+    names::{self, Family},
+};
 use prometheus::{
-    GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, core::Collector, proto::MetricFamily,
+    IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, core::Collector, proto::MetricFamily,
 };
 
 /// Handles to the control plane's families. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ControlMetrics {
-    /// `serin_rollout_phase`
-    pub phase: IntGaugeVec,
-    /// `serin_rollout_step`
-    pub step: IntGaugeVec,
-    /// `serin_rollout_pause_reason`
-    pub pause_reason: IntGaugeVec,
-    /// `serin_rollout_paused_seconds`
-    pub paused_seconds: GaugeVec,
-    /// `serin_service_alarm`
-    pub alarm: IntGaugeVec,
-    /// `serin_rollout_aborts_total`
-    pub aborts: IntCounterVec,
+    /// Where each service's rollout stands, and its aborts.
+    pub rollouts: RolloutMetrics,
     /// `serin_analysis_measurements_total`
     pub measurements: IntCounterVec,
     /// `serin_config_last_reload_success`, no labels
@@ -49,12 +41,7 @@ impl ControlMetrics {
         let gauge = |family: Family| IntGaugeVec::new(opts(&family), family.labels);
         let counter = |family: Family| IntCounterVec::new(opts(&family), family.labels);
         let metrics = ControlMetrics {
-            phase: gauge(names::PHASE)?,
-            step: gauge(names::STEP)?,
-            pause_reason: gauge(names::PAUSE_REASON)?,
-            paused_seconds: GaugeVec::new(opts(&names::PAUSED_SECONDS), names::PAUSED_SECONDS.labels)?,
-            alarm: gauge(names::ALARM)?,
-            aborts: counter(names::ABORTS)?,
+            rollouts: RolloutMetrics::default(),
             measurements: counter(names::MEASUREMENTS)?,
             reload_success: gauge(names::RELOAD_SUCCESS)?,
             certificate_expiry: gauge(names::CERTIFICATE_EXPIRY)?,
@@ -67,12 +54,6 @@ impl ControlMetrics {
         let build = gauge(names::BUILD_INFO)?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(build))?;
-        registry.register(Box::new(metrics.phase.clone()))?;
-        registry.register(Box::new(metrics.step.clone()))?;
-        registry.register(Box::new(metrics.pause_reason.clone()))?;
-        registry.register(Box::new(metrics.paused_seconds.clone()))?;
-        registry.register(Box::new(metrics.alarm.clone()))?;
-        registry.register(Box::new(metrics.aborts.clone()))?;
         registry.register(Box::new(metrics.measurements.clone()))?;
         registry.register(Box::new(metrics.reload_success.clone()))?;
         registry.register(Box::new(metrics.certificate_expiry.clone()))?;
@@ -90,19 +71,7 @@ impl ControlMetrics {
 
     /// A service is served no more: its series go.
     pub fn forget_service(&self, service: &str) {
-        // What was never shown need not be forgotten.
-        let _ = self.step.remove_label_values(&[service]);
-        let _ = self.paused_seconds.remove_label_values(&[service]);
-        let _ = self.alarm.remove_label_values(&[service]);
-        for phase in Phase::ALL {
-            let _ = self.phase.remove_label_values(&[service, phase.as_str()]);
-        }
-        for reason in PauseReason::ALL {
-            let _ = self.pause_reason.remove_label_values(&[service, reason.label()]);
-        }
-        for cause in AbortCause::ALL {
-            let _ = self.aborts.remove_label_values(&[service, cause.as_str()]);
-        }
+        self.rollouts.forget(service);
         // Which metrics a service had only the series themselves say.
         let families = self.measurements.collect();
         for metric in families.iter().flat_map(MetricFamily::get_metric) {

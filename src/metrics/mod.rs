@@ -10,9 +10,11 @@ mod evidence;
 mod flight;
 mod histogram;
 mod keys;
+mod lines;
 mod listener;
 pub mod names;
 mod registry;
+mod rollouts;
 mod text;
 mod version;
 mod versions;
@@ -22,8 +24,10 @@ pub use control::ControlMetrics;
 pub use evidence::{Evidence, EvidenceCounts, Ticket, Trial, Unit};
 pub use histogram::{BUCKETS, HistogramCells, HistogramSnapshot};
 pub use keys::{KeySet, Keys, KnownKeys};
+pub use lines::{Lines, Source};
 pub use listener::{ListenerMetrics, Rejection};
-pub use registry::{Registry, counter, desc, family, gauge};
+pub use registry::Registry;
+pub use rollouts::{RolloutMetrics, RolloutView};
 pub use version::{
     AssignReason, Attempt, Outcome, Retry, Shard, VersionKey, VersionMetrics, VersionSnapshot,
 };

@@ -97,6 +97,14 @@ families! {
         "Always 1; the label says which Serin this is.";
 }
 
+/// The family of `/metrics/compat`, which is not one of `/metrics`.
+pub const COMPATIBLE: Family = Family {
+    name: "http_requests_total",
+    help: "Responses per service (as job), version and status, for existing queries.",
+    kind: MetricType::COUNTER,
+    labels: &["job", "version", "status"],
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;

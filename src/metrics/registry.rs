@@ -1,16 +1,14 @@
-//! What a scrape reads: all versions' shards merged, listeners, and the collectors others register.
+//! What a scrape reads: all versions' shards merged, listeners, and the sources that others register.
 
 use super::{
     ControlMetrics, ListenerMetrics, Rejection, VersionKey, VersionMetrics, VersionSnapshot,
+    lines::{Lines, Source},
     names::{self, Family},
     text::Text,
     versions,
 };
 use crate::model::{Role, ServiceName, Timestamp, VersionName};
-use prometheus::{
-    core::{Collector, Desc},
-    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
-};
+use prometheus::proto::MetricFamily;
 use std::{
     collections::BTreeMap,
     fmt,
@@ -27,21 +25,21 @@ struct Entry {
     gone: Option<Timestamp>,
 }
 
-/// What other floors add to a scrape. Shown in the order in which each tells: the library's registry would sort tens of
-/// thousands of metrics that are in order already.
+/// What other floors add to a scrape.
 #[derive(Clone, Default)]
-struct Collectors(Arc<Mutex<Vec<Box<dyn Collector>>>>);
+struct Sources(Arc<Mutex<Vec<Box<dyn Source>>>>);
 
-impl fmt::Debug for Collectors {
+impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Collectors").field(&lock(&self.0).len()).finish()
+        f.debug_tuple("Sources").field(&lock(&self.0).len()).finish()
     }
 }
 
 /// A family of the exposition.
 enum Part<'a> {
     Versions(&'static Family, versions::Write),
-    Other(&'a MetricFamily),
+    Source(&'a Lines),
+    Library(&'a MetricFamily),
 }
 
 /// All metrics of the process. Cheap to clone.
@@ -51,7 +49,7 @@ pub struct Registry {
     versions: Arc<Mutex<BTreeMap<VersionKey, Entry>>>,
     listeners: Arc<Mutex<Vec<Arc<ListenerMetrics>>>>,
     prometheus: prometheus::Registry,
-    collectors: Collectors,
+    sources: Sources,
     /// The control plane's families.
     pub control: ControlMetrics,
 }
@@ -74,7 +72,7 @@ impl Registry {
             versions: Arc::default(),
             listeners: Arc::default(),
             prometheus,
-            collectors: Collectors::default(),
+            sources: Sources::default(),
             control,
         })
     }
@@ -142,22 +140,21 @@ impl Registry {
         fresh
     }
 
-    /// Adds a collector of families that nobody else has to every later scrape.
-    pub fn register(&self, collector: Box<dyn Collector>) {
-        lock(&self.collectors.0).push(collector);
+    /// Adds what has its say in every later scrape.
+    pub fn register(&self, source: Box<dyn Source>) {
+        lock(&self.sources.0).push(source);
     }
 
-    /// Whatever is counted or measured besides versions, as the library has it.
-    fn gather(&self) -> Vec<MetricFamily> {
+    /// Whatever is counted or measured besides versions and what the library holds.
+    fn read_sources(&self) -> Vec<Lines> {
         let listeners = lock(&self.listeners);
-        let mut families = vec![rejected_family(&listeners), connections_family(&listeners)];
+        let mut lines = vec![rejected(&listeners), connections(&listeners)];
         drop(listeners);
-        for collector in lock(&self.collectors.0).iter() {
-            families.extend(collector.collect());
+        lines.extend(self.control.rollouts.read());
+        for source in lock(&self.sources.0).iter() {
+            lines.extend(source.read());
         }
-        families.retain(|family| !family.get_metric().is_empty());
-        families.extend(self.prometheus.gather());
-        families
+        lines
     }
 
     /// The exposition of `/metrics`, families by name.
@@ -171,15 +168,25 @@ impl Registry {
             .iter()
             .map(|metrics| (versions::labels(&metrics.key), metrics.snapshot()))
             .collect();
-        let others = self.gather();
+        let (sources, library) = (self.read_sources(), self.prometheus.gather());
         let mut parts: BTreeMap<&str, Part<'_>> = BTreeMap::new();
         parts.extend(versions::FAMILIES.map(|(family, write)| (family.name, Part::Versions(family, write))));
-        parts.extend(others.iter().map(|family| (family.name(), Part::Other(family))));
+        parts.extend(
+            sources
+                .iter()
+                .map(|lines| (lines.family.name, Part::Source(lines))),
+        );
+        parts.extend(
+            library
+                .iter()
+                .map(|family| (family.name(), Part::Library(family))),
+        );
         let mut text = Text::of_about(read.len() * versions::BYTES);
         for part in parts.into_values() {
             match part {
                 Part::Versions(family, write) => text.table(family, &read, write),
-                Part::Other(family) => text.family(family),
+                Part::Source(lines) => text.lines(lines),
+                Part::Library(family) => text.family(family),
             }
         }
         text.finish()
@@ -202,109 +209,32 @@ impl Registry {
                 *sums.entry((job.clone(), version.clone(), status)).or_default() += count;
             }
         }
-        let mut family = MetricFamily::default();
-        family.set_name("http_requests_total".to_owned());
-        family
-            .set_help("Responses per service (as job), version and status, for existing queries.".to_owned());
-        family.set_field_type(MetricType::COUNTER);
-        let labels = ["job", "version", "status"];
-        family.set_metric(
-            sums.into_iter()
-                .map(|((job, version, status), count)| {
-                    counter(&labels, &[&job, &version, &status.to_string()], count)
-                })
-                .collect(),
-        );
-        if family.get_metric().is_empty() {
-            String::new()
-        } else {
-            let mut text = Text::default();
-            text.family(&family);
-            text.finish()
+        let mut lines = Lines::of(&names::COMPATIBLE);
+        for ((job, version, status), count) in sums {
+            lines.count(&[&job, &version, &status.to_string()], count);
         }
+        let mut text = Text::default();
+        text.lines(&lines);
+        text.finish()
     }
 }
 
-/// An empty family as the table describes it.
-pub fn family(of: &Family) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(of.name.to_owned());
-    family.set_help(of.help.to_owned());
-    family.set_field_type(of.kind);
-    family
+fn connections(listeners: &[Arc<ListenerMetrics>]) -> Lines {
+    let mut lines = Lines::of(&names::CLIENT_CONNECTIONS);
+    for listener in listeners {
+        lines.count(&[&listener.name], listener.connections.load(Ordering::Relaxed));
+    }
+    lines
 }
 
-/// The description of a family, for collectors of other floors.
-pub fn desc(of: &Family) -> Result<Desc, prometheus::Error> {
-    let labels = of.labels.iter().map(|label| (*label).to_owned()).collect();
-    Desc::new(
-        of.name.to_owned(),
-        of.help.to_owned(),
-        labels,
-        std::collections::HashMap::new(),
-    )
-}
-
-fn labelled(labels: &[&str], values: &[&str]) -> Metric {
-    let pairs = labels
-        .iter()
-        .zip(values)
-        .map(|(name, value)| {
-            let mut pair = LabelPair::default();
-            pair.set_name((*name).to_owned());
-            pair.set_value((*value).to_owned());
-            pair
-        })
-        .collect();
-    Metric::from_label(pairs)
-}
-
-/// A counter with labels, for collectors of other floors.
-#[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]
-pub fn counter(labels: &[&str], values: &[&str], count: u64) -> Metric {
-    let mut metric = labelled(labels, values);
-    let mut counter = Counter::default();
-    counter.set_value(count as f64);
-    metric.set_counter(counter);
-    metric
-}
-
-/// A gauge with labels, for collectors of other floors.
-pub fn gauge(labels: &[&str], values: &[&str], value: f64) -> Metric {
-    let mut metric = labelled(labels, values);
-    let mut gauge = Gauge::default();
-    gauge.set_value(value);
-    metric.set_gauge(gauge);
-    metric
-}
-
-fn connections_family(listeners: &[Arc<ListenerMetrics>]) -> MetricFamily {
-    let open = |listener: &Arc<ListenerMetrics>| {
-        #[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]
-        let open = listener.connections.load(Ordering::Relaxed) as f64;
-        let labels = names::CLIENT_CONNECTIONS.labels;
-        gauge(labels, &[listener.name.as_str()], open)
-    };
-    let mut family = family(&names::CLIENT_CONNECTIONS);
-    family.set_metric(listeners.iter().map(open).collect());
-    family
-}
-
-fn rejected_family(listeners: &[Arc<ListenerMetrics>]) -> MetricFamily {
-    let mut metrics = Vec::new();
+fn rejected(listeners: &[Arc<ListenerMetrics>]) -> Lines {
+    let mut lines = Lines::of(&names::REJECTED);
     for listener in listeners {
         for reason in Rejection::ALL {
-            let values = [listener.name.as_str(), reason.as_str()];
-            metrics.push(counter(
-                names::REJECTED.labels,
-                &values,
-                listener.rejected(*reason),
-            ));
+            lines.count(&[&listener.name, reason.as_str()], listener.rejected(*reason));
         }
     }
-    let mut family = family(&names::REJECTED);
-    family.set_metric(metrics);
-    family
+    lines
 }
 
 #[cfg(test)]

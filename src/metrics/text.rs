@@ -3,7 +3,7 @@
 //! Written here because a scrape of a thousand services is a hundred thousand lines: the labels of a metric are put into words
 //! once, not for each of its buckets, and whole numbers, which nearly all are, do not go through the formatting of fractions.
 
-use super::{HistogramSnapshot, histogram::BUCKETS, names::Family};
+use super::{HistogramSnapshot, histogram::BUCKETS, lines::Lines, names::Family};
 use prometheus::proto::{MetricFamily, MetricType};
 use std::fmt::Write;
 
@@ -73,6 +73,24 @@ impl Text {
         if self.out.len() == without_rows {
             self.out.truncate(before);
         }
+    }
+
+    /// A family whose lines are written already; nothing, when there are none.
+    pub(super) fn lines(&mut self, lines: &Lines) {
+        if !lines.text.out.is_empty() {
+            let family = lines.family;
+            self.head(family.name, family.help, family.kind);
+            self.out.push_str(&lines.text.out);
+        }
+    }
+
+    /// One line of a family of the table with the values of all its labels.
+    pub(super) fn row(&mut self, family: &Family, values: &[&str], value: f64) {
+        self.labels.clear();
+        for (name, value) in family.labels.iter().zip(values) {
+            self.label(name, value);
+        }
+        self.sample(family.name, "", None, value);
     }
 
     fn head(&mut self, name: &str, help: &str, kind: MetricType) {
@@ -216,8 +234,8 @@ fn number(value: f64, out: &mut String) {
 
 fn escape(text: &str, quotes: bool, out: &mut String) {
     let mut rest = text;
-    let special = |c: char| c == '\\' || c == '\n' || quotes && c == '"';
-    while let Some(at) = rest.find(special) {
+    let special = |byte: u8| byte == b'\\' || byte == b'\n' || quotes && byte == b'"';
+    while let Some(at) = rest.bytes().position(special) {
         out.push_str(&rest[..at]);
         out.push_str(match rest.as_bytes()[at] {
             b'\n' => "\\n",

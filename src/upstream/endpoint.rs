@@ -8,7 +8,7 @@ use crate::{config::Limits, model::EndpointUrl};
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -123,6 +123,8 @@ pub struct Endpoint {
     faults: AtomicU64,
     /// It answered a request that asked for 100 without ever saying 100, and took the body when that came unasked.
     ignores_expect: AtomicBool,
+    /// Put into words once: a scrape shows thousands.
+    label: OnceLock<String>,
     rotation: Weak<Rotation>,
     /// What its version may use.
     pub(super) capacity: Arc<Capacity>,
@@ -154,6 +156,7 @@ impl Endpoint {
             streak: AtomicU64::new(0),
             flags: AtomicU32::new(0),
             ignores_expect: AtomicBool::new(false),
+            label: OnceLock::new(),
             skip_until: AtomicU64::new(0),
             start: AtomicU64::new(0),
             start_for: AtomicU64::new(0),
@@ -165,11 +168,11 @@ impl Endpoint {
     }
 
     /// How it is called in metrics: where it listens, and at which address when that is a name.
-    pub fn label(&self) -> String {
-        match (self.url.ip(), self.address) {
+    pub fn label(&self) -> &str {
+        self.label.get_or_init(|| match (self.url.ip(), self.address) {
             (None, Some(address)) => format!("{} at {}", self.url, address.ip()),
             (Some(_), _) | (None, None) => self.url.to_string(),
-        }
+        })
     }
 
     /// A good response came back.
