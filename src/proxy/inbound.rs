@@ -344,9 +344,7 @@ fn well_formed(authority: &str) -> Option<usize> {
         (end, authority.get(end..)?)
     };
     let host = authority.get(..end)?;
-    let named = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    let is_name = host.bytes().all(named) && !host.starts_with('.') && !host.contains("..");
-    let host_holds = !host.is_empty() && host.len() <= 255 && (host.starts_with('[') || is_name);
+    let host_holds = !host.is_empty() && host.len() <= 255 && (host.starts_with('[') || is_name(host));
     let port_holds = match rest.strip_prefix(':') {
         None => rest.is_empty(),
         // An empty port is allowed by the grammar and means the default one.
@@ -357,6 +355,16 @@ fn well_formed(authority: &str) -> Option<usize> {
         }
     };
     (host_holds && port_holds).then_some(end)
+}
+
+/// Labels with dots between them; the last may have one behind it.
+fn is_name(host: &str) -> bool {
+    let mut before = b'.';
+    host.bytes().all(|byte| {
+        let dots = byte == b'.' && before == b'.';
+        before = byte;
+        !dots && (byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    })
 }
 
 #[cfg(test)]

@@ -30,8 +30,8 @@ impl Spare {
                 .ok()
                 .filter(|length| length & SENSITIVE == 0)?;
             let mark = if value.is_sensitive() { SENSITIVE } else { 0 };
-            fields.extend_from_slice(&u32::try_from(name.len()).ok()?.to_ne_bytes());
-            fields.extend_from_slice(&(length | mark).to_ne_bytes());
+            let lengths = u64::from(u32::try_from(name.len()).ok()?) << 32 | u64::from(length | mark);
+            fields.extend_from_slice(&lengths.to_be_bytes());
             fields.extend_from_slice(name.as_bytes());
             fields.extend_from_slice(text);
         }
@@ -61,8 +61,8 @@ impl Spare {
 fn field(packed: &[u8]) -> Option<(HeaderName, HeaderValue, &[u8])> {
     let (name_length, rest) = packed.split_first_chunk()?;
     let (value_length, rest) = rest.split_first_chunk()?;
-    let marked = u32::from_ne_bytes(*value_length);
-    let (name, rest) = rest.split_at_checked(usize::try_from(u32::from_ne_bytes(*name_length)).ok()?)?;
+    let marked = u32::from_be_bytes(*value_length);
+    let (name, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*name_length)).ok()?)?;
     let (value, rest) = rest.split_at_checked(usize::try_from(marked & !SENSITIVE).ok()?)?;
     let mut value = HeaderValue::from_bytes(value).ok()?;
     value.set_sensitive(marked & SENSITIVE != 0);
