@@ -1,6 +1,7 @@
 """Processes on one core, what they take of time and memory, and the machine they run on."""
 
 import http.client
+import multiprocessing
 import os
 import resource
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 HOST = "127.0.0.1"
+FORK = multiprocessing.get_context("fork")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -31,11 +33,11 @@ def files():
 
 
 def cores():
-    """One core for load generator and upstream, another for the proxies."""
+    """A core for load generator and upstream, another for the proxies."""
     usable = sorted(os.sched_getaffinity(0))
     if len(usable) < 2:
         raise Unusable("needs two cores: one for the proxies, one for load generator and upstream")
-    return usable[1], usable[0]
+    return {usable[1]}, {usable[0]}
 
 
 def cpu_model():
@@ -46,14 +48,14 @@ def cpu_model():
 
 
 class Running:
-    """A process on one core (none: on all), with its output in a file, that ends with its `with` block."""
+    """A process on some cores (none: on all), with its output in a file, that ends with its `with` block."""
 
     name = ""
 
-    def __init__(self, folder, core):
+    def __init__(self, folder, cores):
         self.folder = folder / self.name
         self.folder.mkdir()
-        self.core = core
+        self.cores = cores
         self.process = None
 
     def start(self, *command):
@@ -61,7 +63,7 @@ class Running:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
-                preexec_fn=lambda: self.core is None or os.sched_setaffinity(0, {self.core}))
+                preexec_fn=lambda: self.cores is None or os.sched_setaffinity(0, self.cores))
 
     def __exit__(self, *_):
         self.process.terminate()
@@ -130,8 +132,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def get(port, path, **headers):
-    connection = http.client.HTTPConnection(HOST, port, timeout=10)
+def get(port, path, host=HOST, headers={}):
+    connection = http.client.HTTPConnection(host, port, timeout=10)
     try:
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
@@ -141,7 +143,7 @@ def get(port, path, **headers):
 
 
 NGINX_BASE = """
-worker_processes 1; worker_rlimit_nofile {files}; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
+worker_processes {workers}; worker_rlimit_nofile {files}; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 {user}
 events {{ worker_connections 40000; }}
 http {{
@@ -156,12 +158,12 @@ http {{
 class Nginx(Running):
     """What the upstream and the peer have in common."""
 
-    def start_nginx(self, http_block):
+    def start_nginx(self, http_block, workers=1):
         config = self.folder / "nginx.conf"
         # Started by root, workers would run as a user who may not read the files.
         user = "user root;" if os.geteuid() == 0 else ""
         config.write_text(NGINX_BASE.format(
-            folder=self.folder, user=user, http=http_block, files=files()))
+            folder=self.folder, user=user, http=http_block, files=files(), workers=workers))
         self.start("nginx", "-e", self.folder / "error.log", "-c", config)
 
 

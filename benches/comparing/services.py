@@ -1,0 +1,85 @@
+"""What a request costs Serin with 1,000 services of 10 endpoints each, beside one service with one endpoint."""
+
+from contextlib import ExitStack
+from functools import partial
+
+from comparing.load import rotating, wrk
+from comparing.measuring import Target, measure, result
+from comparing.peers import Serin
+from comparing.running import HOST, Unusable, free_port, get
+from comparing.upstream import ENDPOINTS, ManyEndpoints
+
+SERVICES = 1000
+ONE = "1 × 1"
+MANY = f"{SERVICES} × {ENDPOINTS}"
+PARTS = 2
+"""Upstreams that share the endpoints: each has a file open for each of its own, and one for each connection."""
+
+
+class Instance(Serin):
+    """Serin alone, with so many services `svc-0000.test` and so on; a single one takes every host."""
+
+    def __init__(self, folder, cores, addresses, services):
+        folder = folder / f"{services}"
+        folder.mkdir()
+        super().__init__(folder, cores, None, None)
+        self.addresses, self.services = addresses, services
+        self.admin = free_port()
+
+    def run(self):
+        binary = self.built()
+        each = len(self.addresses) // self.services
+        lines = [f"listeners: [{{address: '{HOST}:{self.h1}'}}]", f"admin: {{address: '{HOST}:{self.admin}'}}", "services:"]
+        for number in range(self.services):
+            # The first one also by the address, so that it can be asked whether it is there.
+            match = f"  match: [{{host: svc-{number:04}.test}}{f', {{host: {HOST}}}' if number == 0 else ''}]"
+            own = ", ".join(f"'http://{address}'" for address in self.addresses[number * each:][:each])
+            lines += [f"- name: svc-{number:04}", *([match] if self.services > 1 else []),
+                      f"  stable: {{version: v1, endpoints: [{own}]}}"]
+        config = self.folder / "serin.yaml"
+        config.write_text("\n".join(lines) + "\n")
+        self.start(binary, "serve", "--config", config, "--workers", 1)
+
+    def wait_for_split(self):
+        self.wait_until("readiness", lambda: get(self.admin, "/readyz")[0] == 200, 60)
+
+
+class Services:
+    """Serin beside itself; one service of the many is asked, and then all of them in turn."""
+
+    about = f"HTTP/1.1, 1 KiB answers: Serin with {SERVICES} services of {ENDPOINTS} endpoints beside one of one"
+    BEFORE = 2
+    """Seconds of load before each round, so that every endpoint has its connection: it is closed when it was idle for four."""
+
+    def run(self, bench, name):
+        place = bench.place()
+        scripts = {hosts: place / f"{hosts}.lua" for hosts in (1, SERVICES)}
+        for hosts, script in scripts.items():
+            script.write_text(rotating(hosts, 10 * SERVICES))
+        with ExitStack() as ending:
+            upstreams = [ending.enter_context(ManyEndpoints(bench.place(), SERVICES * ENDPOINTS // PARTS, bench.load_cores))
+                         for _ in range(PARTS)]
+            addresses = [address for upstream in upstreams for address in upstream.addresses]
+            instance = lambda own, services: ending.enter_context(Instance(place, bench.proxy_cores, own, services))
+            one, many = instance(addresses[:1], 1), instance(addresses[:SERVICES * ENDPOINTS], SERVICES)
+            check(many)
+            ask = lambda proxy, hosts: partial(wrk, proxy, cores=bench.load_cores, script=scripts[hosts])
+            targets = [Target(f"{MANY}, one is asked", many, ask(many, 1), self.BEFORE),
+                       Target(f"{MANY}, all are asked", many, ask(many, SERVICES), self.BEFORE),
+                       Target(f"{ONE}", one, ask(one, SERVICES), self.BEFORE)]
+            rounds = measure(bench, name, self.about, targets)
+        found = result(name, self.about, rounds, base=ONE, of=ONE, notes=[
+            "When all are asked in turn, the 10,000 endpoints have a connection each, in Serin and in the kernel, and what belongs to "
+            "one has left the processor's caches when it is asked again."])
+        cpu = lambda target: [a.cpu_us / b.cpu_us for a, b in zip(rounds[target.name], rounds[ONE])]
+        found.ratios = {"CPU per request": {f"one asked, itself at {ONE}": cpu(targets[0]),
+                                            f"all asked, itself at {ONE}": cpu(targets[1])}}
+        return found
+
+
+def check(many):
+    """Services far apart are told from each other."""
+    for number in (0, SERVICES // 2, SERVICES - 1):
+        who = get(many.h1, "/who", headers={"Host": f"svc-{number:04}.test"})[1]
+        if who not in many.addresses[number * ENDPOINTS:][:ENDPOINTS]:
+            raise Unusable(f"service {number} was answered by {who}")
