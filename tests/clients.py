@@ -2,7 +2,7 @@
 """gRPC and WebSocket as others speak them: servers of grpcio and websockets, and clients that go through Serin.
 
     clients.py serve        says `PORT PORT` (gRPC, WebSocket) and serves until its input ends
-    clients.py lame N       the same, but of a thousand calls of Unary so many end with UNAVAILABLE, evenly spread
+    clients.py lame N CODE  the same, but of a thousand calls of Unary so many end with CODE, evenly spread
     clients.py call PORT    says `0 0`, calls Unary steadily until its input ends, and says how often each code came: `OK 120`
     clients.py health       says `PORT PORT`: a gRPC server with the health service and one without; each line of its input,
                             such as `shop SERVING`, is what the first says of a service from then on
@@ -36,13 +36,13 @@ def unary(request, context):
     return request
 
 
-def lame(per_thousand):
+def lame(per_thousand, code):
     calls = itertools.count(1)
 
     def unary(request, context):
         number = next(calls)
         if number * per_thousand // 1000 != (number - 1) * per_thousand // 1000:
-            context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+            context.abort(code, "not now")
         return request
 
     return unary
@@ -245,7 +245,8 @@ if __name__ == "__main__":
     elif sys.argv[1:] == ["health"]:
         serve_health()
     elif sys.argv[1] == "lame":
-        HANDLERS["Unary"] = grpc.unary_unary_rpc_method_handler(lame(int(sys.argv[2])))
+        handler = lame(int(sys.argv[2]), grpc.StatusCode[sys.argv[3]])
+        HANDLERS["Unary"] = grpc.unary_unary_rpc_method_handler(handler)
         serve()
     elif sys.argv[1] == "call":
         call_steadily(int(sys.argv[2]))

@@ -61,7 +61,8 @@ pub fn quantiles(written: &[f64]) -> Result<Vec<f64>, String> {
 
 #[derive(Debug, serde::Deserialize)]
 struct JudgeClientErrors {
-    /// What another share of 4xx answers than stable's does: `pause`, `ignore`. Absent: pause.
+    /// What another share of 4xx answers (or gRPC codes that are the client's fault) than stable's does: `pause`, `ignore`.
+    /// Absent: pause.
     action: Option<ClientErrorsAction>,
     /// A difference by this is no reason to pause. Absent: 0.1pp.
     tolerate: Option<Share>,

@@ -194,7 +194,8 @@ impl Evidence {
         }
     }
 
-    /// The version answered 4xx, and that is no failure; the request's end is still to come.
+    /// The version answered 4xx, or with a gRPC code that is the client's fault, and that is no failure; the request's end is
+    /// still to come.
     pub fn client_error(&self, worker: usize, ticket: &Ticket) {
         let first = match (ticket.key, self.keys()) {
             (Some(hash), Some(keys)) => keys.client_error(hash),

@@ -367,6 +367,7 @@ impl Exchange {
         }
         let worker = self.worker.index;
         let took = now.saturating_duration_since(self.started);
+        let mut refused = false;
         if let Some(grpc) = self.grpc.take() {
             let code = match end {
                 End::Complete => grpc.ended(),
@@ -377,6 +378,7 @@ impl Exchange {
             if end == End::Complete && grpc.is_failure() {
                 self.judge(Outcome::Failed);
             }
+            refused = grpc::is_client_error(code);
         }
         let outcome = self.verdict.unwrap_or(match end {
             End::Complete => Outcome::Ok,
@@ -390,7 +392,7 @@ impl Exchange {
         assigned.metrics.shard(worker).judge(outcome);
         if let Some(ticket) = ticket {
             // A failure is none of these, whatever its status is; nor is a status of ours, which is never the version's success.
-            if outcome == Outcome::Ok && self.status.is_some_and(is_client_error) {
+            if outcome == Outcome::Ok && (refused || self.status.is_some_and(is_client_error)) {
                 assigned.evidence.client_error(worker, &ticket);
             }
             assigned

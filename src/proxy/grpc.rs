@@ -23,6 +23,13 @@ pub(super) fn code(fields: &HeaderMap) -> Option<u32> {
     fields.get(STATUS)?.to_str().ok()?.parse().ok()
 }
 
+/// Whether a call ended by the client's fault, as an answer 4xx does: `INVALID_ARGUMENT`, `NOT_FOUND`, `ALREADY_EXISTS`,
+/// `PERMISSION_DENIED`, `FAILED_PRECONDITION`, `OUT_OF_RANGE`, `UNAUTHENTICATED`. `CANCELLED` is a client that went away;
+/// `RESOURCE_EXHAUSTED` and `ABORTED` say nothing about whose fault it is.
+pub(super) const fn is_client_error(code: u32) -> bool {
+    matches!(code, 3 | 5 | 6 | 7 | 9 | 11 | 16)
+}
+
 /// Sets how a call went. `message` is printable ASCII without `%`: nothing to encode.
 pub(super) fn say(fields: &mut HeaderMap, code: u32, message: &'static str) {
     fields.insert(STATUS, HeaderValue::from(code));

@@ -1,8 +1,9 @@
-//! 4xx answers over real traffic: another share than stable's pauses a rollout and never aborts it.
+//! 4xx answers, and what gRPC has instead, over real traffic: another share than stable's pauses a rollout and never aborts it.
 
 use crate::{
+    faults::grpc_shop,
     judge::{ends, shop},
-    support::{Serin, exchange, load::Load, upstream::Upstream, wait_for},
+    support::{Serin, exchange, load::Load, python::Servers, upstream::Upstream, wait_for},
 };
 use rusqlite::Connection;
 use serde_json::Value;
@@ -95,6 +96,28 @@ fn a_canary_that_refuses_as_much_as_stable_is_promoted() {
     ends(&serin, 0, &deploy(&v2, "healthy"));
     let seen = load.stop();
     assert!(seen.with(404, "v1") > 0 && seen.with(404, "v2") > 0);
+}
+
+#[test]
+fn a_grpc_canary_whose_calls_end_by_the_clients_fault_is_paused() {
+    let (_v1, stable, _) = Servers::start("serve");
+    let (_v2, canary, _) = Servers::start("lame 200 FAILED_PRECONDITION");
+    let serin = Serin::start_with(&grpc_shop(stable, "auto: {weights: [20, 50]}"));
+    let (calls, _, _) = Servers::start(&format!("call {}", serin.web.port()));
+    let deploy =
+        format!("deploy shop --version v2 --endpoint h2c://127.0.0.1:{canary} --until healthy --timeout 60s");
+    let said = ends(&serin, 5, &deploy);
+    assert!(
+        said.contains("ClientErrors: PAUSE at weight 20%: 4xx: canary "),
+        "{said}"
+    );
+    let status = serin.status("shop");
+    assert_eq!(
+        status["analyses"][0]["metrics"][0]["judge"]["tests"][0]["canaryBad"], 0,
+        "none of them is a failure: {status:#}"
+    );
+    let codes = calls.finish();
+    assert!(codes.contains("FAILED_PRECONDITION "), "{codes}");
 }
 
 #[test]

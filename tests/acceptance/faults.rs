@@ -100,18 +100,23 @@ fn the_header_counts_where_a_filter_keeps_it_from_clients_and_an_equal_share_of_
     assert_eq!(load.stop().errors(), 0);
 }
 
-#[test]
-fn a_grpc_canary_that_fails_by_the_status_in_its_trailers_is_pulled_back() {
-    let (_v1, stable, _) = Servers::start("serve");
-    let (_v2, canary, _) = Servers::start("lame 200");
-    let serin = Serin::start_with(&format!(
+/// A service `shop` whose stable version speaks gRPC at this port.
+pub(crate) fn grpc_shop(stable: u16, canary: &str) -> String {
+    format!(
         "{HEAD}services:
   - name: shop
     stable: {{version: v1, endpoints: [\"h2c://127.0.0.1:{stable}\"]}}
     deploy: {{allowedEndpoints: [\"127.0.0.0/8\"]}}
-    strategy: {{canary: {{{AT_20}}}}}
+    strategy: {{canary: {{{canary}}}}}
 "
-    ));
+    )
+}
+
+#[test]
+fn a_grpc_canary_that_fails_by_the_status_in_its_trailers_is_pulled_back() {
+    let (_v1, stable, _) = Servers::start("serve");
+    let (_v2, canary, _) = Servers::start("lame 200 UNAVAILABLE");
+    let serin = Serin::start_with(&grpc_shop(stable, AT_20));
     let (calls, _, _) = Servers::start(&format!("call {}", serin.web.port()));
     let said = ends(
         &serin,
