@@ -11,6 +11,7 @@ mod bake;
 mod client_errors;
 mod crash;
 mod disk;
+mod earlier;
 mod events;
 mod exits;
 mod faults;

@@ -54,7 +54,8 @@ pub(crate) enum StoreError {
     },
     /// The file was written by a later version.
     #[error(
-        "the state file {} has format {found}, this Serin knows up to {known}: run the newer Serin that wrote it, or give another `state.path`",
+        "the state file {} has format {found}, this Serin knows up to {known}: run the newer Serin that wrote it, or give another `state.path`; \
+         `--stateless` serves stable meanwhile",
         path.display()
     )]
     Newer {
@@ -84,9 +85,15 @@ pub(crate) enum StoreError {
         /// What went wrong.
         why: String,
     },
-    /// What is stored cannot be understood.
-    #[error("the state of `{service}` cannot be read back: {why}")]
+    /// What is stored cannot be understood: by a Serin that did not know it yet, or it is damaged.
+    #[error(
+        "what the state file {} knows of `{service}` cannot be read back ({why}): run the Serin that wrote it, or restore it from \
+         a copy; `--stateless` serves stable meanwhile",
+        path.display()
+    )]
     Content {
+        /// The file.
+        path: PathBuf,
         /// Whose.
         service: String,
         /// What went wrong.

@@ -252,8 +252,9 @@ impl SqliteStore {
         Ok(())
     }
 
-    fn content(service: &str) -> impl Fn(String) -> StoreError + '_ {
+    fn content<'a>(&'a self, service: &'a str) -> impl Fn(String) -> StoreError + 'a {
         move |why| StoreError::Content {
+            path: self.path.clone(),
             service: service.to_owned(),
             why,
         }
@@ -274,7 +275,7 @@ impl SqliteStore {
             .map_err(failed)?;
         rows.map(|text| {
             let text = text.map_err(failed)?;
-            serde_json::from_str(&text).map_err(|error| Self::content(service)(error.to_string()))
+            serde_json::from_str(&text).map_err(|error| self.content(service)(error.to_string()))
         })
         .collect()
     }
@@ -301,7 +302,7 @@ impl SqliteStore {
         rows.map(|row| {
             let (fact, at) = row.map_err(failed)?;
             let fact =
-                serde_json::from_str(&fact).map_err(|error| Self::content(service)(error.to_string()))?;
+                serde_json::from_str(&fact).map_err(|error| self.content(service)(error.to_string()))?;
             Ok((fact, moment(at)))
         })
         .collect()
@@ -315,7 +316,7 @@ impl SqliteStore {
         let mut events = Vec::new();
         while let Some(row) = rows.next().map_err(failed)? {
             let service: String = row.get(1).map_err(failed)?;
-            let event = read_event(row, &service).map_err(Self::content(&service))?;
+            let event = read_event(row, &service).map_err(self.content(&service))?;
             events.push(event);
         }
         Ok(events)
@@ -332,7 +333,7 @@ impl SqliteStore {
     ) -> Result<Vec<u64>, StoreError> {
         let name = service.as_str();
         let failed = |error: rusqlite::Error| self.failed(&error);
-        let content = Self::content(name);
+        let content = self.content(name);
         let mut ids = Vec::with_capacity(rows.len());
         for row in rows {
             let caller = row.caller.as_ref().map(json).transpose().map_err(&content)?;
@@ -498,11 +499,11 @@ impl Store for SqliteStore {
         for row in rows {
             let ((name, saved, base), (saved_event, base_event)) = row.map_err(failed)?;
             let parse = |text: &str| {
-                serde_json::from_str::<Saved>(text).map_err(|error| Self::content(&name)(error.to_string()))
+                serde_json::from_str::<Saved>(text).map_err(|error| self.content(&name)(error.to_string()))
             };
             let facts = self.facts(&connection, &name, base_event, saved_event)?;
             services.push(StoredService {
-                name: ServiceName::new(&name).map_err(|error| Self::content(&name)(error.to_string()))?,
+                name: ServiceName::new(&name).map_err(|error| self.content(&name)(error.to_string()))?,
                 saved: parse(&saved)?,
                 replayed: fold(parse(&base)?, &facts),
                 alive: alive.map(moment),
@@ -566,7 +567,7 @@ impl Store for SqliteStore {
         let name = service.as_str();
         let connection = self.connection();
         let failed = |error: rusqlite::Error| self.failed(&error);
-        let content = Self::content(name);
+        let content = self.content(name);
         let transaction = connection.unchecked_transaction().map_err(failed)?;
         let execute = |sql: &str, params: &[&dyn rusqlite::ToSql]| -> Result<(), StoreError> {
             transaction.execute(sql, params).map(drop).map_err(failed)
@@ -658,7 +659,7 @@ impl Store for SqliteStore {
     }
 
     fn audit(&self, attempt: &Attempt) -> Result<(), StoreError> {
-        let text = json(attempt).map_err(Self::content(&attempt.service))?;
+        let text = json(attempt).map_err(self.content(&attempt.service))?;
         self.connection()
             .prepare_cached("INSERT INTO attempts (at, service, attempt) VALUES (?1, ?2, ?3)")
             .and_then(|mut statement| statement.execute(params![millis(attempt.at), attempt.service, text]))
@@ -821,11 +822,11 @@ impl SqliteStore {
                 .map_err(failed)?;
             let Some(upto) = upto else { continue };
             let base: Saved =
-                serde_json::from_str(&base).map_err(|error| Self::content(&name)(error.to_string()))?;
+                serde_json::from_str(&base).map_err(|error| self.content(&name)(error.to_string()))?;
             let facts = self.facts(connection, &name, base_event, upto)?;
             // Facts that do not fold are kept: a start will say so.
             let Some(moved) = fold(base, &facts) else { continue };
-            let moved = json(&moved).map_err(Self::content(&name))?;
+            let moved = json(&moved).map_err(self.content(&name))?;
             connection
                 .execute(
                     "UPDATE services SET base = ?2, base_event = ?3 WHERE name = ?1",
