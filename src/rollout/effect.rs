@@ -1,10 +1,14 @@
 //! What the world must look like after a transition. Each effect is a whole statement and safe to repeat.
 
 use super::{
+    event::Event,
     plan::{AnalysisRef, Plan, Strategy},
     state::{Route, RunId, Stage, State},
 };
-use crate::model::{VersionName, Weight};
+use crate::{
+    analysis::RunPhase,
+    model::{VersionName, Weight},
+};
 use serde::{Deserialize, Serialize};
 
 /// One thing to bring about.
@@ -58,6 +62,22 @@ pub enum Effect {
     },
     /// Tell watchers and webhooks.
     Notify(Notice),
+}
+
+impl Effect {
+    /// What is to be told, if this is that.
+    pub fn into_notice(self) -> Option<Notice> {
+        match self {
+            Effect::Notify(notice) => Some(notice),
+            Effect::MakeStable { .. }
+            | Effect::SetWeight { .. }
+            | Effect::SetPreview { .. }
+            | Effect::SetRoutes { .. }
+            | Effect::Retire { .. }
+            | Effect::StartAnalysis { .. }
+            | Effect::StopAnalysis { .. } => None,
+        }
+    }
 }
 
 /// Why an analysis runs.
@@ -115,15 +135,48 @@ pub enum Trigger {
     OnRolloutAborted,
     /// An analysis began.
     OnAnalysisRunRunning,
+    /// An analysis found the version on trial to be bad.
+    OnAnalysisRunFailed,
+    /// An analysis could not measure.
+    OnAnalysisRunError,
     /// Too much of the service fails, whichever version answers.
     OnAlarmRaised,
     /// That is over.
     OnAlarmCleared,
 }
 
+impl Trigger {
+    /// What somebody who says nothing wants to hear of: how a trial ends, and what calls for a person.
+    pub const TELLING: [Trigger; 7] = [
+        Trigger::OnRolloutPaused,
+        Trigger::OnRolloutCompleted,
+        Trigger::OnRolloutAborted,
+        Trigger::OnAnalysisRunFailed,
+        Trigger::OnAnalysisRunError,
+        Trigger::OnAlarmRaised,
+        Trigger::OnAlarmCleared,
+    ];
+
+    /// As it is written: `on-rollout-aborted`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Trigger::OnRolloutUpdated => "on-rollout-updated",
+            Trigger::OnRolloutStepCompleted => "on-rollout-step-completed",
+            Trigger::OnRolloutPaused => "on-rollout-paused",
+            Trigger::OnRolloutCompleted => "on-rollout-completed",
+            Trigger::OnRolloutAborted => "on-rollout-aborted",
+            Trigger::OnAnalysisRunRunning => "on-analysis-run-running",
+            Trigger::OnAnalysisRunFailed => "on-analysis-run-failed",
+            Trigger::OnAnalysisRunError => "on-analysis-run-error",
+            Trigger::OnAlarmRaised => "on-alarm-raised",
+            Trigger::OnAlarmCleared => "on-alarm-cleared",
+        }
+    }
+}
+
 /// What changes in the world when `old` becomes `new`. What lowers the canary's exposure comes first, and a version is
 /// stable before its trial ends: in no order of performing does a request meet a version that it should not.
-pub(super) fn between(old: &State, new: &State, plan: &Plan) -> Vec<Effect> {
+pub(super) fn between(old: &State, new: &State, plan: &Plan, event: &Event) -> Vec<Effect> {
     let mut effects = Vec::new();
     if let Some(version) = new.stable.clone().filter(|_| new.stable != old.stable) {
         effects.push(Effect::MakeStable {
@@ -156,7 +209,8 @@ pub(super) fn between(old: &State, new: &State, plan: &Plan) -> Vec<Effect> {
     }));
     let started = after.iter().filter(|run| !before.contains(run));
     effects.extend(started.filter_map(|(run, kind)| start(new, plan, *run, *kind)));
-    effects.extend(notice(old, new, plan).map(Effect::Notify));
+    let notices = notices(old, new, plan, event);
+    effects.extend(notices.into_iter().map(Effect::Notify));
     effects
 }
 
@@ -220,54 +274,105 @@ fn start(state: &State, plan: &Plan, run: RunId, kind: AnalysisKind) -> Option<E
     })
 }
 
-/// The most telling thing that happened, if anything did.
-fn notice(old: &State, new: &State, plan: &Plan) -> Option<Notice> {
-    let say = |trigger, text| Some(Notice { trigger, text });
+/// What is worth telling of a transition, the most telling first.
+fn notices(old: &State, new: &State, plan: &Plan, event: &Event) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    let mut say = |trigger, text| notices.push(Notice { trigger, text });
     match (&old.alarm, &new.alarm) {
-        (None, Some(alarm)) => return say(Trigger::OnAlarmRaised, alarm.message.clone()),
-        (Some(_), None) => {
-            return say(
-                Trigger::OnAlarmCleared,
-                "the alarm of the service is over".to_owned(),
-            );
-        }
+        (None, Some(alarm)) => say(Trigger::OnAlarmRaised, alarm.message.clone()),
+        (Some(_), None) => say(
+            Trigger::OnAlarmCleared,
+            "the alarm of the service is over".to_owned(),
+        ),
         (Some(_), Some(_)) | (None, None) => {}
     }
     match (&old.stage, &new.stage) {
-        (Stage::Aborted(before), Stage::Aborted(after)) if before == after => None,
+        (_, Stage::Empty) => {}
+        (Stage::Aborted(before), Stage::Aborted(after)) if before == after => {}
         (_, Stage::Aborted(aborted)) => say(
             Trigger::OnRolloutAborted,
             format!("{} was aborted: {}", aborted.version, aborted.message),
         ),
-        (Stage::Healthy, Stage::Healthy) if old.stable == new.stable => None,
+        (Stage::Healthy, Stage::Healthy) if old.stable == new.stable => {}
         (_, Stage::Healthy) => {
             let stable = new.stable.as_ref().map_or("", VersionName::as_str);
-            say(Trigger::OnRolloutCompleted, format!("{stable} is stable"))
-        }
-        (_, Stage::Empty) => None,
-        (Stage::Rolling(before), Stage::Rolling(after))
-            if before.version == after.version && before.attempt == after.attempt =>
-        {
-            let steps = plan.steps().len();
-            if let Some(reason) = new
-                .pause_reason()
-                .filter(|_| new.pause_reason() != old.pause_reason())
-            {
-                let text = format!(
-                    "{} is paused at step {}/{steps}: {reason}",
-                    after.version, after.step
-                );
-                return say(Trigger::OnRolloutPaused, text);
+            match &old.stage {
+                // Nothing was tried and nothing came to an end.
+                Stage::Empty => say(
+                    Trigger::OnRolloutUpdated,
+                    format!("{stable} is the first version, and stable at once"),
+                ),
+                Stage::Healthy | Stage::Rolling(_) | Stage::Aborted(_) => {
+                    say(Trigger::OnRolloutCompleted, format!("{stable} is stable"));
+                }
             }
-            let text = || format!("{} has completed step {}/{steps}", after.version, before.step);
-            (after.step > before.step).then(|| Notice {
-                trigger: Trigger::OnRolloutStepCompleted,
-                text: text(),
-            })
         }
-        (_, Stage::Rolling(after)) => say(
-            Trigger::OnRolloutUpdated,
-            format!("{} is on trial, attempt {}", after.version, after.attempt),
-        ),
+        (before, Stage::Rolling(after)) => {
+            let goes_on = match before {
+                Stage::Rolling(before)
+                    if before.version == after.version && before.attempt == after.attempt =>
+                {
+                    Some(before)
+                }
+                Stage::Empty | Stage::Healthy | Stage::Rolling(_) | Stage::Aborted(_) => None,
+            };
+            let steps = plan.steps().len();
+            let reason = new.pause_reason();
+            if let Some(reason) = reason.filter(|_| reason != old.pause_reason()) {
+                say(
+                    Trigger::OnRolloutPaused,
+                    format!(
+                        "{} is paused at step {}/{steps}: {reason}",
+                        after.version, after.step
+                    ),
+                );
+            }
+            match goes_on {
+                None => say(
+                    Trigger::OnRolloutUpdated,
+                    format!("{} is on trial, attempt {}", after.version, after.attempt),
+                ),
+                Some(before) if after.step > before.step => say(
+                    Trigger::OnRolloutStepCompleted,
+                    format!("{} has completed step {}/{steps}", after.version, before.step),
+                ),
+                Some(_) => {}
+            }
+        }
     }
+    notices.extend(of_analyses(old, new, event));
+    notices
+}
+
+/// The analysis that this event ended badly, and those that begin.
+fn of_analyses(old: &State, new: &State, event: &Event) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    let (before, after) = (old.runs(), new.runs());
+    let version = |state: &State| {
+        let rolling = state.rolling();
+        rolling.map_or_else(String::new, |rolling| rolling.version.to_string())
+    };
+    if let Event::AnalysisFinished {
+        run, phase, message, ..
+    } = event
+        && let Some((_, kind)) = before.iter().find(|(before, _)| before == run)
+    {
+        let (trigger, what) = match phase {
+            RunPhase::Failed => (Some(Trigger::OnAnalysisRunFailed), "has failed"),
+            RunPhase::Error => (Some(Trigger::OnAnalysisRunError), "could not measure"),
+            RunPhase::Pending | RunPhase::Running | RunPhase::Successful | RunPhase::Inconclusive => {
+                (None, "")
+            }
+        };
+        notices.extend(trigger.map(|trigger| Notice {
+            trigger,
+            text: format!("{} analysis of {} {what}: {message}", kind.title(), version(old)),
+        }));
+    }
+    let begun = after.iter().filter(|run| !before.contains(run));
+    notices.extend(begun.map(|(_, kind)| Notice {
+        trigger: Trigger::OnAnalysisRunRunning,
+        text: format!("{} analysis of {} has begun", kind.title(), version(new)),
+    }));
+    notices
 }

@@ -54,7 +54,7 @@ pub fn transition(state: &State, event: &Event, plan: &Plan, now: Timestamp) -> 
                 | Event::HardFailure { .. }
                 | Event::SharedFate { .. }
                 | Event::AlarmRaised { .. }
-                | Event::AlarmCleared { .. } => effect::between(state, &next, plan),
+                | Event::AlarmCleared { .. } => effect::between(state, &next, plan, event),
             };
             Ok((next, effects))
         }
