@@ -6,6 +6,7 @@
 use super::dns::Dns;
 use super::filters::Filters;
 use super::health::{Ejection, Health};
+use super::notifications::Notification;
 use super::observe::{AccessLog, Otlp};
 use super::problem::Problem;
 use super::secret::Redacted;
@@ -40,6 +41,8 @@ pub struct Config {
     pub access_log: Option<AccessLog>,
     /// Where spans go; none: nothing is traced.
     pub tracing: Option<Otlp>,
+    /// Who is told what happens; names are unique.
+    pub notifications: Vec<Arc<Notification>>,
     /// How endpoints' names are resolved.
     pub dns: Dns,
     /// What is served, in the order of the files; names are unique.

@@ -32,6 +32,8 @@ pub struct Diff {
     pub telemetry: bool,
     /// The store's path or retention.
     pub state: bool,
+    /// Who is told what.
+    pub notifications: bool,
     /// Keys outside services and templates that are not written as they were.
     pub keys: Vec<String>,
 }
@@ -87,6 +89,9 @@ impl Diff {
         let mut words: Vec<String> = self.keys.iter().map(|key| format!("`{key}` changed")).collect();
         if self.admin && !self.keys.iter().any(|key| key == "admin") {
             words.push("a token of `admin` changed".to_owned());
+        }
+        if self.notifications && !self.keys.iter().any(|key| key == "notifications") {
+            words.push("a secret of `notifications` changed".to_owned());
         }
         words.extend(
             self.templates_changed
@@ -162,6 +167,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         admin: format!("{:?}", old.admin) != format!("{:?}", new.admin) || hashes(old) != hashes(new),
         telemetry: old.telemetry != new.telemetry,
         state: old.state != new.state,
+        notifications: old.notifications != new.notifications,
         keys: differing(old.redacted_json(), new.redacted_json())
             .into_iter()
             .filter(|key| !["services", "analysisTemplates"].contains(&key.as_str()))

@@ -12,7 +12,7 @@ use super::service::{self, ServiceConfig};
 use super::strategy::{self, StrategyConfig, Templates, Uses};
 use super::template::{self, TemplateConfig};
 use super::yaml::{self, Entry, Env, Kind, MAX_BYTES, Node};
-use super::{admin, advice, argo, dns, listener, observe, shown};
+use super::{admin, advice, argo, dns, listener, notifications, observe, shown};
 use crate::analysis::{Context, Template};
 use crate::model::ServiceName;
 use serde::Deserialize;
@@ -52,6 +52,9 @@ struct FileConfig {
     access_log: Option<observe::AccessLogConfig>,
     /// Absent: `traceparent` is passed on, nothing is traced.
     tracing: Option<observe::TracingConfig>,
+    /// Absent: nobody is told, but whoever follows events.
+    #[serde(default)]
+    notifications: Vec<Located<notifications::NotificationConfig>>,
     /// Absent: as the system resolves names.
     dns: Option<dns::DnsConfig>,
     /// At least one, here or in an included file.
@@ -185,6 +188,7 @@ fn load_all(
         .as_ref()
         .map(|config| observe::access_log(config, cx));
     let tracing = main.tracing.as_ref().map(|config| observe::tracing(config, cx));
+    let notifications = notifications::compile(&main.notifications, &names, cx);
     let dns = main
         .dns
         .as_ref()
@@ -218,6 +222,7 @@ fn load_all(
         state,
         access_log,
         tracing,
+        notifications: notifications.into_iter().map(Arc::new).collect(),
         dns,
         services: services.into_iter().map(Arc::new).collect(),
         templates: shared,

@@ -176,9 +176,26 @@ pub(super) fn tracing(config: &TracingConfig, cx: &mut Cx) -> Otlp {
             text.clone()
         }
     };
+    let headers = sent_headers(&config.otlp.headers, "tracing.otlp.headers", cx);
+    let ca = ca_of(config.otlp.ca.as_deref(), (text, false), "tracing.otlp", cx);
+    Otlp {
+        ca: ca.and_then(|ca| ca.read().ok()).map(Authorities),
+        endpoint: endpoint.map(whole).unwrap_or_default(),
+        headers,
+        sample: config.sample_ratio.unwrap_or(Weight::percent(100)),
+        service_name: config.service_name.clone().unwrap_or_else(|| "serin".to_owned()),
+    }
+}
+
+/// Fields that are sent along with requests of our own.
+pub(super) fn sent_headers(
+    written: &BTreeMap<String, String>,
+    path: &str,
+    cx: &mut Cx,
+) -> Vec<(HeaderName, Redacted)> {
     let mut headers = Vec::new();
-    for (name, value) in &config.otlp.headers {
-        let path = format!("tracing.otlp.headers.{name}");
+    for (name, value) in written {
+        let path = format!("{path}.{name}");
         if HeaderValue::from_str(value).is_err() {
             cx.error(
                 &path,
@@ -189,12 +206,5 @@ pub(super) fn tracing(config: &TracingConfig, cx: &mut Cx) -> Otlp {
             headers.push((name, Redacted::new(value)));
         }
     }
-    let ca = ca_of(config.otlp.ca.as_deref(), (text, false), "tracing.otlp", cx);
-    Otlp {
-        ca: ca.and_then(|ca| ca.read().ok()).map(Authorities),
-        endpoint: endpoint.map(whole).unwrap_or_default(),
-        headers,
-        sample: config.sample_ratio.unwrap_or(Weight::percent(100)),
-        service_name: config.service_name.clone().unwrap_or_else(|| "serin".to_owned()),
-    }
+    headers
 }

@@ -10,6 +10,14 @@ pub(super) fn show<'a>(mut files: impl Iterator<Item = &'a Node>) -> Value {
         Some(main) => value(main, ""),
         None => return Value::Null,
     };
+    let notifications = shown.get_mut("notifications").and_then(Value::as_array_mut);
+    for url in notifications
+        .into_iter()
+        .flatten()
+        .filter_map(|one| one.get_mut("url"))
+    {
+        *url = Value::String(without_path(url.as_str().unwrap_or_default()));
+    }
     for file in files {
         for key in ["services", "analysisTemplates"] {
             let items = file.get(key).map(Node::items).unwrap_or_default();
@@ -89,6 +97,16 @@ fn shown_scalar(scalar: &Scalar) -> Value {
         }
     }
     Value::String(without_user(text))
+}
+
+/// Who can post to an address may need nothing else: only whose it is is shown.
+fn without_path(text: &str) -> String {
+    let begin = text.find("://").map_or(0, |at| at + 3);
+    let end = text[begin..].find(['/', '?', '#']).map(|at| begin + at + 1);
+    match end.filter(|end| *end < text.len()) {
+        Some(end) => format!("{}{REDACTED}", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// `http://user:password@host` loses what stands before the `@`.

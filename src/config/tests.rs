@@ -1412,6 +1412,66 @@ fn a_file_of_nothing_but_faults_is_answered_soon_and_bounded() {
     assert!(faults(&keys).contains("more keys than Serin reads"));
 }
 
+#[test]
+fn who_is_told_is_read_with_its_defaults() {
+    let config = good(&format!(
+        "{MINIMAL}notifications:\n- {{name: ops, url: 'https://hooks.test/${{TOKEN}}'}}\n- {{name: chat, url: 'http://127.0.0.1:1', format: \
+         slack, on: [on-rollout-step-completed], services: [app], timeout: 1m, secret: MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw, \
+         headers: {{X-Team: a}}}}\n"
+    ));
+    let [ops, chat] = &config.notifications[..] else {
+        panic!("{:?}", config.notifications)
+    };
+    assert_eq!(ops.url.expose(), "https://hooks.test/0123456789abcdef0123");
+    assert_eq!(
+        (ops.format, ops.timeout, &ops.secret, &ops.services),
+        (NotificationFormat::Json, Span::secs(10), &None, &None)
+    );
+    assert_eq!(ops.on, crate::rollout::Trigger::TELLING);
+    let app = crate::model::ServiceName::new("app").unwrap();
+    let completed = crate::rollout::Trigger::OnRolloutStepCompleted;
+    assert!(chat.wants(&app, completed) && !ops.wants(&app, completed));
+    assert!(!chat.wants(&crate::model::ServiceName::new("other").unwrap(), completed));
+    assert_eq!(
+        (chat.headers[0].0.as_str(), chat.timeout),
+        ("x-team", Span::secs(60))
+    );
+    let shown = format!("{} {config:?}", config.redacted_json());
+    assert!(
+        !shown.contains("0123456789abcdef0123") && !shown.contains("MfKQ"),
+        "{shown}"
+    );
+    let hidden = good(&format!(
+        "{MINIMAL}notifications: [{{name: ops, url: 'https://hooks.test/T0/geheim'}}]\n"
+    ));
+    assert_eq!(
+        hidden.redacted_json()["notifications"][0]["url"],
+        "https://hooks.test/[redacted]"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_who_is_told_says_where_and_how_to_mend_it() {
+    let faults = faults(&format!(
+        "{MINIMAL}notifications:\n- {{name: ops, url: 'hooks.test', on: [on-rollout-abortet], timeout: 2m}}\n- {{name: ops, url: \
+         'https://hooks.test', secret: short, on: [], headers: {{Webhook-Id: 1}}}}\n- {{nme: x, url: 'http://169.254.169.254/'}}\n"
+    ));
+    for part in [
+        "serin.yaml:6:20: notifications[0].url: this is not an address to post to",
+        "notifications[0].on[0]: `on-rollout-abortet`",
+        "did you mean `on-rollout-aborted`?",
+        "notifications[0].timeout: an attempt that takes 2m",
+        "notifications[1].name: two notifications are called `ops`",
+        "notifications[1].secret: this is not a key for signatures",
+        "openssl rand -base64 32",
+        "notifications[1].on: nothing would be told",
+        "notifications[1].headers.webhook-id: `webhook-id` is written by Serin",
+        "notifications[2].nme: unknown key",
+    ] {
+        assert!(faults.contains(part), "{part}\n{faults}");
+    }
+}
+
 const SAMPLES: [&str; 6] = [
     include_str!("../../config/edge.yaml"),
     include_str!("../../config/kayenta.yaml"),

@@ -159,6 +159,7 @@ impl Engine {
             });
         }
         self.config = Arc::clone(config);
+        self.notifier.configure(config);
         let mut changes = Vec::new();
         let change = |service: &ServiceName, text: String| Change {
             service: service.clone(),

@@ -12,6 +12,7 @@ use super::{
     keeping::Keeping,
     ledger::{Fact, Saved},
     managed::Managed,
+    notify::Notifier,
     order,
     providers::{Outside, Reply},
     store::{KeyRow, Row, Store, StoreError},
@@ -131,6 +132,7 @@ pub(crate) struct Engine {
     /// Services of the store that the file does not name now: they come back with what they were.
     pub(super) resting: BTreeMap<ServiceName, Saved>,
     pub(super) shared: Arc<Shared>,
+    pub(super) notifier: Notifier,
     pub(super) inbox: mpsc::WeakUnboundedSender<Ask>,
     /// Wall and monotonic clock at the start: between them time never jumps.
     epoch: (Timestamp, Duration),
@@ -172,7 +174,15 @@ impl Engine {
         let last = stored.iter().filter_map(|service| service.alive).max();
         // A wall clock that was set back over the restart must not make times go back.
         let wall = last.map_or(parts.clock.wall(), |last| last.max(parts.clock.wall()));
+        let mut notifier = Notifier::new(
+            Arc::clone(&parts.outside),
+            Arc::clone(&parts.clock),
+            parts.services.metrics().control.clone(),
+            parts.seed,
+        );
+        notifier.configure(&parts.config);
         let mut engine = Engine {
+            notifier,
             epoch: (wall, parts.clock.monotonic()),
             config: Arc::clone(&parts.config),
             services: parts.services,
@@ -246,6 +256,7 @@ impl Engine {
                 ask = inbox.recv() => match ask {
                     Some(Ask::Shutdown(reply)) => {
                         self.end();
+                        self.notifier.finish().await;
                         // The asker may have given up waiting.
                         let _ = reply.send(());
                         return;
@@ -431,7 +442,7 @@ impl Engine {
         let mut next = managed.saved.clone();
         let mut rows = Vec::with_capacity(facts.len());
         for fact in facts {
-            let (after, _) = next.apply(&fact, now).map_err(|refused| refusal(&refused))?;
+            let (after, effects) = next.apply(&fact, now).map_err(|refused| refusal(&refused))?;
             // An event that changes nothing but the count is not worth a line.
             let idle = Saved {
                 facts: next.facts,
@@ -457,6 +468,7 @@ impl Engine {
                 message: after.state.message(&after.plan),
                 numbers: numbers.clone(),
                 caller: by.caller.clone(),
+                telling: self.notifier.telling(name, effects),
                 fact,
             });
             next = after;
@@ -512,7 +524,7 @@ impl Engine {
         self.perform(name, now);
     }
 
-    /// One log line per decision, the counters, and the watchers.
+    /// One log line per decision, the counters, the watchers, and who is notified.
     pub(super) fn tell(&mut self, name: &ServiceName, rows: &[Row], ids: &[u64], was_aborted: bool) {
         for row in rows {
             info!(
@@ -542,10 +554,12 @@ impl Engine {
             rollouts.count_abort(name.as_str(), aborted.cause);
         }
         self.publish_status(name);
+        self.notify(name, rows);
     }
 
     pub(super) fn broadcast(&self, name: &ServiceName, rows: &[Row], ids: &[u64]) {
         for (row, id) in rows.iter().zip(ids) {
+            row.stored_as(*id);
             self.shared.tell(row.shown(*id, name));
         }
     }

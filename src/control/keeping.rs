@@ -124,6 +124,7 @@ impl Engine {
         let waiting = Mutex::new(waiting);
         Box::new(move |stored| {
             for (row, id) in rows.iter().zip(stored.unwrap_or_default()) {
+                row.stored_as(*id);
                 shared.tell(row.shown(*id, &name));
             }
             let waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner).take();

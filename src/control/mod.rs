@@ -17,6 +17,7 @@ mod judging;
 mod keeping;
 mod ledger;
 mod managed;
+mod notify;
 mod observe;
 mod order;
 mod perform;

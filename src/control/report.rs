@@ -365,6 +365,13 @@ pub(crate) fn refresh(
     }
 }
 
+/// What the judge says that sits, or that sat last in this rollout.
+pub(super) fn judged(status: &ServiceStatus) -> Option<String> {
+    let metrics = status.analyses.iter().flat_map(|run| &run.metrics);
+    let mut deciding = metrics.filter(|metric| !metric.dry_run);
+    deciding.find_map(|metric| Some(metric.judge.as_ref()?.sentence.clone()))
+}
+
 /// What the judges say now, with their metrics; and for a rollout that waits for them, as its message.
 fn say_judged(status: &mut ServiceStatus, judged: &Shown) {
     let judged = judged.lock().unwrap_or_else(PoisonError::into_inner);

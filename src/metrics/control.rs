@@ -29,6 +29,8 @@ pub struct ControlMetrics {
     pub access_log_dropped: IntCounter,
     /// `serin_trace_spans_dropped_total`
     pub spans_dropped: IntCounter,
+    /// `serin_notifications_total`
+    pub notifications: IntCounterVec,
 }
 
 fn opts(family: &Family) -> Opts {
@@ -50,6 +52,7 @@ impl ControlMetrics {
             panics: counter(names::PANICS)?,
             access_log_dropped: IntCounter::with_opts(opts(&names::ACCESS_LOG_DROPPED))?,
             spans_dropped: IntCounter::with_opts(opts(&names::SPANS_DROPPED))?,
+            notifications: counter(names::NOTIFICATIONS)?,
         };
         let build = gauge(names::BUILD_INFO)?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -62,6 +65,7 @@ impl ControlMetrics {
         registry.register(Box::new(metrics.panics.clone()))?;
         registry.register(Box::new(metrics.access_log_dropped.clone()))?;
         registry.register(Box::new(metrics.spans_dropped.clone()))?;
+        registry.register(Box::new(metrics.notifications.clone()))?;
         for single in [&metrics.store_errors, &metrics.panics] {
             single.with_label_values::<&str>(&[]).inc_by(0);
         }

@@ -93,6 +93,8 @@ families! {
         "Lines of the access log that were not written: the queue was full, or the file could not be written.";
     SPANS_DROPPED = COUNTER "serin_trace_spans_dropped_total" &[],
         "Spans that were not delivered: the queue was full, or the collector did not take them.";
+    NOTIFICATIONS = COUNTER "serin_notifications_total" &["notification", "result"],
+        "Notifications by receiver and how they ended: delivered, failed (refused or given up), or dropped (too many waited).";
     BUILD_INFO = GAUGE "serin_build_info" &["version"],
         "Always 1; the label says which Serin this is.";
 }

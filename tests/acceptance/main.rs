@@ -18,6 +18,7 @@ mod faults;
 mod judge;
 mod lifecycle;
 mod milestones;
+mod notifications;
 mod ranks;
 mod reload;
 mod replay;

@@ -1,60 +1,17 @@
 //! Trace context and spans: passed on untouched without a collector, continued and told with one.
 
-use crate::support::{HEAD, Serin, authority::Authority, exchange, http::Server, wait_for};
+use crate::support::{
+    HEAD, Serin, authority::Authority, exchange, http::Server, recorder::recorder, wait_for,
+};
 use serde_json::Value;
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
-    sync::{
-        atomic::Ordering,
-        mpsc::{Receiver, channel},
-    },
+    net::{SocketAddr, TcpListener},
+    sync::{atomic::Ordering, mpsc::Receiver},
     time::Duration,
 };
 
 const SOON: Duration = Duration::from_secs(20);
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
-
-/// A server that keeps every request's head and body, and answers with `status`.
-fn recorder(status: &'static str) -> (SocketAddr, Receiver<(String, String)>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let (tell, told) = channel();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(stream) = stream else { return };
-            let tell = tell.clone();
-            std::thread::spawn(move || {
-                let mut reader = BufReader::new(stream);
-                while let Some(request) = read(&mut reader) {
-                    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\n\r\n{{}}");
-                    let _ = reader.get_mut().write_all(answer.as_bytes());
-                    if tell.send(request).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    (address, told)
-}
-
-fn read(reader: &mut BufReader<TcpStream>) -> Option<(String, String)> {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if reader.read_line(&mut head).ok()? == 0 {
-            return None;
-        }
-    }
-    let head = head.to_ascii_lowercase();
-    let length = head
-        .split("content-length: ")
-        .nth(1)
-        .and_then(|rest| rest.split("\r\n").next());
-    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
-    reader.read_exact(&mut body).ok()?;
-    Some((head, String::from_utf8(body).unwrap()))
-}
 
 fn serin(upstream: SocketAddr, tracing: &str) -> Serin {
     Serin::start_with(&format!(
@@ -72,7 +29,7 @@ fn spans(exports: &Receiver<(String, String)>, count: usize) -> Vec<Value> {
     let mut found = Vec::new();
     wait_for("spans", SOON, || {
         while let Ok((head, body)) = exports.try_recv() {
-            assert!(head.starts_with("post /v1/traces http/1.1"), "{head}");
+            assert!(head.starts_with("POST /v1/traces HTTP/1.1"), "{head}");
             let export: Value = serde_json::from_str(&body).unwrap();
             let list = &export["resourceSpans"][0]["scopeSpans"][0]["spans"];
             found.extend(list.as_array().unwrap().iter().cloned());

@@ -25,6 +25,7 @@ pub mod pair;
 pub mod prometheus;
 pub mod python;
 pub mod raw;
+pub mod recorder;
 pub mod turns;
 pub mod upstream;
 

@@ -16,6 +16,7 @@ pub(crate) use sqlite::{KEY_LIFE, SqliteStore};
 use super::{
     Attempt, Caller, RolloutStatus, StoredEvent,
     ledger::{Fact, Saved},
+    notify::Telling,
 };
 use crate::{
     model::{ByteSize, ServiceName, Span, Timestamp, Weight},
@@ -114,9 +115,18 @@ pub(crate) struct Row {
     pub(crate) step: Option<usize>,
     pub(crate) weight: Weight,
     pub(crate) message: String,
+    /// Who is notified of it hears this; not stored.
+    pub(crate) telling: Option<Arc<Telling>>,
 }
 
 impl Row {
+    /// It is stored under this number.
+    pub(crate) fn stored_as(&self, id: u64) {
+        if let Some(telling) = &self.telling {
+            telling.number.send_replace(Some(id));
+        }
+    }
+
     /// As it is shown, once it has a number.
     pub(crate) fn shown(&self, id: u64, service: &ServiceName) -> StoredEvent {
         StoredEvent {

@@ -1089,6 +1089,7 @@ mod tests {
             step: None,
             weight: crate::model::Weight::ZERO,
             message: String::new(),
+            telling: None,
         };
         store.append(&service, &[row], &saved, Some(&key)).unwrap();
         assert_eq!(store.recall("shop", "k", at).unwrap(), Some(key));

@@ -6,6 +6,7 @@ mod client_errors;
 mod failure;
 mod hang;
 mod judging;
+mod notify;
 mod operate;
 mod ranks;
 mod recording;
@@ -80,6 +81,8 @@ type Fetched = Result<(u16, Vec<u8>), String>;
 pub(super) struct Pretend {
     pub(super) down: Mutex<BTreeSet<String>>,
     pub(super) answers: Mutex<VecDeque<Fetched>>,
+    /// Everything that was asked.
+    pub(super) asked: Mutex<Vec<Question>>,
 }
 
 impl Outside for Pretend {
@@ -94,7 +97,8 @@ impl Outside for Pretend {
         Box::pin(async move { if down { Err("refused".to_owned()) } else { Ok(()) } })
     }
 
-    fn fetch(&self, _question: Question) -> BoxFuture<'static, Result<(u16, Vec<u8>), String>> {
+    fn fetch(&self, question: Question) -> BoxFuture<'static, Result<(u16, Vec<u8>), String>> {
+        self.asked.lock().unwrap().push(question);
         let answer = self.answers.lock().unwrap().pop_front();
         let answer = answer.unwrap_or_else(|| Err("unreachable".to_owned()));
         Box::pin(async move { answer })

@@ -1,0 +1,102 @@
+//! What a message says: one sentence with the numbers, and the event it is about.
+
+use super::News;
+use crate::{
+    config::NotificationFormat,
+    control::providers::shorten,
+    rollout::{Notice, Trigger},
+};
+use serde_json::{Value, json};
+
+/// The longest sentence: Slack cuts longer ones.
+const LONGEST: usize = 3000;
+
+/// One event, as one receiver hears of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Message {
+    /// The same for everybody and every attempt: who hears of it twice can tell.
+    pub(super) id: String,
+    /// What it is about, the most telling first; at least one.
+    pub(super) triggers: Vec<Trigger>,
+    /// What happened, in one sentence.
+    pub(super) text: String,
+    /// The event as the API gives it, but for its number.
+    event: Value,
+}
+
+impl Message {
+    /// Nothing, when none of what happened is wanted.
+    pub(super) fn of<'n>(
+        id: &str,
+        news: &News<'_>,
+        wanted: impl Iterator<Item = &'n Notice>,
+    ) -> Option<Message> {
+        let wanted: Vec<&Notice> = wanted.collect();
+        let first = wanted.first()?;
+        let mut text = format!("{}: {}", news.service, first.text);
+        // An abort by the judge has its numbers already.
+        let judged = news.judged.as_ref().filter(|_| is_of_trial(first.trigger));
+        if let Some(judged) = judged.filter(|judged| !text.contains(judged.as_str())) {
+            text = format!("{text}; {judged}");
+        }
+        Some(Message {
+            id: id.to_owned(),
+            triggers: wanted.iter().map(|notice| notice.trigger).collect(),
+            text: shorten(&text, LONGEST),
+            event: shown(news),
+        })
+    }
+
+    /// It is stored under this number; none: it could not be stored yet.
+    pub(super) fn set_number(&mut self, number: Option<u64>) {
+        self.event["id"] = json!(number);
+    }
+
+    /// The body.
+    pub(super) fn body(&self, format: NotificationFormat) -> String {
+        let value = match format {
+            NotificationFormat::Json => json!({
+                "type": self.triggers.first().map(|trigger| trigger.as_str()),
+                "timestamp": self.event.get("at"),
+                "id": self.id,
+                "triggers": self.triggers,
+                "text": self.text,
+                "data": self.event,
+            }),
+            NotificationFormat::Slack => json!({"text": escaped(&self.text)}),
+        };
+        value.to_string()
+    }
+}
+
+/// Whether it is about a trial that has come so far that a judge may have said something.
+fn is_of_trial(trigger: Trigger) -> bool {
+    match trigger {
+        Trigger::OnRolloutStepCompleted
+        | Trigger::OnRolloutPaused
+        | Trigger::OnRolloutCompleted
+        | Trigger::OnRolloutAborted
+        | Trigger::OnAnalysisRunFailed
+        | Trigger::OnAnalysisRunError => true,
+        Trigger::OnRolloutUpdated
+        | Trigger::OnAnalysisRunRunning
+        | Trigger::OnAlarmRaised
+        | Trigger::OnAlarmCleared => false,
+    }
+}
+
+/// The event, without what it was deployed with: a plan and its templates are long, and a template's headers are nobody's business.
+fn shown(news: &News<'_>) -> Value {
+    let mut event = serde_json::to_value(&news.event).unwrap_or_default();
+    if let Some(detail) = event.get_mut("detail").and_then(Value::as_object_mut) {
+        detail.retain(|key, _| !["plan", "templates"].contains(&key.as_str()));
+    }
+    event
+}
+
+/// Slack's three characters with a meaning of their own.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}
