@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 from comparing.bench import say
-from comparing.clients import Clients, ask_and_wait, ask_once_h1, ask_once_h2, ask_once_tls, receive_half
+from comparing.clients import Clients, ask_and_wait, ask_once_h1, ask_once_h2, ask_once_tls, receive_half, still_open
 from comparing.peers import PROXIES, Setup
 from comparing.running import Unusable
 from comparing.saying import Result, spread, table
@@ -23,30 +23,34 @@ class Idle:
 
     protocol: str
     ask_once: Callable
+    part: int = 1
+    """So many times fewer connections than are asked for: handshakes take a client long."""
 
     def run(self, bench, name):
         options = bench.options
-        about = f"{options.connections} idle connections, {self.protocol}, one request done"
+        count = max(1, options.connections // self.part)
+        about = f"{count} idle connections, {self.protocol}, one request done"
         grown = {peer: [] for peer in bench.names}
         for number in range(ROUNDS):
             say(about, number, ROUNDS)
             with bench.running(Setup(), bench.upstream, checked=False) as proxies:
                 for proxy in proxies:
                     warm_up(proxy, self.ask_once)
-                self.round(bench, bench.shuffled(proxies), grown)
+                self.round(bench, bench.shuffled(proxies), count, grown)
         return result(name, about, grown, ["at once", f"after {options.pause} s"], "KiB per idle connection")
 
-    def round(self, bench, proxies, grown):
-        options, waiting = bench.options, []
+    def round(self, bench, proxies, count, grown):
+        waiting = []
         with ExitStack() as ending:
             for proxy in proxies:
                 before = proxy.memory_bytes()
-                ending.enter_context(Clients(proxy, options.connections, bench.load_cores, self.ask_once))
-                at_once = kib_each(proxy, before, options.connections)
-                waiting.append((proxy, before, at_once, time.monotonic()))
-            for proxy, before, at_once, since in waiting:
-                time.sleep(max(0, since + options.pause - time.monotonic()))
-                grown[proxy.name].append((at_once, kib_each(proxy, before, options.connections)))
+                clients = ending.enter_context(Clients(proxy, count, bench.load_cores, self.ask_once, still_open))
+                at_once = kib_each(proxy, before, count)
+                waiting.append((proxy, before, clients, at_once, time.monotonic()))
+            for proxy, before, clients, at_once, since in waiting:
+                time.sleep(max(0, since + bench.options.pause - time.monotonic()))
+                grown[proxy.name].append((at_once, kib_each(proxy, before, count)))
+                clients.step()
 
 
 class Active:
@@ -115,6 +119,6 @@ def result(name, about, grown, moments, measure, notes=()):
 MEMORY = {
     "idle": Idle("HTTP/1.1", ask_once_h1),
     "idle-h2": Idle("HTTP/2 without TLS", ask_once_h2),
-    "idle-tls": Idle("HTTP/1.1 under TLS", ask_once_tls),
+    "idle-tls": Idle("HTTP/1.1 under TLS", ask_once_tls, part=2),
     "active": Active(),
 }

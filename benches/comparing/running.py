@@ -3,6 +3,7 @@
 import http.client
 import multiprocessing
 import os
+import random
 import resource
 import socket
 import subprocess
@@ -126,10 +127,20 @@ def proportional_kib(pid):
     raise Unusable(f"no Pss in /proc/{pid}/smaps_rollup")
 
 
+# Below those that the system gives to clients, each at most once.
+PORTS = iter(random.sample(range(10_000, 32_000), 22_000))
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+    """One that nothing listens on."""
+    for port in PORTS:
+        try:
+            with socket.socket() as probe:
+                probe.bind((HOST, port))
+            return port
+        except OSError:
+            continue
+    raise Unusable("no free port")
 
 
 def get(port, path, host=HOST, headers={}):
