@@ -2,11 +2,9 @@
 //! healthy release is rolled back.
 
 use super::{
-    super::{
-        args::CheckArgs,
-        render::{self, short},
-    },
-    timeline::metrics,
+    super::render,
+    places::{Gate, gates},
+    traffic::{Traffic, brief, percent, whole},
 };
 use crate::analysis::{
     Compared, Fault, JudgeConfig, MannWhitney, MetricSpec, Provider, SerinMetric, SerinQuery, Threshold,
@@ -28,42 +26,6 @@ const BAD: f64 = 0.05;
 /// A rank test that is wrong more often than this in one plan is warned of: it was written for one question.
 const RISKY: f64 = 0.025;
 
-/// What is known of the traffic to a service.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Traffic {
-    /// Requests per second, to both versions together.
-    rps: Option<f64>,
-    /// The share that fails while all is well.
-    error_rate: Option<f64>,
-}
-
-impl From<&CheckArgs> for Traffic {
-    fn from(args: &CheckArgs) -> Traffic {
-        Traffic {
-            rps: args.rps,
-            error_rate: args.error_rate,
-        }
-    }
-}
-
-impl Traffic {
-    /// How long so many of the canary's requests take.
-    fn takes(self, requests: f64, weight: Weight) -> Option<Duration> {
-        let seconds = requests / (self.rps? * weight.as_ratio());
-        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
-    }
-
-    /// How many of the canary's requests come in this time.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "not negative, and too many are as good as all"
-    )]
-    fn within(self, time: Duration, weight: Weight) -> Option<u64> {
-        Some((self.rps? * weight.as_ratio() * time.as_secs_f64()) as u64)
-    }
-}
-
 /// What a plan's gates can see.
 #[derive(Debug, Default)]
 pub(super) struct Sight {
@@ -71,15 +33,6 @@ pub(super) struct Sight {
     pub(super) text: String,
     /// Gates that cannot work.
     pub(super) warnings: Vec<String>,
-}
-
-/// A gate, and the weights at which it decides.
-struct Gate<'a> {
-    metric: &'a MetricSpec,
-    /// Each with the one after it.
-    weights: Vec<(Weight, Weight)>,
-    /// The weights at which an analysis with it begins: a step each, and the one beside the steps once.
-    asked: Vec<Weight>,
 }
 
 impl Sight {
@@ -372,15 +325,6 @@ fn unforeseen(metric: &MetricSpec) -> &'static str {
     }
 }
 
-/// A time for people; too short ones are only called that.
-fn brief(time: Duration) -> String {
-    if time < Duration::from_secs(1) {
-        "< 1s".to_owned()
-    } else {
-        short(time)
-    }
-}
-
 /// Faults in latency: of the body of the distribution, and of its tail.
 fn slow(judge: &JudgeConfig) -> Vec<(String, Fault)> {
     let name = |share: f64, q: f64| format!("{} beyond p{}", percent(share), 100.0 * q);
@@ -396,84 +340,8 @@ fn slow(judge: &JudgeConfig) -> Vec<(String, Fault)> {
     body.into_iter().chain(tail).collect()
 }
 
-/// Every metric of a plan that decides at some weight where both versions serve.
-fn gates(service: &Service) -> Vec<Gate<'_>> {
-    let plan = &service.plan;
-    let mut gates = Vec::new();
-    let mut beside_goes_on = false;
-    for (index, step, weight) in plan.weighed_steps() {
-        if weight.is_zero() || weight.is_full() {
-            continue;
-        }
-        let analysis = step.analysis();
-        let beside = plan
-            .background()
-            .filter(|background| background.starting_step <= index);
-        let at = (weight, plan.next_weight(index, weight));
-        let begins = !std::mem::replace(&mut beside_goes_on, beside.is_some());
-        let beside = beside.map(|background| (&background.analysis, begins));
-        for (analysis, begins) in beside
-            .into_iter()
-            .chain(analysis.map(|analysis| (analysis, true)))
-        {
-            for metric in metrics(analysis, &service.templates) {
-                let gate = decides(&mut gates, metric, at);
-                gate.asked.extend(begins.then_some(weight));
-            }
-        }
-    }
-    gates
-}
-
-fn decides<'a, 'b>(
-    gates: &'b mut Vec<Gate<'a>>,
-    metric: &'a MetricSpec,
-    at: (Weight, Weight),
-) -> &'b mut Gate<'a> {
-    let known = gates.iter().position(|gate| std::ptr::eq(gate.metric, metric));
-    let place = known.unwrap_or(gates.len());
-    if known.is_none() {
-        gates.push(Gate {
-            metric,
-            weights: Vec::new(),
-            asked: Vec::new(),
-        });
-    }
-    let gate = &mut gates[place];
-    if !gate.weights.contains(&at) {
-        gate.weights.push(at);
-    }
-    gate
-}
-
 fn row(first: &str, rest: impl Iterator<Item = String>) -> Vec<String> {
     std::iter::once(first.to_owned()).chain(rest).collect()
-}
-
-/// With at most three digits: 1%, 0.1%, 99.9%.
-fn percent(share: f64) -> String {
-    let percent = 100.0 * share;
-    let decimals = match percent {
-        p if !(0.005..99.95).contains(&p) => 0,
-        p if p >= 10.0 => 1,
-        _ => 2,
-    };
-    let text = format!("{percent:.decimals$}");
-    let text = if decimals > 0 {
-        text.trim_end_matches('0').trim_end_matches('.')
-    } else {
-        &text
-    };
-    format!("{text}%")
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "not negative, and a forecast beyond 2^63 means never"
-)]
-fn whole(number: f64) -> u64 {
-    number as u64
 }
 
 #[cfg(test)]
@@ -699,14 +567,6 @@ analysisTemplates:
         assert!(
             beside.text.contains("in 2% of all cases") && beside.warnings.is_empty(),
             "{beside:?}"
-        );
-    }
-
-    #[test]
-    fn shares_are_short() {
-        assert_eq!(
-            [0.01, 0.001, 0.999_9, 0.999, 0.0, 0.604, 0.000_01].map(percent),
-            ["1%", "0.1%", "100%", "99.9%", "0%", "60.4%", "0%"]
         );
     }
 }

@@ -2,17 +2,20 @@
 //! gates see?
 
 mod gates;
+mod places;
 mod timeline;
+mod traffic;
 
 use super::Out;
 use crate::app::Resources;
 use crate::config::{self, Config, Loaded, Problem, Service};
-use gates::{Sight, Traffic};
+use gates::Sight;
 use std::{
     io::{self, Write},
     path::Path,
 };
 use timeline::timeline;
+use traffic::Traffic;
 
 /// Right, perhaps with warnings.
 const RIGHT: i32 = 0;
