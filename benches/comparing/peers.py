@@ -88,7 +88,7 @@ global
 defaults
     mode http
     timeout connect 5s
-    timeout client 60s
+    timeout client 300s
     timeout server 60s
     option forwardfor
     http-reuse always
@@ -242,7 +242,9 @@ class Serin(Proxy):
         config.write_text(f"""
 listeners:
   - address: {HOST}:{self.h1}
+    timeouts: {{keepAlive: 300s}}
   - address: {HOST}:{self.tls}
+    timeouts: {{keepAlive: 300s}}
     tls: {{certificate: {self.certificate.certificate}, key: {self.certificate.key}, minVersion: "1.3"}}
 admin: {{address: "{HOST}:{self.admin}"}}
 services:
