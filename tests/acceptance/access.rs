@@ -226,5 +226,9 @@ fn the_names_of_the_configuration_are_taken_as_its_own_and_follow_a_reload() {
         (called("ops.internal") == 200).then_some(())
     });
     assert_eq!(called("serin.internal"), 421);
-    assert!(serin.log().contains("`admin` changed"), "{}", serin.log());
+    crate::support::wait_for(
+        "the line of the reload",
+        std::time::Duration::from_secs(20),
+        || serin.log().contains("`admin` changed").then_some(()),
+    );
 }
