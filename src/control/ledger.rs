@@ -12,6 +12,7 @@ use crate::{
     },
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::{collections::BTreeMap, time::Duration};
 
 /// How long a version that was stable stays warm: `undo` to it is instant.
@@ -163,6 +164,33 @@ impl Fact {
                 VersionState::Gone => "gone",
             },
         }
+    }
+}
+
+impl Fact {
+    /// As it is shown to those who may only read: without its templates and the values of arguments, which may hold what a provider
+    /// is sent as a secret.
+    pub(crate) fn shown(&self) -> Value {
+        let mut shown = serde_json::to_value(self).unwrap_or_default();
+        if let Some(fields) = shown.as_object_mut() {
+            fields.remove("templates");
+            fields.values_mut().for_each(hide_arguments);
+        }
+        shown
+    }
+}
+
+fn hide_arguments(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            let args = fields.get_mut("args").and_then(Value::as_array_mut);
+            for value in args.into_iter().flatten().filter_map(|arg| arg.get_mut("value")) {
+                *value = Value::String("[redacted]".to_owned());
+            }
+            fields.values_mut().for_each(hide_arguments);
+        }
+        Value::Array(items) => items.iter_mut().for_each(hide_arguments),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

@@ -355,7 +355,7 @@ pub struct StoredEvent {
     pub rollout: Option<String>,
     /// What, in one word: `deploy`, `tick`, `analysis_finished`, …
     pub event: String,
-    /// The event as it was applied.
+    /// The event as it was applied, without what may hold secrets: templates, and the values of arguments.
     pub detail: serde_json::Value,
     /// The numbers it was decided by.
     pub numbers: serde_json::Value,

@@ -135,7 +135,7 @@ impl Row {
             service: service.clone(),
             rollout: self.rollout.clone(),
             event: self.fact.name().to_owned(),
-            detail: serde_json::to_value(&self.fact).unwrap_or_default(),
+            detail: self.fact.shown(),
             numbers: self.numbers.clone(),
             caller: self.caller.clone(),
             phase: self.phase,

@@ -419,7 +419,7 @@ fn read_event(row: &rusqlite::Row<'_>, service: &str) -> Result<StoredEvent, Str
         service: ServiceName::new(service).map_err(|error| error.to_string())?,
         rollout: get(row, 2)?,
         event: fact.name().to_owned(),
-        detail: serde_json::to_value(&fact).map_err(|error| error.to_string())?,
+        detail: fact.shown(),
         numbers: parse(&get::<String>(row, 5)?)?,
         caller: caller.as_deref().map(parse).transpose()?,
         phase: parse(&get::<String>(row, 7)?)?,

@@ -386,3 +386,35 @@ async fn a_rollout_that_was_superseded_has_ended_in_the_history() {
         .collect();
     assert_eq!((rollouts.len(), going_on), (4, vec!["v4"]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_provider_is_sent_as_a_secret_stands_in_no_event() {
+    let steps = "    strategy: {canary: {steps: [{analysis: {templates: [{templateName: asks}], args: [{name: key, value: geheim-1}]}}]}}";
+    let asks = "analysisTemplates:
+  - name: asks
+    args: [{name: key}]
+    metrics:
+      - name: ok
+        successCondition: result == \"ok\"
+        provider: {web: {url: \"http://127.0.0.1:7000\", headers: {authorization: Bearer geheim-2, x-key: \"{{args.key}}\"}}}";
+    let lab = Lab::new(config(steps, asks));
+    let mut live = lab.control.subscribe();
+    lab.deploy("v2", 9002).await.unwrap();
+    lab.until("asked", |_| !lab.outside.asked.lock().unwrap().is_empty())
+        .await;
+    let sent = format!("{:?}", lab.outside.asked.lock().unwrap()[0].headers);
+    assert!(sent.contains("geheim-1") && sent.contains("geheim-2"), "{sent}");
+    let mut told = Vec::new();
+    while let Ok(event) = live.try_recv() {
+        told.push(StoredEvent::clone(&event));
+    }
+    let stored = lab.control.events(Some("shop"), 0, 100).await.unwrap();
+    let is_deploy = |event: &&StoredEvent| event.event == "deploy" && event.detail["version"] == "v2";
+    for events in [told, stored] {
+        let deploy = events.iter().find(is_deploy).unwrap();
+        let args = &deploy.detail["plan"]["strategy"]["canary"]["steps"][0]["analysis"]["args"];
+        assert_eq!(args[0]["value"], "[redacted]", "{:#}", deploy.detail);
+        let all = serde_json::to_string(&events).unwrap();
+        assert!(!all.contains("geheim"), "{all}");
+    }
+}
