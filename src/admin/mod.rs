@@ -37,7 +37,7 @@ pub use operate::{Answer, Operator};
 pub use probes::Probes;
 pub use problem::Problem;
 pub use wire::{
-    ConfigCheck, ConfigText, DeployRequest, EndpointsRequest, EndpointsVerb, PromoteRequest, ReloadRequest,
+    ConfigCheck, ConfigText, DeployRequest, EndpointsRequest, EndpointsVerb, PromoteRequest, ReasonRequest,
     Reloaded, ServiceList, UndoRequest, VerbRequest, WeightRequest,
 };
 

@@ -25,8 +25,8 @@ use utoipa::{
         read::list, read::status, read::metrics_window, read::analysis, read::history, read::recordings, read::stable,
         read::judges,
         write::deploy, write::endpoints, write::promote, write::abort, write::retry, write::undo, write::pause,
-        write::resume, write::weight, events::follow, operate::show, operate::check, operate::reload, probes::livez,
-        probes::readyz, probes::startupz, probes::metrics, probes::metrics_compat, serve, page::show
+        write::resume, write::weight, events::follow, operate::show, operate::check, operate::reload,
+        operate::test_notification, probes::livez, probes::readyz, probes::startupz, probes::metrics, probes::metrics_compat, serve, page::show
     ),
     components(schemas(Problem)),
     modifiers(&Tokens)

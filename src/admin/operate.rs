@@ -1,12 +1,13 @@
-//! The configuration: shown without secrets, checked, reloaded. `app` owns it; here is only the way in.
+//! The configuration: shown without secrets, checked, reloaded, and whom it names to be told tried. `app` owns it; here is only
+//! the way in.
 
 use super::{
-    Admin, ConfigCheck, ConfigText, Problem, ReloadRequest, Reloaded,
+    Admin, ConfigCheck, ConfigText, Problem, ReasonRequest, Reloaded,
     body::{Asked, Json},
     openapi::{Problems, VerbProblems},
 };
-use crate::control::{Change, Expect};
-use axum::extract::State;
+use crate::control::{Change, Expect, NotificationTest};
+use axum::extract::{Path, State};
 use http::StatusCode;
 use std::{fmt, future::Future, pin::Pin};
 
@@ -51,23 +52,15 @@ pub(super) async fn check(
 }
 
 /// Reads the configuration file again: all of it is taken, or nothing.
-#[utoipa::path(post, path = "/v1/config/reload", tag = "config", request_body = Option<ReloadRequest>,
+#[utoipa::path(post, path = "/v1/config/reload", tag = "config", request_body = Option<ReasonRequest>,
     responses((status = 200, description = "What changed", body = Reloaded), VerbProblems))]
 pub(super) async fn reload(
     State(admin): State<Admin>,
     asked: Asked,
-    Json(body): Json<ReloadRequest>,
+    Json(body): Json<ReasonRequest>,
 ) -> Result<axum::Json<Reloaded>, Problem> {
     asked.identity.require_everywhere()?;
-    if asked.expect(None)? != Expect::default() {
-        // Whoever writes it must not believe that it was looked at.
-        let refused = Problem::new(
-            StatusCode::PRECONDITION_FAILED,
-            "noExpectation",
-            "a reload concerns no one service: its state has no ETag",
-        );
-        return Err(refused.hint("leave If-Match out"));
-    }
+    expects_nothing(&asked)?;
     let caller = asked.caller(body.reason)?;
     match admin.parts.operator.reload().await {
         Ok(changes) => {
@@ -88,4 +81,45 @@ pub(super) async fn reload(
             Err(refused)
         }
     }
+}
+
+/// Posts a test message to a receiver of notifications, once and at once, and says what it was answered.
+#[utoipa::path(post, path = "/v1/notifications/{notification}/test", tag = "config", request_body = Option<ReasonRequest>,
+    params(("notification" = String, Path, description = "Its name")),
+    responses((status = 200, description = "What came of it", body = NotificationTest), VerbProblems))]
+pub(super) async fn test_notification(
+    State(admin): State<Admin>,
+    Path(notification): Path<String>,
+    asked: Asked,
+    Json(body): Json<ReasonRequest>,
+) -> Result<axum::Json<NotificationTest>, Problem> {
+    const VERB: &str = "test-notification";
+    asked.identity.require_everywhere()?;
+    expects_nothing(&asked)?;
+    let caller = asked.caller(body.reason)?;
+    if let Some(tested) = admin.parts.control.test_notification(&notification).await {
+        admin.store_attempt("", VERB, caller, None).await;
+        return Ok(axum::Json(tested));
+    }
+    let refused = Problem::new(
+        StatusCode::NOT_FOUND,
+        "unknownNotification",
+        format!("there is nobody called `{notification}` to be notified"),
+    )
+    .hint("GET /v1/config lists notifications; they are made in the configuration file");
+    admin.audit_refused(None, VERB, caller, &refused).await;
+    Err(refused)
+}
+
+/// Whoever writes `If-Match` must not believe that it was looked at.
+fn expects_nothing(asked: &Asked) -> Result<(), Problem> {
+    if asked.expect(None)? == Expect::default() {
+        return Ok(());
+    }
+    let refused = Problem::new(
+        StatusCode::PRECONDITION_FAILED,
+        "noExpectation",
+        "this concerns no one service: its state has no ETag",
+    );
+    Err(refused.hint("leave If-Match out"))
 }

@@ -112,6 +112,7 @@ pub(super) fn table() -> Vec<Route> {
         read("/v1/config", operate::show),
         verb(post(), "check", Administrator, "/v1/config/check", operate::check),
         verb(post(), "reload", Administrator, "/v1/config/reload", operate::reload),
+        verb(post(), "test-notification", Administrator, "/v1/notifications/{notification}/test", operate::test_notification),
         told("/livez", probes::livez),
         told("/readyz", probes::readyz),
         told("/startupz", probes::startupz),

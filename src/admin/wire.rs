@@ -110,10 +110,10 @@ pub struct VerbRequest {
     pub reason: Option<String>,
 }
 
-/// `POST /v1/config/reload`. It concerns no one service, so there is nothing to expect of it.
+/// `POST /v1/config/reload` and others that concern no one service: there is nothing to expect of it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ReloadRequest {
+pub struct ReasonRequest {
     /// Why, for the history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

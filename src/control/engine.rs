@@ -5,7 +5,7 @@
 //! first is said by `order`.
 
 use super::{
-    Attempt, Caller, Change, Refusal, RefusalKind, ReloadRefused, StartError,
+    Attempt, Caller, Change, NotificationTest, Refusal, RefusalKind, ReloadRefused, StartError,
     command::{Accepted, Command, Expect},
     handle::Shared,
     judging,
@@ -85,6 +85,11 @@ pub(crate) enum Ask {
         results: Vec<(Arc<Endpoint>, Result<(), String>)>,
         /// Those that have no address to probe.
         unresolved: Vec<String>,
+    },
+    /// Post a test message; not answered when there is no such receiver.
+    TestNotification {
+        name: String,
+        reply: oneshot::Sender<NotificationTest>,
     },
     /// Store the last sign of life and end.
     Shutdown(oneshot::Sender<()>),
@@ -337,6 +342,7 @@ impl Engine {
                 results,
                 unresolved,
             } => self.probed(&service, &version, results, &unresolved),
+            Ask::TestNotification { name, reply } => self.notifier.test(&name, reply),
             Ask::Shutdown(_) => {}
         }
     }

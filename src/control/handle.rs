@@ -4,8 +4,8 @@
 //! published and from the store, and never wait for it.
 
 use super::{
-    Accepted, AnalysisStatus, Attempt, Caller, Command, Expect, History, MetricsWindow, Recordings, Refusal,
-    RefusalKind, ServiceJudge, ServiceJudges, ServiceStatus, StableUnits, StoredEvent,
+    Accepted, AnalysisStatus, Attempt, Caller, Command, Expect, History, MetricsWindow, NotificationTest,
+    Recordings, Refusal, RefusalKind, ServiceJudge, ServiceJudges, ServiceStatus, StableUnits, StoredEvent,
     engine::{Ask, Engine, Parts, Route, UndoTarget},
     judging::Shown,
     managed::Managed,
@@ -487,6 +487,14 @@ impl Control {
     pub async fn record_attempt(&self, attempt: Attempt) {
         // The engine is gone only when the process is stopping.
         let _ = self.inbox.send(Ask::Attempted(Box::new(attempt)));
+    }
+
+    /// Posts a test message to a receiver of notifications and says what came of it; none when there is no such receiver.
+    pub async fn test_notification(&self, name: &str) -> Option<NotificationTest> {
+        let name = name.to_owned();
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(Ask::TestNotification { name, reply }).ok()?;
+        answer.await.ok()
     }
 
     /// What taking this configuration would be refused for; changes nothing.

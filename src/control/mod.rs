@@ -45,6 +45,6 @@ pub use handle::{
 pub use recordings::{Recording, Recordings, StableUnits, StateFile, StretchBytes};
 pub use status::{
     AbortStatus, AlarmStatus, AnalysisStatus, Attempt, EndpointStatus, EvidenceStatus, History, MetricStatus,
-    MetricsWindow, Observed, PausedStatus, RolloutStatus, ServiceJudge, ServiceJudges, ServiceStatus,
-    StepStatus, StoredEvent, VersionState, VersionStatus, VersionWindow,
+    MetricsWindow, NotificationTest, Observed, PausedStatus, RolloutStatus, ServiceJudge, ServiceJudges,
+    ServiceStatus, StepStatus, StoredEvent, VersionState, VersionStatus, VersionWindow,
 };

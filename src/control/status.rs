@@ -371,6 +371,16 @@ pub struct StoredEvent {
     pub message: String,
 }
 
+/// What a test message to a receiver of notifications came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NotificationTest {
+    /// Whether it was answered with 2xx.
+    pub delivered: bool,
+    /// The answer, or why there was none.
+    pub message: String,
+}
+
 /// Everything that is known of the past of a service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -12,7 +12,7 @@ use crate::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ring::hmac;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{net::SocketAddr, sync::mpsc::Receiver, time::Duration};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -145,6 +145,42 @@ fn a_receiver_that_never_answers_holds_up_neither_a_rollout_nor_a_stop() {
     assert_eq!(ended(&serin, "delivered") + ended(&serin, "failed"), 0);
     serin.stop();
     assert!(posts.try_recv().is_err(), "nothing overtakes what hangs");
+}
+
+#[test]
+fn whether_somebody_can_be_told_is_tried_before_anything_happens() {
+    let v1 = Upstream::start("v1");
+    let (receiver, posts) = recorder_that(|number| Some(["200 OK", "403 Forbidden"][number]));
+    let serin = Serin::start_with(&with(
+        &shop(&v1, STEPS, ""),
+        receiver,
+        ", on: [on-rollout-aborted]",
+    ));
+    let tested = |name: &str| {
+        let path = format!("/v1/notifications/{name}/test");
+        let (status, _, answer) = serin.api("POST", &path, "secret-token", "");
+        (status, answer)
+    };
+    assert_eq!(
+        tested("ops"),
+        (200, json!({"delivered": true, "message": "the receiver has it"}))
+    );
+    assert_eq!(
+        tested("ops").1,
+        json!({"delivered": false, "message": "HTTP 403"})
+    );
+    let (head, body) = next(&posts);
+    assert_eq!(
+        (&body["type"], body["id"].as_str()),
+        (&"test".into(), Some(header(&head, "webhook-id")))
+    );
+    let (status, problem) = tested("nobody");
+    assert_eq!((status, &problem["code"]), (404, &"unknownNotification".into()));
+    assert_eq!(
+        ended(&serin, "delivered") + ended(&serin, "failed"),
+        0,
+        "a test is no event"
+    );
 }
 
 #[test]

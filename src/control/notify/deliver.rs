@@ -10,7 +10,7 @@ use crate::{
     config::Notification,
     control::providers::{Outside, Question},
     metrics::ControlMetrics,
-    model::Clock,
+    model::{Clock, Timestamp},
 };
 use rand::{RngExt, rngs::StdRng};
 use std::{sync::Arc, time::Duration};
@@ -107,21 +107,7 @@ impl Delivery {
     /// The request of one attempt, as the receiver is configured now.
     fn question(&mut self, message: &Message) -> Question {
         let config = Arc::clone(&self.config.borrow_and_update());
-        let body = message.body(config.format);
-        let at = self.clock.wall().as_millis() / 1000;
-        let mut headers = sign::headers(config.secret.as_ref(), &message.id, at, &body);
-        headers.push(("content-type".to_owned(), "application/json".to_owned()));
-        let own = config.headers.iter();
-        headers.extend(own.map(|(name, value)| (name.to_string(), value.expose().to_owned())));
-        Question {
-            method: http::Method::POST,
-            url: config.url.expose().to_owned(),
-            headers,
-            body,
-            timeout: config.timeout.as_duration(),
-            ca: config.ca.clone(),
-            insecure: false,
-        }
+        question(&config, message, self.clock.wall())
     }
 
     fn failed(&self, message: &Message, attempts: u32, why: &str) {
@@ -134,5 +120,24 @@ impl Delivery {
             "`{name}` was not told of \"{}\" ({why})",
             message.text
         );
+    }
+}
+
+/// The request of one attempt.
+pub(super) fn question(config: &Notification, message: &Message, now: Timestamp) -> Question {
+    let body = message.body(config.format);
+    let at = now.as_millis() / 1000;
+    let mut headers = sign::headers(config.secret.as_ref(), &message.id, at, &body);
+    headers.push(("content-type".to_owned(), "application/json".to_owned()));
+    let own = config.headers.iter();
+    headers.extend(own.map(|(name, value)| (name.to_string(), value.expose().to_owned())));
+    Question {
+        method: http::Method::POST,
+        url: config.url.expose().to_owned(),
+        headers,
+        body,
+        timeout: config.timeout.as_duration(),
+        ca: config.ca.clone(),
+        insecure: false,
     }
 }

@@ -4,6 +4,7 @@ use super::News;
 use crate::{
     config::NotificationFormat,
     control::providers::shorten,
+    model::Timestamp,
     rollout::{Notice, Trigger},
 };
 use serde_json::{Value, json};
@@ -16,10 +17,11 @@ const LONGEST: usize = 3000;
 pub(super) struct Message {
     /// The same for everybody and every attempt: who hears of it twice can tell.
     pub(super) id: String,
-    /// What it is about, the most telling first; at least one.
+    /// What it is about, the most telling first; none: it is a test.
     pub(super) triggers: Vec<Trigger>,
     /// What happened, in one sentence.
     pub(super) text: String,
+    at: Timestamp,
     /// The event as the API gives it, but for its number.
     event: Value,
 }
@@ -43,8 +45,20 @@ impl Message {
             id: id.to_owned(),
             triggers: wanted.iter().map(|notice| notice.trigger).collect(),
             text: shorten(&text, LONGEST),
+            at: news.event.at,
             event: shown(news),
         })
+    }
+
+    /// Nothing has happened: whoever is called `name` shows whether he can be told.
+    pub(super) fn test(id: &str, name: &str, at: Timestamp) -> Message {
+        Message {
+            id: id.to_owned(),
+            triggers: Vec::new(),
+            text: format!("a test: this is how `{name}` hears of Serin"),
+            at,
+            event: json!({}),
+        }
     }
 
     /// It is stored under this number; none: it could not be stored yet.
@@ -56,8 +70,8 @@ impl Message {
     pub(super) fn body(&self, format: NotificationFormat) -> String {
         let value = match format {
             NotificationFormat::Json => json!({
-                "type": self.triggers.first().map(|trigger| trigger.as_str()),
-                "timestamp": self.event.get("at"),
+                "type": self.triggers.first().map_or("test", |trigger| trigger.as_str()),
+                "timestamp": self.at,
                 "id": self.id,
                 "triggers": self.triggers,
                 "text": self.text,
@@ -85,11 +99,11 @@ fn is_of_trial(trigger: Trigger) -> bool {
     }
 }
 
-/// The event, without what it was deployed with: a plan and its templates are long, and a template's headers are nobody's business.
+/// The event, without the plan of a deploy: it is long, and says nothing of what happened.
 fn shown(news: &News<'_>) -> Value {
     let mut event = serde_json::to_value(&news.event).unwrap_or_default();
     if let Some(detail) = event.get_mut("detail").and_then(Value::as_object_mut) {
-        detail.retain(|key, _| !["plan", "templates"].contains(&key.as_str()));
+        detail.shift_remove("plan");
     }
     event
 }

@@ -8,7 +8,7 @@ mod message;
 mod retry;
 mod sign;
 
-use super::{StoredEvent, engine::Engine, providers::Outside, report, store::Row};
+use super::{NotificationTest, StoredEvent, engine::Engine, providers::Outside, report, store::Row};
 use crate::{
     config::{Config, Notification},
     metrics::ControlMetrics,
@@ -18,10 +18,11 @@ use crate::{
 use deliver::{Delivery, Queued};
 use message::Message;
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use retry::Verdict;
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
 use tracing::warn;
@@ -204,7 +205,7 @@ impl Notifier {
 
     /// Offers news to everybody who wants them; waits for nobody. Each hears of one event once.
     fn tell(&mut self, news: &News<'_>) {
-        let id = format!("msg_{:032x}", self.rng.random::<u128>());
+        let id = self.fresh_id();
         let now = self.clock.monotonic();
         for (name, receiver) in &mut self.receivers {
             let message = {
@@ -229,6 +230,33 @@ impl Notifier {
                 warn!(notification = %name, "`{name}` is {QUEUE} notifications behind: those that come now are dropped");
             }
         }
+    }
+
+    /// Posts one message to somebody, past his queue and once, and replies with what came of it. Without such a receiver there is
+    /// no reply.
+    pub(super) fn test(&mut self, name: &str, reply: oneshot::Sender<NotificationTest>) {
+        let id = self.fresh_id();
+        let Some(receiver) = self.receivers.get(name) else {
+            return;
+        };
+        let now = self.clock.wall();
+        let message = Message::test(&id, name, now);
+        let asking = self
+            .outside
+            .fetch(deliver::question(&receiver.config.borrow(), &message, now));
+        tokio::spawn(async move {
+            let answer = asking.await.map(|(status, _)| status);
+            let (delivered, message) = match Verdict::of(answer) {
+                Verdict::Delivered => (true, "the receiver has it".to_owned()),
+                Verdict::Again(why) | Verdict::Never(why) => (false, why),
+            };
+            // The asker may have given up waiting.
+            let _ = reply.send(NotificationTest { delivered, message });
+        });
+    }
+
+    fn fresh_id(&mut self) -> String {
+        format!("msg_{:032x}", self.rng.random::<u128>())
     }
 
     /// Waits, for a moment, until everybody has been told; what is to be tried again is tried once more and no longer waited for.
