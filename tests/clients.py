@@ -5,7 +5,7 @@
     clients.py lame N CODE  the same, but of a thousand calls of Unary so many end with CODE, evenly spread
     clients.py call PORT    says `0 0`, calls Unary steadily until its input ends, and says how often each code came: `OK 120`
     clients.py health       says `PORT PORT`: a gRPC server with the health service and one without; each line of its input,
-                            such as `shop SERVING`, is what the first says of a service from then on
+                            such as `shop SERVING`, is what the first says of a service from its `done` on
     clients.py drive PORT   goes through everything at Serin's port, and fails at the first thing that does not hold
 """
 
@@ -126,6 +126,7 @@ def serve_health():
     for line in sys.stdin:
         name, status = line.split()
         servicer.set(name, health_pb2.HealthCheckResponse.ServingStatus.Value(status))
+        print("done", flush=True)
     with_health.stop(None)
     without.stop(None)
 

@@ -2,10 +2,9 @@
 
 use crate::{
     faults::grpc_shop,
-    judge::{ends, shop},
+    judge::{ends, shop, wait_until_kept},
     support::{Serin, exchange, load::Load, python::Servers, upstream::Upstream, wait_for},
 };
-use rusqlite::Connection;
 use serde_json::Value;
 use std::time::Duration;
 
@@ -154,17 +153,7 @@ fn only_answers_that_are_no_failures_count_and_each_user_once() {
     let knows = |status: &Value| counted(status) == (Some(1), Some(2), true);
     serin.wait_status("shop", "one failure, and two users answered 4xx", knows);
     // Whoever is known stays known over a kill, once that is stored.
-    let state = Connection::open(serin.file("serin.db")).unwrap();
-    wait_for(
-        "what the judge knows in the store",
-        Duration::from_secs(20),
-        || {
-            let kept = "SELECT judge ->> '$.judge.client_errors.seen.canary_bad' FROM judges";
-            let seen: rusqlite::Result<i64> = state.query_row(kept, [], |row| row.get(0));
-            (seen == Ok(2)).then_some(())
-        },
-    );
-    drop(state);
+    wait_until_kept(&serin, "$.judge.client_errors.seen.canary_bad", 2);
     let serin = serin.crash_then(|_| {});
     serin.wait_status("shop", "the same again", knows);
     assert_eq!(ask(&serin, *one, "/status/404"), (404, true));

@@ -1,6 +1,7 @@
 //! The judge over real traffic: what it pulls back and after how many failures, what it promotes, and what it never does.
 
 use crate::support::{HEAD, Serin, exchange, full_form, load::Load, now, say, upstream::Upstream, wait_for};
+use rusqlite::Connection;
 use serde_json::Value;
 use std::time::Duration;
 
@@ -43,6 +44,20 @@ pub(crate) fn ends(serin: &Serin, code: i32, line: &str) -> String {
 /// What the judge of the analysis that runs says.
 fn judged(status: &Value) -> &Value {
     &status["analyses"][0]["metrics"][0]["judge"]
+}
+
+/// Waits until the store has so much at this place of what the judge knows.
+pub(crate) fn wait_until_kept(serin: &Serin, place: &str, much: i64) {
+    let state = Connection::open(serin.file("serin.db")).unwrap();
+    wait_for(
+        "what the judge knows in the store",
+        Duration::from_secs(20),
+        || {
+            let kept: rusqlite::Result<i64> =
+                state.query_row("SELECT judge ->> ?1 FROM judges", [place], |row| row.get(0));
+            (kept == Ok(much)).then_some(())
+        },
+    );
 }
 
 /// Brings in one release after the other that fails so many of a thousand requests, each until it has been rolled back:
@@ -177,16 +192,13 @@ fn what_it_has_learned_outlives_a_kill() {
         }
     }
     assert_eq!(failed, 2);
-    // Shown and stored in the same moment.
     let knows = |status: &Value| judged(status)["tests"][0]["canaryBad"] == 2;
     serin.wait_status("shop", "two failures", knows);
+    // It is shown at once, and stored when the disk has taken it.
+    wait_until_kept(&serin, "$.judge.errors.seen.canary_bad", 2);
     let serin = serin.crash_then(|_| {});
     serin.wait_status("shop", "two failures again", knows);
-    assert!(
-        serin.log().contains("goes on with what it knew"),
-        "{}",
-        serin.log()
-    );
+    serin.wait_log("goes on with what it knew");
     wait_for("the third failure", Duration::from_secs(20), || {
         request(&serin).then_some(())
     });

@@ -300,6 +300,14 @@ impl Serin {
         self.log.lock().unwrap().join("\n")
     }
 
+    /// Waits for these words: a line that has been written is read a moment later.
+    #[track_caller]
+    pub fn wait_log(&self, words: &str) {
+        wait_for(&format!("`{words}` in the log"), Duration::from_secs(20), || {
+            self.log().contains(words).then_some(())
+        });
+    }
+
     /// The value of the metric line that starts with all of these parts; 0 when there is none.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         metric(&self.metrics(), name, labels)

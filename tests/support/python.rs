@@ -38,9 +38,12 @@ impl Servers {
         said
     }
 
-    /// A line of their input.
+    /// A line of their input, of which they say that it is done.
     pub fn tell(&mut self, line: &str) {
         writeln!(self.0.stdin.as_mut().unwrap(), "{line}").unwrap();
+        let mut said = String::new();
+        self.1.read_line(&mut said).unwrap();
+        assert_eq!(said, "done\n");
     }
 }
 
