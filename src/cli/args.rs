@@ -547,7 +547,7 @@ pub struct ReplayArgs {
     /// The service [default: all]
     #[arg(value_name = "SVC")]
     pub service: Option<String>,
-    /// Only this rollout [default: all that are kept]
+    /// Only this rollout; the beginning of its id is enough [default: all that are kept]
     #[arg(long, value_name = "ID", requires = "service")]
     pub rollout: Option<String>,
     /// How the answer is written
@@ -564,7 +564,7 @@ pub struct WhatIfArgs {
     /// The service
     #[arg(value_name = "SVC")]
     pub service: String,
-    /// Only this rollout [default: all that are kept]
+    /// Only this rollout; the beginning of its id is enough [default: all that are kept]
     #[arg(long, value_name = "ID")]
     pub rollout: Option<String>,
     /// What would be otherwise.

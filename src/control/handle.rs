@@ -108,7 +108,7 @@ pub enum ReadError {
     #[error("there is no service `{0}`")]
     NoService(String),
     /// There is no such rollout of that service.
-    #[error("`{0}` has no rollout `{1}`, or it is forgotten")]
+    #[error("`{0}` has no rollout `{1}`, or more than one that begins so, or it is forgotten")]
     NoRollout(String, String),
     /// The state file cannot be read.
     #[error("the state file cannot be read: {0}")]

@@ -111,12 +111,22 @@ impl StableUnits {
     }
 }
 
+/// The rollout of this id, or the only one whose id begins so: people are shown the beginning.
+fn named(mut rollouts: Vec<RolloutStatus>, id: &str) -> Option<RolloutStatus> {
+    if rollouts.iter().any(|one| one.id == id) {
+        rollouts.retain(|one| one.id == id);
+    } else {
+        rollouts.retain(|one| one.id.starts_with(id));
+    }
+    rollouts.pop().filter(|_| rollouts.is_empty())
+}
+
 /// The recordings of a rollout; none when there is no such rollout.
 pub(super) fn of(store: &dyn Store, service: &str, rollout: &str) -> Result<Option<Recordings>, StoreError> {
-    let known = store.rollouts(service)?.into_iter().find(|one| one.id == rollout);
-    let Some(known) = known else {
+    let Some(known) = named(store.rollouts(service)?, rollout) else {
         return Ok(None);
     };
+    let rollout = &known.id;
     // Before what they were made from, which is stored before them.
     let mut decisions = store.rollout_events(service, rollout)?;
     let by_analysis = ["evidence_suffices", "client_errors", "analysis_finished"];
