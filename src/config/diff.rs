@@ -295,5 +295,16 @@ mod tests {
         assert_eq!(d.words(), ["analysis template `t` changed"]);
         let d = diff(&read(A), &read(&format!("{A}dns: {{timeout: 1s}}\n")));
         assert_eq!(d.words(), ["`dns` changed"]);
+        // Neither a key nor where an address leads is ever shown.
+        let told = |path: &str| {
+            read(&format!(
+                "{A}notifications: [{{name: ops, url: 'https://hooks.test/{path}'}}]\n"
+            ))
+        };
+        assert_eq!(diff(&read(A), &told("a")).words(), ["`notifications` changed"]);
+        assert_eq!(
+            diff(&told("a"), &told("b")).words(),
+            ["a secret of `notifications` changed"]
+        );
     }
 }
