@@ -99,6 +99,17 @@ impl Client {
         }
         who::asks(self.ip, &self.listener.config.trusted_proxies, headers)
     }
+
+    /// The connection as hyper sees it. `prefix`: what was read to find out the protocol.
+    fn io<S: Resets>(&self, stream: S, prefix: Bytes) -> ClientIo<S> {
+        let timeouts = &self.listener.config.timeouts;
+        let timeouts = ConnectionTimeouts {
+            head: timeouts.request_headers.as_duration(),
+            keep_alive: timeouts.keep_alive.as_duration(),
+            write_stall: timeouts.write_stall.as_duration(),
+        };
+        ClientIo::new(stream, prefix, Rc::clone(&self.progress), timeouts, !self.http2)
+    }
 }
 
 /// What a client speaks.
@@ -171,12 +182,6 @@ pub(super) async fn run<S>(
     };
     let progress = Progress::new(http2, listener.index);
     let _open = worker.track(&progress);
-    let timeouts = &listener.config.timeouts;
-    let timeouts = ConnectionTimeouts {
-        head: timeouts.request_headers.as_duration(),
-        keep_alive: timeouts.keep_alive.as_duration(),
-        write_stall: timeouts.write_stall.as_duration(),
-    };
     let client = Rc::new(Client::new(
         Rc::clone(&worker),
         Rc::clone(&listener),
@@ -184,23 +189,14 @@ pub(super) async fn run<S>(
         Rc::clone(&progress),
         http2,
     ));
+    // Both apart, for a task would have room for either.
     let ended = if http2 {
-        let stream = Watched::new(
-            stream,
-            &prefix,
-            PREFACE.len(),
-            Rc::clone(&listener),
-            Rc::clone(&progress),
-        );
-        if stream.is_cut() {
-            return;
+        match speak_http2(client, stream, prefix) {
+            Some(serving) => Ended::idle(serving.await),
+            None => return,
         }
-        let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, false);
-        // Apart, for most connections are not this: they would carry its state for as long as they live.
-        Ended::idle(Box::pin(speak_http2(client, io)).await)
     } else {
-        let io = ClientIo::new(stream, prefix, Rc::clone(&progress), timeouts, true);
-        speak_http1(client, io).await
+        Box::pin(speak_http1(client, stream, prefix)).await
     };
     if let Some(Err(error)) = &ended.served {
         closed(&worker, &listener, arrival.ip, &progress, error, &ended);
@@ -228,10 +224,22 @@ impl Ended {
     }
 }
 
-async fn speak_http2<S>(client: Rc<Client>, io: ClientIo<S>) -> Served
+/// Not `async`: such a future would keep room for all that it is made of beside what becomes of it. None: what has come
+/// already is a reason to go no further.
+fn speak_http2<S>(
+    client: Rc<Client>,
+    stream: S,
+    prefix: Bytes,
+) -> Option<Pin<Box<impl Future<Output = Served>>>>
 where
     S: AsyncRead + AsyncWrite + Resets + Unpin + 'static,
 {
+    let (listener, progress) = (Rc::clone(&client.listener), Rc::clone(&client.progress));
+    let stream = Watched::new(stream, &prefix, PREFACE.len(), listener, progress);
+    if stream.is_cut() {
+        return None;
+    }
+    let io = client.io(stream, prefix);
     let (worker, progress) = (Rc::clone(&client.worker), Rc::clone(&client.progress));
     let limits = &client.listener.config.limits;
     let resets = usize::try_from(limits.resets).unwrap_or(usize::MAX);
@@ -254,17 +262,24 @@ where
         // Those that nobody has seen yet, and those that the client has made us reset. `frames` counts all others.
         .max_pending_accept_reset_streams(resets)
         .max_local_error_reset_streams(resets);
-    let serve = service_fn(move |request| scope.guard(service::serve(Rc::clone(&client), request)));
-    let serving = drained(&progress, builder.serve_connection(io, serve), |c| {
-        c.graceful_shutdown();
-    });
-    guarded(&worker.shared.metrics.control, serving).await
+    let make = move |request| service::serve(Rc::clone(&client), request);
+    let places = worker.shelf.places(&make);
+    let serve = service_fn(move |request| scope.guard(places.make(|| make(request))));
+    // Once: each future around it would have room for all of it, and twice where it is handed on.
+    let connection = Box::pin(builder.serve_connection(io, serve));
+    Some(Box::pin(async move {
+        let serving = drained(&progress, connection, |c| {
+            c.get_mut().as_mut().graceful_shutdown();
+        });
+        guarded(&worker.shared.metrics.control, serving).await
+    }))
 }
 
-async fn speak_http1<S>(client: Rc<Client>, mut io: ClientIo<S>) -> Ended
+async fn speak_http1<S>(client: Rc<Client>, stream: S, prefix: Bytes) -> Ended
 where
     S: AsyncRead + AsyncWrite + Resets + Unpin + 'static,
 {
+    let mut io = client.io(stream, prefix);
     let (worker, progress) = (Rc::clone(&client.worker), Rc::clone(&client.progress));
     let limits = &client.listener.config.limits;
     let mut builder = http1::Builder::new();

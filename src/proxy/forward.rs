@@ -6,6 +6,7 @@
 use super::{
     body::{BodyError, BodyHandle, RequestBody},
     connection::Client,
+    detached::detach,
     exchange::Exchange,
     headers,
     reply::Failure,
@@ -508,6 +509,7 @@ fn outgoing(
         head.version = Version::HTTP_2;
         head.uri = headers::absolute_form(&head.uri, &head.headers, lease.is_secure());
         head.headers.remove(header::HOST);
+        detach(&mut head.headers);
     } else {
         head.version = Version::HTTP_11;
         if head.uri.scheme().is_some() {

@@ -16,6 +16,7 @@ mod body;
 mod choose;
 mod closing;
 mod connection;
+mod detached;
 mod exchange;
 mod filters;
 mod forward;

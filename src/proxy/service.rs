@@ -8,6 +8,7 @@ use super::{
     body::{BodyHandle, MOST_KEPT, OutBody},
     choose,
     connection::Client,
+    detached::detach,
     exchange::{Exchange, InService},
     filters,
     forward::{self, Outbound},
@@ -300,6 +301,9 @@ fn head_to_client(
         && !choose::is_shared_cacheable(method, status, response.headers())
     {
         response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    if inbound == Version::HTTP_2 {
+        detach(response.headers_mut());
     }
 }
 

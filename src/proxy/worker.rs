@@ -24,11 +24,13 @@ use crate::{
     upstream::{Pools, Target},
 };
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
 use http::HeaderValue;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    future::Future,
     io,
     rc::Rc,
     sync::{
@@ -469,27 +471,20 @@ impl WorkerState {
         let (worker, listener) = (Rc::clone(self), Rc::clone(listener));
         // Tasks of different size: who does without TLS does not carry its state.
         match (listener.config.proxy_protocol.is_some(), listener.tls.clone()) {
-            (true, _) => {
-                let serving = arrival::announced(worker, listener, stream, ip);
-                tokio::task::spawn_local(async move {
-                    serving.await;
-                    drop(place);
-                });
-            }
-            (false, None) => {
-                let serving = connection::run(worker, listener, stream, Arrival::plain(ip));
-                tokio::task::spawn_local(async move {
-                    serving.await;
-                    drop(place);
-                });
-            }
+            (true, _) => spawn(place, arrival::announced(worker, listener, stream, ip)),
+            (false, None) => spawn(
+                place,
+                connection::run(worker, listener, stream, Arrival::plain(ip)),
+            ),
             (false, Some(acceptor)) => {
-                let serving = arrival::over_tls(worker, listener, stream, ip, acceptor);
-                tokio::task::spawn_local(async move {
-                    serving.await;
-                    drop(place);
-                });
+                spawn(place, arrival::over_tls(worker, listener, stream, ip, acceptor));
             }
         }
     }
+}
+
+/// Serves a client on a task of its own, which gives the place back in the end. An `async` block would have room for the
+/// future that it was given and once more for the one that it waits for.
+fn spawn(place: Place, serving: impl Future<Output = ()> + 'static) {
+    tokio::task::spawn_local(serving.map(move |()| drop(place)));
 }

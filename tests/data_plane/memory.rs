@@ -2,6 +2,7 @@
 
 use crate::support::{
     HEAD, Serin, full_form,
+    h2::{self, H2},
     http::{Client, pieces, request, whole},
     raw::RawClient,
     say,
@@ -149,5 +150,39 @@ fn a_client_that_waits_with_an_open_connection_costs_little() {
     // They are all still there.
     for stream in &idle {
         ask(&mut RawClient::over(stream.try_clone().unwrap()));
+    }
+}
+
+#[test]
+fn a_client_that_waits_with_an_open_connection_costs_little_over_http2_as_well() {
+    let upstream = Upstream::start("v1");
+    let serin = in_front_of(&upstream.url());
+    let ask = |client: &mut H2, stream: u32| {
+        client.head(stream, &h2::request("GET", "/"), true);
+        assert_eq!(client.response(stream).unwrap().status, 200);
+    };
+    let open = |count: u64| -> Vec<H2> {
+        let one = |_| {
+            let mut client = H2::connect(serin.web);
+            ask(&mut client, 1);
+            client
+        };
+        (0..count).map(one).collect()
+    };
+    // Whatever grows with the first requests has grown.
+    drop(open(50));
+    wait_for("their ends", LONG, || {
+        (serin.metric("serin_client_connections", &[]) < 0.5).then_some(())
+    });
+    let before = serin.resident();
+    let count = full_form(1_000, 5_000);
+    rlimit::increase_nofile_limit(3 * count).unwrap();
+    let mut idle = open(count);
+    let each = serin.resident().saturating_sub(before) / count;
+    say(&format!("{count} idle connections (h2): {each} bytes each"));
+    assert!(each < 25 * KIB, "{each} bytes each");
+    // They are all still there.
+    for client in &mut idle {
+        ask(client, 3);
     }
 }
