@@ -180,6 +180,8 @@ pub(super) struct Watched<S> {
     block: bool,
     /// Streams whose answers have begun and not ended.
     answering: HashSet<u32>,
+    /// Streams that were reset while something waited to be written, which may have been the beginning of their answers.
+    gone: HashSet<u32>,
     control: Rate,
     resets: Rate,
     /// The first frame has been SETTINGS, as it must be (9113 3.4).
@@ -205,6 +207,7 @@ impl<S> Watched<S> {
             outgoing: Follower::default(),
             block: false,
             answering: HashSet::new(),
+            gone: HashSet::new(),
             control: Rate::default(),
             resets: Rate::default(),
             settled: false,
@@ -222,7 +225,8 @@ impl<S> Watched<S> {
     fn received(&mut self, bytes: &[u8]) {
         let (mut control, mut resets, mut block) = (0, 0, self.block);
         let (mut settled, mut cut) = (self.settled, self.cut);
-        let answering = &mut self.answering;
+        let (answering, gone) = (&mut self.answering, &mut self.gone);
+        let unsent = self.progress.is_unsent();
         self.incoming.follow(bytes, |frame| {
             if !settled {
                 settled = true;
@@ -233,7 +237,9 @@ impl<S> Watched<S> {
                 HEADERS | CONTINUATION => block = frame.flags & END_HEADERS == 0,
                 RST_STREAM => {
                     resets += 1;
-                    answering.remove(&frame.stream);
+                    if !answering.remove(&frame.stream) && unsent && gone.len() < MOST_ANSWERING {
+                        gone.insert(frame.stream);
+                    }
                 }
                 // Those have limits of the library's, or come with the data that a client reads.
                 DATA | WINDOW_UPDATE => {}
@@ -242,6 +248,7 @@ impl<S> Watched<S> {
         });
         self.settled = settled;
         self.block = block;
+        self.progress.answers_left(self.answering.len());
         self.progress.frames_arrived(block || self.incoming.is_within());
         let most = self.listener.config.limits.resets;
         if self.control.exceeds(control, MOST_CONTROL) || self.resets.exceeds(resets, most) {
@@ -254,12 +261,14 @@ impl<S> Watched<S> {
     }
 
     fn sent(&mut self, bytes: &[u8]) {
-        let (listener, answering) = (&self.listener, &mut self.answering);
+        let (listener, answering, gone) = (&self.listener, &mut self.answering, &mut self.gone);
+        let mut moved = false;
         self.outgoing.follow(bytes, |frame| {
             let ends = frame.flags & END_STREAM != 0;
+            moved |= frame.kind == DATA || frame.kind == HEADERS;
             let begun = match frame.kind {
+                HEADERS if !ends && gone.remove(&frame.stream) => true,
                 HEADERS if !ends => {
-                    // Those that were reset before their beginning went out stay: a miscount at worst.
                     if answering.len() >= MOST_ANSWERING {
                         answering.clear();
                     }
@@ -279,6 +288,11 @@ impl<S> Watched<S> {
                 listener.metrics.reject(reason);
             }
         });
+        if moved {
+            self.progress.answers_move(self.answering.len());
+        } else {
+            self.progress.answers_left(self.answering.len());
+        }
     }
 }
 

@@ -113,6 +113,8 @@ pub(super) struct Progress {
     look: Cell<Look>,
     /// Since when the client has not read what waits to be written; none: nothing waits.
     unsent_since: Cell<Option<Instant>>,
+    /// HTTP/2: answers that have begun, and whose ends have not been written.
+    unfinished: Cell<usize>,
     /// The timer of the request being served (HTTP/1.1 serves one at a time, on the connection's own task).
     pub(super) request_timer: RefCell<LazyTimer>,
 }
@@ -134,6 +136,7 @@ impl Progress {
             late: Cell::new(None),
             look: Cell::new(Look::Due),
             unsent_since: Cell::new(None),
+            unfinished: Cell::new(0),
             request_timer: RefCell::default(),
         })
     }
@@ -170,7 +173,8 @@ impl Progress {
     /// read the last answer, or is on its way out. hyper does not read between a response and the next request when it has read
     /// in vain during the response: the wait may be noticed here first.
     pub(super) fn idle_since(&self, now: Instant) -> Option<Instant> {
-        if self.waiting.get() != Waiting::Idle || self.draining.get() || self.is_unsent() {
+        let unread = self.is_unsent() || self.unfinished.get() > 0;
+        if self.waiting.get() != Waiting::Idle || self.draining.get() || unread {
             return None;
         }
         let since = self.since.get().unwrap_or(now);
@@ -224,6 +228,31 @@ impl Progress {
         if self.requests.get() == 0 && self.waiting.get() != waiting {
             self.waiting.set(waiting);
             self.since.set(None);
+        }
+    }
+
+    /// HTTP/2: a piece of an answer has been written, and of so many the end has not been. Their requests may be over here: the
+    /// library has what is left of an answer when the client's window is closed.
+    pub(super) fn answers_move(&self, unfinished: usize) {
+        self.unfinished.set(unfinished);
+        if self.requests.get() == 0 {
+            self.since.set(None);
+        }
+    }
+
+    /// HTTP/2: of so many answers the end has not been written, as the client wants no more of others.
+    pub(super) fn answers_left(&self, unfinished: usize) {
+        self.unfinished.set(unfinished);
+    }
+
+    /// Has the connection's task look at how long the ends of its answers have waited. It would not by itself: it writes after
+    /// it has read.
+    pub(super) fn look_at_ends(&self) {
+        if self.unfinished.get() > 0
+            && self.requests.get() == 0
+            && let Some(waker) = &*self.waker.borrow()
+        {
+            waker.wake_by_ref();
         }
     }
 
@@ -320,7 +349,11 @@ impl<S: AsyncRead + AsyncWrite + Resets + Unpin> ClientIo<S> {
 
     /// Nothing to read: may this wait go on?
     fn waits(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let ConnectionTimeouts { head, keep_alive, .. } = self.timeouts;
+        let ConnectionTimeouts {
+            head,
+            keep_alive,
+            write_stall,
+        } = self.timeouts;
         let look = self.progress.look.get();
         // What is left of a request's body must never be taken for the next request.
         let may_look = self.http1 && !self.progress.unread.get();
@@ -328,6 +361,8 @@ impl<S: AsyncRead + AsyncWrite + Resets + Unpin> ClientIo<S> {
             Waiting::Busy => return Poll::Pending,
             // hyper would forget what it has not written; how long that may take is asked where it is.
             Waiting::Idle if self.progress.is_unsent() => return Poll::Pending,
+            // The client has closed the window on the end of an answer. A stop waits for it as for any other.
+            Waiting::Idle if self.progress.unfinished.get() > 0 => (write_stall, Late::WriteStall),
             // Who has begun something and does not go on holds nobody up.
             Waiting::Idle | Waiting::Head if self.progress.draining.get() => (LINGER, Late::Drained),
             Waiting::Idle if may_look && look == Look::Asked => (Duration::ZERO, Late::Look),
@@ -341,7 +376,7 @@ impl<S: AsyncRead + AsyncWrite + Resets + Unpin> ClientIo<S> {
         if self.timer.poll(cx, now, since + limit).is_pending() {
             return Poll::Pending;
         }
-        if self.progress.waiting.get() == Waiting::Idle && !self.http1 && !self.progress.draining.get() {
+        if late == Late::KeepAlive && !self.http1 {
             // GOAWAY first, so that no request is on its way into a closed connection; one more wait for its end.
             self.progress.drain();
             return self.waits(cx);

@@ -247,6 +247,7 @@ impl WorkerState {
                 .copied()
                 .unwrap_or(Duration::MAX);
             let Some(since) = progress.idle_since(now) else {
+                progress.look_at_ends();
                 continue;
             };
             let waited = now.saturating_duration_since(since);

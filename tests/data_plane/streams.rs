@@ -2,7 +2,7 @@
 
 use crate::support::{
     HEAD, Serin,
-    h2::{DATA, H2, HEADERS, RST_STREAM, WINDOW_UPDATE, request},
+    h2::{DATA, GOAWAY, H2, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, request},
     http::{Server, Speaks},
     now,
     upstream::Upstream,
@@ -162,4 +162,73 @@ fn requests_beyond_what_all_connections_may_carry_wait_for_one_that_ends() {
         begin(&mut client, std::iter::once(then));
     }
     assert_eq!(version.seen.connections.load(Ordering::SeqCst), 2);
+}
+
+/// A client that takes ten bytes of an answer of a thousand and closes its window: the library has the rest, and Serin is done
+/// with the request.
+fn takes_a_beginning(serin: &Serin) -> H2 {
+    let mut client = H2::connect(serin.web);
+    client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 10]);
+    client.head(1, &request("GET", "/stream/1000"), true);
+    let beginning = loop {
+        let frame = client.read().expect("an answer");
+        match frame.kind {
+            DATA => break frame.payload,
+            HEADERS => drop(client.decode(frame.payload, frame.flags)),
+            _ => {}
+        }
+    };
+    assert_eq!(beginning.len(), 10);
+    wait_for("the request's end", LONG, || {
+        (serin.count("serin_http_requests_in_flight", &[]) == 0).then_some(())
+    });
+    client
+}
+
+fn stays_open_for(time: Duration, client: &mut H2) {
+    let begun = now();
+    wait_for("the time", LONG, || (begun.elapsed() >= time).then_some(()));
+    client.send(PING, 0, 0, &[7; 8]);
+    let answered = std::iter::from_fn(|| client.read()).any(|frame| frame.kind == PING && frame.flags == 1);
+    assert!(answered, "it was closed");
+}
+
+#[test]
+fn a_stop_waits_for_the_end_of_an_answer_whose_client_has_closed_its_window() {
+    let upstream = Upstream::start("v1");
+    let mut serin = start(&upstream, "{drain: 1m}");
+    let mut client = takes_a_beginning(&serin);
+    serin.signal("TERM");
+    let goodbye = std::iter::from_fn(|| client.read()).find(|frame| frame.kind == GOAWAY);
+    assert_eq!(goodbye.unwrap().error(), Some(0));
+    // Silent connections are closed after a second.
+    stays_open_for(Duration::from_secs(2), &mut client);
+    client.send(WINDOW_UPDATE, 0, 1, &1_000u32.to_be_bytes());
+    let rest = client.response(1).unwrap();
+    assert_eq!((rest.body.len(), rest.reset), (990, None));
+    assert_eq!(serin.wait_end(LONG), 0);
+}
+
+#[test]
+fn a_client_that_never_takes_the_end_of_an_answer_is_closed_after_the_write_stall() {
+    let upstream = Upstream::start("v1");
+    let serin = start(&upstream, "{writeStall: 1s, keepAlive: 1h}");
+    let mut client = takes_a_beginning(&serin);
+    wait_for("the end of the connection", LONG, || {
+        (serin.count("serin_client_connections", &[]) == 0).then_some(())
+    });
+    while client.read().is_some() {}
+    assert_eq!(timed_out(&serin), 1);
+}
+
+#[test]
+fn a_connection_whose_answers_have_ended_or_were_given_up_lasts_for_its_keep_alive() {
+    let upstream = Upstream::start("v1");
+    let serin = start(&upstream, "{writeStall: 500ms, keepAlive: 1h}");
+    let mut client = takes_a_beginning(&serin);
+    client.send(RST_STREAM, 0, 1, &CANCEL.to_be_bytes());
+    client.head(3, &request("GET", "/stream/10"), true);
+    assert_eq!(client.response(3).unwrap().body.len(), 10);
+    stays_open_for(Duration::from_secs(1), &mut client);
+    assert_eq!(timed_out(&serin), 0);
 }
