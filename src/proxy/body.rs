@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use std::{
     cell::RefCell,
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -35,7 +35,7 @@ use tokio::time::Instant;
 pub(super) const MOST_KEPT: u64 = 64 * 1024;
 /// How much of a request body is still read after its answer is over, and for how long.
 const MOST_REST: u64 = 64 * 1024;
-const LONGEST_REST: Duration = Duration::from_secs(1);
+pub(super) const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// Of so many pieces of a response one is worth a look at the clock, as a version that never pauses is withdrawn like others.
 const LOOK_EVERY: u8 = 8;
@@ -81,7 +81,8 @@ pub(super) struct RequestBody {
     reason = "each is one thing that has happened to a body"
 )]
 pub(super) struct Source {
-    incoming: Received,
+    /// None: nobody wants the rest of it.
+    incoming: Option<Received>,
     exact: Option<u64>,
     kept: Vec<Bytes>,
     kept_bytes: u64,
@@ -130,11 +131,22 @@ impl Gate {
 #[derive(Debug, Clone)]
 pub(super) struct BodyHandle(Rc<RefCell<Source>>);
 
+/// A handle of a body that others keep or let go.
+#[derive(Debug)]
+pub(super) struct WeakBody(Weak<RefCell<Source>>);
+
+impl WeakBody {
+    /// The handle, if anybody still has the body.
+    pub(super) fn upgrade(&self) -> Option<BodyHandle> {
+        self.0.upgrade().map(BodyHandle)
+    }
+}
+
 impl BodyHandle {
     pub(super) fn new(incoming: Received, keep: bool, limit: Option<u64>, idle: Duration) -> BodyHandle {
         let exact = incoming.size_hint().exact();
         BodyHandle(Rc::new(RefCell::new(Source {
-            incoming,
+            incoming: Some(incoming),
             exact,
             kept: Vec::new(),
             kept_bytes: 0,
@@ -190,8 +202,21 @@ impl BodyHandle {
 
     /// Whether all of it has come.
     pub(super) fn has_ended(&self) -> bool {
-        let source = self.0.borrow();
-        source.ended || source.incoming.is_end_stream()
+        self.0.borrow().has_ended()
+    }
+
+    /// One that does not keep the body.
+    pub(super) fn downgrade(&self) -> WeakBody {
+        WeakBody(Rc::downgrade(&self.0))
+    }
+
+    /// Lets go of what the client is still sending, whoever else has a handle.
+    pub(super) fn cut(&self) {
+        let mut source = self.0.borrow_mut();
+        if !source.ended {
+            source.fault.get_or_insert(BodyError::Unwanted);
+            (source.incoming, source.kept) = (None, Vec::new());
+        }
     }
 
     /// A body that begins at the beginning: for the first attempt, and for a repeated one.
@@ -245,18 +270,35 @@ impl BodyHandle {
     pub(super) fn answer_due(&self, now: Instant, limit: Duration, passed: &mut u64) -> Instant {
         let source = self.0.borrow();
         let moved = std::mem::replace(passed, source.read) != source.read;
-        match source.sent {
-            Some(sent) => sent + limit,
-            // The client is still sending, or pauses, which has a limit of its own: the version owes nothing yet.
-            None if moved || source.waiting_since.is_some() => now + limit,
-            // The version does not take what it is sent.
-            None => now,
-        }
+        let patience = source.idle.max(source.patience);
+        let pauses = source.waiting_since.map(|since| since + patience);
+        due(now, limit, source.sent, moved, pauses)
     }
 
     /// Whether the length is not known beforehand.
     pub(super) fn is_unknown_length(&self) -> bool {
         self.0.borrow().exact.is_none()
+    }
+}
+
+/// When a response head is due that may take `limit` from when the request was `sent`. `moved`: something has been read since the
+/// last look; `pauses`: until when the client may, if it does.
+fn due(
+    now: Instant,
+    limit: Duration,
+    sent: Option<Instant>,
+    moved: bool,
+    pauses: Option<Instant>,
+) -> Instant {
+    match (sent, pauses) {
+        (Some(sent), _) => sent + limit,
+        // The client is still sending: the version owes nothing yet.
+        (None, _) if moved => now + limit,
+        // That has a limit of its own, which is looked at as long as the version takes more. Beyond it the version does not: its
+        // window is closed, perhaps by other requests.
+        (None, Some(until)) => until + limit,
+        // The version does not take what it is sent.
+        (None, None) => now,
     }
 }
 
@@ -268,6 +310,10 @@ impl RequestBody {
 }
 
 impl Source {
+    fn has_ended(&self) -> bool {
+        self.ended || self.incoming.as_ref().is_none_or(Received::is_end_stream)
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(fault) = self.fault {
             return Poll::Ready(Some(Err(fault)));
@@ -281,7 +327,10 @@ impl Source {
                 return Poll::Ready(Some(Err(fault)));
             }
         }
-        match self.incoming.poll_frame(cx) {
+        let Some(incoming) = &mut self.incoming else {
+            return self.fail(BodyError::Unwanted);
+        };
+        match incoming.poll_frame(cx) {
             Poll::Pending => {
                 let now = Instant::now();
                 let since = *self.waiting_since.get_or_insert(now);
@@ -418,9 +467,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         self.source.as_ref().is_none_or(|source| {
             let source = source.borrow();
-            source.fault.is_none()
-                && self.position >= source.kept.len()
-                && (source.ended || source.incoming.is_end_stream())
+            source.fault.is_none() && self.position >= source.kept.len() && source.has_ended()
         })
     }
 
@@ -542,10 +589,10 @@ impl OutBody {
 impl Upstream {
     fn end(&mut self, end: End) {
         if let Some(exchange) = self.exchange.take() {
-            exchange.end(end);
             if let Some(asking) = self.asking.take() {
-                asking.abandon(Instant::now());
+                exchange.abandons(&asking);
             }
+            exchange.end(end);
         }
     }
 
@@ -700,6 +747,24 @@ impl Body for OutBody {
                     .map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
             ),
             Kind::Upstream(upstream) => upstream.incoming.size_hint(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_owes_an_answer_once_it_takes_no_more_however_long_its_client_pauses() {
+        let (now, limit) = (Instant::now(), Duration::from_secs(60));
+        let after = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!(due(after(5), limit, Some(now), false, None), after(60));
+        assert_eq!(due(after(5), limit, None, true, Some(after(30))), after(65));
+        assert_eq!(due(after(5), limit, None, false, None), after(5));
+        // However often it is asked, and nobody asks the client any more.
+        for later in [5, 60, 89, 200] {
+            assert_eq!(due(after(later), limit, None, false, Some(after(30))), after(90));
         }
     }
 }

@@ -202,6 +202,11 @@ impl Exchange {
         self.split.withdrawal(self.served, drain)
     }
 
+    /// The answer ends before the client has sent all of this.
+    pub(super) fn abandons(&self, body: &BodyHandle) {
+        self.worker.leftovers.add(body, Instant::now());
+    }
+
     /// Whether the client has been told that this is a gRPC call's answer.
     pub(super) fn is_grpc(&self) -> bool {
         self.grpc.is_some()

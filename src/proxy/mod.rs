@@ -28,6 +28,7 @@ mod guard;
 mod headers;
 mod inbound;
 mod io;
+mod leftovers;
 mod listener;
 mod observers;
 pub mod proxy_protocol;

@@ -188,6 +188,9 @@ async fn handle(
     let mut response = match answered {
         Ok(response) => response,
         Err((failure, outcome)) => {
+            if let Some(asking) = &asking {
+                exchange.abandons(asking);
+            }
             exchange.fail(failure, outcome, form);
             return Err((failure, None));
         }

@@ -11,6 +11,7 @@ use super::{
     closing::Resets,
     connection::{self, Open},
     io::{LINGER, Progress},
+    leftovers::Leftovers,
     listener::Socket,
     observers::Observers,
     retry::{self, Budget},
@@ -130,6 +131,8 @@ pub(super) struct WorkerState {
     pub(super) lines: Lines,
     /// The streams of its HTTP/2 clients.
     pub(super) streams: Rc<Streams>,
+    /// What clients are still sending though they have been answered.
+    pub(super) leftovers: Leftovers,
     /// Where the futures of its requests are.
     pub(super) shelf: Shelf,
 }
@@ -357,6 +360,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         budgets: RefCell::default(),
         lines: Lines::default(),
         streams: Rc::default(),
+        leftovers: Leftovers::default(),
         shelf: Shelf::default(),
     });
     let mut accepting = Vec::new();
@@ -441,6 +445,7 @@ async fn sweep(worker: Rc<WorkerState>) {
                     beat.fetch_add(1, Ordering::Relaxed);
                 }
                 worker.streams.look(now);
+                worker.leftovers.look(now);
                 worker.look_at_tunnels(now);
                 worker.close_idle(now);
             }

@@ -2,13 +2,22 @@
 
 use crate::support::{
     HEAD, Serin,
-    h2::{DATA, GOAWAY, H2, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, request},
+    h2::{ACK, DATA, GOAWAY, H2, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame, request},
     http::{Server, Speaks},
     now,
+    raw::RawClient,
     upstream::Upstream,
     wait_for,
 };
-use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 const LONG: Duration = Duration::from_secs(20);
 const CANCEL: u32 = 8;
@@ -231,4 +240,107 @@ fn a_connection_whose_answers_have_ended_or_were_given_up_lasts_for_its_keep_ali
     assert_eq!(client.response(3).unwrap().body.len(), 10);
     stays_open_for(Duration::from_secs(1), &mut client);
     assert_eq!(timed_out(&serin), 0);
+}
+
+/// What a version that speaks HTTP/2 may be sent before it says more.
+const WINDOW: usize = 65_535;
+
+/// A version that reads and never opens its window again; once it is full, `full` is done. Where it listens, and how much it
+/// has got.
+fn closed_window(full: impl Fn(&mut H2) + Send + 'static) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    let got = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&got);
+    std::thread::spawn(move || {
+        let mut version = H2::accepted(listener.accept().unwrap().0);
+        while let Some(frame) = version.read() {
+            match frame.kind {
+                SETTINGS if frame.flags & ACK == 0 => drop(version.send(SETTINGS, ACK, 0, &[])),
+                PING if frame.flags & ACK == 0 => drop(version.send(PING, ACK, 0, &frame.payload)),
+                DATA => {
+                    let all = counts.fetch_add(frame.payload.len(), Ordering::SeqCst) + frame.payload.len();
+                    if all == WINDOW {
+                        full(&mut version);
+                    }
+                }
+                _ => {}
+            }
+        }
+    });
+    (at, got)
+}
+
+/// A service before each of these.
+fn before(versions: &[SocketAddr]) -> Serin {
+    let service = |(number, at): (usize, &SocketAddr)| {
+        format!(
+            "{{name: s{number}, match: [{{path: {{exact: /{number}}}}}], stable: {{version: v1, endpoints: [\"h2c://{at}\"]}},
+               timeouts: {{bodyIdle: 2s, responseHeaders: 1s}}}}"
+        )
+    };
+    let services: Vec<String> = versions.iter().enumerate().map(service).collect();
+    Serin::start_with(&format!("{HEAD}services: [{}]", services.join(", ")))
+}
+
+#[test]
+fn an_upload_that_pauses_while_the_version_s_window_is_full_is_not_waited_for_for_ever() {
+    // Which of two that share a window finds it closed is a matter of chance, so it is tried with several.
+    let paths = ["/0", "/1", "/2", "/3", "/4", "/5", "/6", "/7"];
+    let (versions, got): (Vec<SocketAddr>, Vec<Arc<AtomicUsize>>) =
+        paths.map(|_| closed_window(|_| {})).into_iter().unzip();
+    let serin = before(&versions);
+    let clients = paths.iter().zip(&got).map(|(path, got)| {
+        let arrive = |all: usize| {
+            wait_for(&format!("{all} bytes to arrive"), LONG, || {
+                (got.load(Ordering::SeqCst) >= all).then_some(())
+            });
+        };
+        let mut client = H2::connect(serin.web);
+        client.send(SETTINGS, ACK, 0, &[]);
+        client.head(1, &request("POST", path), false);
+        client.send(DATA, 0, 1, &[1; 100]);
+        arrive(100);
+        client.head(3, &request("POST", path), false);
+        let pieces = [16_000, 16_000, 16_000, 16_000, WINDOW - 64_100];
+        client.write(&pieces.map(|piece| frame(DATA, 0, 3, &vec![3; piece])).concat());
+        arrive(WINDOW);
+        client
+    });
+    let clients: Vec<H2> = clients.collect();
+    // Whose fault that is depends on who was seen to wait last.
+    let both = |mut client: H2| {
+        let mut statuses = BTreeMap::new();
+        while statuses.len() < 2 {
+            let Some(frame) = client.read() else {
+                panic!("not both are answered: {statuses:?}");
+            };
+            if frame.kind == HEADERS {
+                let fields = client.decode(frame.payload, frame.flags);
+                statuses.insert(frame.stream, fields[0].1.clone());
+            }
+        }
+        assert!(
+            statuses.values().all(|status| status == "504" || status == "408"),
+            "{statuses:?}"
+        );
+    };
+    clients.into_iter().for_each(both);
+    assert_eq!(serin.count("serin_panics_total", &[]), 0);
+}
+
+#[test]
+fn a_client_whose_upload_the_version_has_answered_and_does_not_take_is_let_go() {
+    let (at, _) = closed_window(|version| {
+        version.head(1, &[(":status", "413")], true);
+    });
+    let serin = before(&[at]);
+    let mut client = RawClient::connect(serin.web);
+    client.send("POST /0 HTTP/1.1\r\nhost: shop\r\ncontent-length: 1000000\r\n\r\n");
+    client.send("x".repeat(500_000));
+    assert_eq!(client.answer("POST").unwrap().status, 413);
+    // It waits for what nobody does: its upload is to go on.
+    wait_for("its place", LONG, || {
+        (serin.count("serin_client_connections", &[]) == 0).then_some(())
+    });
 }
