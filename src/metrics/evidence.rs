@@ -322,7 +322,11 @@ impl Evidence {
     /// Merges all workers: the units. `earlier` is the reading before this one of the same generation.
     pub fn units(&self, earlier: &UnitCounts) -> UnitCounts {
         let mut counts = UnitCounts::default();
-        let cuts: [Slot; MOST_CUTS] = std::array::from_fn(|index| self.cuts[index].load(Ordering::Acquire));
+        // The last one is for everything in flight.
+        let mut cuts = [Slot::MAX; MOST_CUTS + 1];
+        for (cut, now) in cuts.iter_mut().zip(&self.cuts) {
+            *cut = now.load(Ordering::Acquire);
+        }
         let mut overdue = [0; MOST_CUTS];
         let mut still = true;
         counts.latency[0] = vec![0; BUCKETS];
@@ -342,19 +346,19 @@ impl Evidence {
                     overdue[..=level].iter_mut().for_each(|overdue| *overdue += ended);
                 }
             }
-            match shard.flight.since_before(&cuts) {
-                Some(found) => {
-                    for (overdue, found) in overdue.iter_mut().zip(found) {
-                        *overdue += found;
+            // Only where a trial is on is the age of requests kept.
+            if self.trial.is_some() {
+                match shard.flight.since_before(&cuts) {
+                    Some(found) => {
+                        for (overdue, found) in overdue.iter_mut().zip(found) {
+                            *overdue += found;
+                        }
+                        counts.in_flight += found[MOST_CUTS];
                     }
+                    None => still = false,
                 }
-                None => still = false,
             }
             shard.latency.add_to(&mut counts.latency[0]);
-        }
-        if self.trial.is_some() {
-            let all = |shard: &CachePadded<EvidenceShard>| shard.flight.since_before(&[Slot::MAX]);
-            counts.in_flight = self.shards.iter().filter_map(all).map(|[all]| all).sum();
         }
         // What was counted once stays counted: a reading in the middle of a move may miss one.
         counts.overdue = earlier.overdue;

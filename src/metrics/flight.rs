@@ -13,6 +13,8 @@ use std::{
 /// So many tenths of a second are told apart; what is older is only known to be.
 const SLOTS: u64 = CELLS as u64;
 const CELLS: usize = 256;
+/// So many are looked at together.
+const GROUP: usize = 8;
 /// How often a reader tries again when the writer moves in the meantime.
 const TRIES: u32 = 16;
 
@@ -103,13 +105,17 @@ impl Flight {
             let oldest = head.saturating_sub(SLOTS - 1);
             let ancient = self.ancient.get();
             let mut found = cuts.map(|cut| if cut >= oldest { ancient } else { 0 });
-            for slot in oldest..=head {
-                let count = self.slots[index(slot)].get();
-                if count == 0 {
+            // Nearly all are empty: a group at a time, for this is most of what a look of the judge costs.
+            for (group, first) in self.slots.chunks_exact(GROUP).zip((0..).step_by(GROUP)) {
+                if group.iter().fold(0, |any, cell| any | cell.get()) == 0 {
                     continue;
                 }
-                for (found, cut) in found.iter_mut().zip(cuts) {
-                    *found += if slot < *cut { count } else { 0 };
+                for (cell, place) in group.iter().zip(first..) {
+                    let count = cell.get();
+                    let slot = head.wrapping_sub(head.wrapping_sub(place) % SLOTS);
+                    for (found, cut) in found.iter_mut().zip(cuts) {
+                        *found += if slot < *cut { count } else { 0 };
+                    }
                 }
             }
             fence(Ordering::Acquire);

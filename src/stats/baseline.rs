@@ -56,7 +56,8 @@ impl Baseline {
         for count in &mut self.counts {
             *count *= factor;
         }
-        for (count, new) in self.counts.iter_mut().zip(stable) {
+        let came = self.counts.iter_mut().zip(stable).filter(|(_, new)| **new > 0);
+        for (count, new) in came {
             *count += *new as f64;
             self.total += *new as f64;
         }

@@ -53,6 +53,19 @@ pub struct EProcess {
     reserve: f64,
     /// Canary requests seen.
     clock: f64,
+    #[serde(skip)]
+    factors: Memo,
+}
+
+/// What one request of each kind multiplies each bettor's capital by (logarithm), at the weight that was bet at last. It follows
+/// from the rest and takes logarithms by the dozen, so it is kept, and is no part of what is known.
+#[derive(Debug, Clone, Default)]
+struct Memo(Option<(f64, [[f64; 4]; 9])>);
+
+impl PartialEq for Memo {
+    fn eq(&self, _: &Memo) -> bool {
+        true
+    }
 }
 
 /// The logarithm of a sum of exponentials, without leaving the range of numbers.
@@ -62,6 +75,11 @@ pub fn log_sum_exp(logs: impl IntoIterator<Item = f64> + Clone) -> f64 {
         return most;
     }
     most + logs.into_iter().map(|log| (log - most).exp()).sum::<f64>().ln()
+}
+
+/// By how much each bettor's capital grows (logarithm) on so many of each kind: canary bad, canary good, stable bad, stable good.
+fn growths(factors: &[[f64; 4]; 9], seen: [f64; 4]) -> [f64; 9] {
+    factors.map(|of_one| of_one.iter().zip(seen).map(|(factor, n)| n * factor).sum())
 }
 
 impl EProcess {
@@ -75,6 +93,7 @@ impl EProcess {
             pending: START,
             reserve: 1.0 - START,
             clock: 0.0,
+            factors: Memo::default(),
         }
     }
 
@@ -109,7 +128,12 @@ impl EProcess {
         } else {
             f64::NEG_INFINITY
         };
-        let growths = self.growths(w, seen);
+        let factors = match self.factors.0 {
+            Some((at, factors)) if at.to_bits() == w.to_bits() => factors,
+            Some(_) | None => self.factors(w),
+        };
+        self.factors = Memo(Some((w, factors)));
+        let growths = growths(&factors, seen);
         for (capital, growth) in self.capital.iter_mut().zip(growths) {
             let before = log_sum_exp([capital.unwrap_or(f64::NEG_INFINITY), handed]);
             *capital = Some(before + growth).filter(|log| *log > f64::NEG_INFINITY);
@@ -121,16 +145,11 @@ impl EProcess {
         self.log_e()
     }
 
-    /// By how much each bettor's capital grows (logarithm) on so many of each kind: canary bad, canary good, stable bad, stable
-    /// good.
-    fn growths(&self, w: f64, seen: [f64; 4]) -> [f64; 9] {
+    fn factors(&self, w: f64) -> [[f64; 4]; 9] {
         let gains = self.gains(w);
         // The stake at which the worst outcome ruins the bettor.
         let most = 1.0 / gains.iter().fold(f64::NEG_INFINITY, |most, gain| most.max(-gain));
-        STAKES.map(|stake| {
-            let kinds = gains.iter().zip(seen);
-            kinds.map(|(gain, n)| n * (stake * most * gain).ln_1p()).sum()
-        })
+        STAKES.map(|stake| gains.map(|gain| (stake * most * gain).ln_1p()))
     }
 
     /// How many more requests until the evidence reaches `log`, when they divide into these shares: canary bad, canary good,
@@ -142,7 +161,7 @@ impl EProcess {
         if !(w > 0.0 && w < 1.0) {
             return None;
         }
-        let growths = self.growths(w, shares);
+        let growths = growths(&self.factors(w), shares);
         let handed = (self.pending / 9.0).ln();
         let reached = |requests: f64| {
             let bettors = self.capital.iter().zip(growths).map(|(capital, growth)| {

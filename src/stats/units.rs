@@ -30,11 +30,11 @@ impl UnitCounts {
     #[must_use]
     pub fn since(&self, earlier: &UnitCounts) -> UnitCounts {
         let minus = |level: usize| {
-            let then = &earlier.latency[level];
-            let pairs = self.latency[level].iter().enumerate();
-            pairs
-                .map(|(bucket, now)| now.saturating_sub(then.get(bucket).copied().unwrap_or(0)))
-                .collect()
+            let mut news = self.latency[level].clone();
+            for (now, then) in news.iter_mut().zip(&earlier.latency[level]) {
+                *now = now.saturating_sub(*then);
+            }
+            news
         };
         UnitCounts {
             failed: self.failed.saturating_sub(earlier.failed),
@@ -67,7 +67,7 @@ impl UnitCounts {
 
     /// Units that ended.
     pub fn ended(&self) -> u64 {
-        self.latency.iter().flatten().sum()
+        self.latency.iter().map(|level| level.iter().sum::<u64>()).sum()
     }
 
     /// Whether nothing has happened.

@@ -217,8 +217,8 @@ impl Judge {
         for batch in batches {
             batch.stable.add_latency_to(&mut stable);
         }
-        // Where there was no choice there is nothing to compare.
-        let chosen = |batch: &&Batch| batch.weight > 0.0 && batch.weight < 1.0;
+        // Where there was no choice there is nothing to compare; nor is there of a generation that has ended.
+        let chosen = |batch: &&Batch| batch.weight > 0.0 && batch.weight < 1.0 && !batch.is_empty();
         let batches: Vec<&Batch> = batches.iter().filter(chosen).collect();
         if self.t_first.is_none() && batches.iter().any(|batch| batch.canary.ended() > 0) {
             self.t_first = Some(self.t);
@@ -239,7 +239,7 @@ impl Judge {
             self.errors.harm.tick(&counts);
             self.errors.fine.tick(&counts);
             if let Some(test) = &mut self.client_errors {
-                test.tick(&batch.client_errors());
+                test.tick(&batch.client_errors(counts));
             }
         }
         for (index, test) in self.slow.iter_mut().enumerate() {
@@ -283,7 +283,7 @@ impl Judge {
 
     /// The logarithm of all evidence of harm.
     pub fn log_harm(&self) -> f64 {
-        log_sum_exp(self.harms().into_iter().map(|(log, _)| log).collect::<Vec<_>>())
+        together(&self.harms())
     }
 
     /// The logarithms of the evidence that there is no harm: errors, then each quantile.
@@ -296,13 +296,7 @@ impl Judge {
 
     /// The test with the most evidence of harm: 0 is errors, then each quantile.
     fn lead(&self) -> usize {
-        let mut lead = (0, f64::NEG_INFINITY);
-        for (index, (log, _)) in self.harms().into_iter().enumerate() {
-            if log > lead.1 {
-                lead = (index, log);
-            }
-        }
-        lead.0
+        leads(&self.harms())
     }
 
     fn test(&self, index: usize) -> &Test {
@@ -320,8 +314,9 @@ impl Judge {
 
     /// What to do after the last tick.
     pub fn advice(&self) -> Advice {
-        let bad = self.test(self.lead()).seen.canary_bad;
-        if self.log_harm() >= -self.config.alpha.ln() && bad >= self.config.min_canary_events {
+        let harms = self.harms();
+        let (_, bad) = harms[leads(&harms)];
+        if together(&harms) >= -self.config.alpha.ln() && bad >= self.config.min_canary_events {
             return Advice::Rollback;
         }
         if self.is_frozen() {
@@ -335,6 +330,22 @@ impl Judge {
         }
         Advice::Hold
     }
+}
+
+/// All evidence of several tests.
+fn together(harms: &[(f64, u64)]) -> f64 {
+    log_sum_exp(harms.iter().map(|(log, _)| *log))
+}
+
+/// The first of the tests with the most evidence; one of them at least is there.
+fn leads(harms: &[(f64, u64)]) -> usize {
+    let mut lead = (0, f64::NEG_INFINITY);
+    for (index, (log, _)) in harms.iter().enumerate() {
+        if *log > lead.1 {
+            lead = (index, *log);
+        }
+    }
+    lead.0
 }
 
 impl Recent {
@@ -376,12 +387,17 @@ impl Batch {
         }
     }
 
-    fn client_errors(&self) -> Counts {
+    /// Of the same requests as [`Batch::errors`].
+    fn client_errors(&self, errors: Counts) -> Counts {
         Counts {
             canary_bad: self.canary.client_errors,
             stable_bad: self.stable.client_errors,
-            ..self.errors()
+            ..errors
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.canary.is_empty() && self.stable.is_empty()
     }
 
     /// Slow is beyond the bucket `of_stable` for stable, and beyond `of_canary` for the canary.
