@@ -111,6 +111,27 @@ enum Seating {
     NobodyWaits,
 }
 
+/// A request that waits for a connection. What it was given and has not seen when it goes away is for the next one.
+struct Waiting<'a, B>(&'a Connections<B>, oneshot::Receiver<Sender<B>>);
+
+impl<B> Waiting<'_, B> {
+    /// Waits no more; what has come until now.
+    fn end(&mut self) -> Option<Sender<B>> {
+        self.1.close();
+        self.1.try_recv().ok()
+    }
+}
+
+impl<B> Drop for Waiting<'_, B> {
+    fn drop(&mut self) {
+        let Some(sender) = self.end() else { return };
+        if let Some(Sender::Http2(seated)) = self.0.hand_over(sender) {
+            drop(seated);
+            self.0.seat_is_free();
+        }
+    }
+}
+
 /// What a request waited for.
 enum Freed<B> {
     /// A connection that another request is done with.
@@ -448,21 +469,19 @@ where
 
     /// Waits until a connection comes free: one of this worker's to this endpoint, or a place to open one.
     async fn wait(self: &Rc<Self>, timeout: Duration) -> Result<Freed<B>, ConnectError> {
+        let (sender, receiver) = oneshot::channel();
+        // Goes after the turn, which would count as somebody who waits.
+        let mut waiting = Waiting(self, receiver);
         let turn = self.endpoint.capacity.queue().ok_or(ConnectError::Full)?;
-        let (sender, mut receiver) = oneshot::channel();
         self.waiting.borrow_mut().push_back(sender);
         let place = tokio::select! {
             biased;
-            Ok(sender) = &mut receiver => return Ok(Freed::Connection(sender)),
+            Ok(sender) = &mut waiting.1 => return Ok(Freed::Connection(sender)),
             place = turn.place() => place,
             () = tokio::time::sleep(timeout) => return Err(ConnectError::Full),
         };
         // Both may have come in the same moment.
-        receiver.close();
-        Ok(match receiver.try_recv() {
-            Ok(sender) => Freed::Connection(sender),
-            Err(_) => Freed::Place(place),
-        })
+        Ok(waiting.end().map_or(Freed::Place(place), Freed::Connection))
     }
 
     async fn kept(&self, now: Instant, once: bool) -> Option<Sender<B>> {
@@ -587,5 +606,92 @@ impl<B: 'static> Drop for Lease<B> {
             drop(seated);
             self.connections.seat_is_free();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            capacity::Capacity,
+            shared::{Runs, Seats},
+        },
+        *,
+    };
+    use crate::config::Limits;
+    use bytes::Bytes;
+    use futures_util::FutureExt;
+    use http_body_util::Empty;
+    use hyper::client::conn::http2;
+    use hyper_util::rt::TokioIo;
+    use std::sync::Weak;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Connections to a version that may have one, which is in use.
+    fn crowded() -> (Rc<Connections<Empty<Bytes>>>, Place) {
+        let limits = Limits {
+            connections: 1,
+            ..Limits::default()
+        };
+        let capacity = Arc::new(Capacity::new(&limits, 1, Arc::default()));
+        let url = "h2c://127.0.0.1:9".parse().unwrap();
+        let endpoint = Endpoint::of(url, None, Weak::new(), Arc::clone(&capacity));
+        let connections = Pools::default().of(&Arc::new(endpoint));
+        (connections, capacity.place().unwrap())
+    }
+
+    /// A connection with one seat, whose other side says nothing more.
+    async fn shared() -> (Shared<Empty<Bytes>>, tokio::io::DuplexStream) {
+        let (io, other) = tokio::io::duplex(1 << 16);
+        let seats = Rc::<Seats>::default();
+        seats.allow(1);
+        let runs = Runs(Rc::clone(&seats));
+        let (sender, connection) = http2::handshake(runs, TokioIo::new(io)).await.unwrap();
+        tokio::task::spawn_local(connection);
+        (Shared::new(sender, seats), other)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_seat_given_to_a_request_that_went_away_is_for_the_next_one() {
+        let test = async {
+            let (connections, _place) = crowded();
+            let (shared, _other) = shared().await;
+            connections.shared.borrow_mut().push(shared);
+            let first = connections.seat().unwrap();
+            let mut leaves = Box::pin(connections.wait(LONG));
+            let mut stays = Box::pin(connections.wait(LONG));
+            assert!((&mut leaves).now_or_never().is_none() && (&mut stays).now_or_never().is_none());
+            drop(first);
+            connections.seat_is_free();
+            assert!(
+                connections.seat().is_none(),
+                "it is on its way to who waits longest"
+            );
+            drop(leaves);
+            let given = (&mut stays).now_or_never();
+            assert!(matches!(given, Some(Ok(Freed::Connection(Sender::Http2(_))))));
+        };
+        tokio::task::LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_seat_that_nobody_is_left_for_is_free() {
+        let test = async {
+            let (connections, _place) = crowded();
+            let (shared, _other) = shared().await;
+            connections.shared.borrow_mut().push(shared);
+            let first = connections.seat().unwrap();
+            let mut leaves = Box::pin(connections.wait(LONG));
+            assert!((&mut leaves).now_or_never().is_none());
+            drop(first);
+            connections.seat_is_free();
+            drop(leaves);
+            assert!(
+                connections.seat().is_some(),
+                "the connection stays for those who come"
+            );
+        };
+        tokio::task::LocalSet::new().run_until(test).await;
     }
 }
