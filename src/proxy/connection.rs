@@ -287,7 +287,8 @@ where
         .half_close(false)
         // With it hyper keeps its answer to broken syntax to itself while unread bytes lie behind the break.
         .pipeline_flush(false)
-        .writev(false)
+        // Small answers cost a little more than written in one piece, large ones are not copied.
+        .writev(true)
         .max_header_size(limits.header_bytes.as_usize())
         // A client that does not read holds this much, not hyper's 400 KiB; a head must fit in.
         .max_buf_size(MOST_BUFFERED.max(limits.header_bytes.as_usize() + 8 * 1024));

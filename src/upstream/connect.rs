@@ -21,6 +21,10 @@ use std::{
 };
 use tokio::net::{TcpStream, UnixStream};
 
+/// What is read ahead of a client that does not read, in bytes; also the most that the head of an HTTP/1.1 response may have. The
+/// less it is, the more calls a large body takes.
+const MOST_READ: usize = 96 * 1024;
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -205,8 +209,7 @@ where
 {
     let (sender, connection) = http1::Builder::new()
         .writev(false)
-        // What is read ahead of a client that does not read; also the most a response head may take.
-        .max_buf_size(48 * 1024)
+        .max_buf_size(MOST_READ)
         .handshake(TokioIo::new(Patient::new(stream, place)))
         .await
         .map_err(ConnectError::Handshake)?;
