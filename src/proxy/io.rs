@@ -438,6 +438,11 @@ impl<S: AsyncRead + AsyncWrite + Resets + Unpin> ClientIo<S> {
         io::Error::new(io::ErrorKind::TimedOut, late.as_str())
     }
 
+    /// In the middle of a head nobody but hyper has anything to say, once the answer before is written.
+    fn is_within_head(&self) -> bool {
+        self.progress.waiting.get() == Waiting::Head && !self.progress.is_unsent()
+    }
+
     fn written<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
             self.progress.unsent_since.set(None);
@@ -481,9 +486,7 @@ impl<S: AsyncRead + AsyncWrite + Resets + Unpin> Read for ClientIo<S> {
 
 impl<S: AsyncRead + AsyncWrite + Resets + Unpin> Write for ClientIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        // In the middle of a head nobody but hyper has anything to say, once the answer before is written.
-        let within = self.progress.waiting.get() == Waiting::Head && !self.progress.is_unsent();
-        if within && self.keeps_back(buf) {
+        if self.is_within_head() && self.keeps_back(buf) {
             return Poll::Ready(Ok(buf.len()));
         }
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);
@@ -517,6 +520,12 @@ impl<S: AsyncRead + AsyncWrite + Resets + Unpin> Write for ClientIo<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.is_within_head()
+            && let [whole] = bufs
+            && self.keeps_back(whole)
+        {
+            return Poll::Ready(Ok(whole.len()));
+        }
         let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
         self.written(cx, result)
     }
