@@ -121,9 +121,7 @@ analysisTemplates:
     let shown = ["/metrics", "/metrics/compat"].map(|path| get(serin.admin, path).1);
     let failed = pipeline(&serin, "deploy order-gateway --version v2", &v2, "healthy");
     // Not before: the pause would be over, and the version gone, while a busy machine looks at them.
-    for text in shown {
-        assert_eq!(promtool_complains(&text), None, "{text}");
-    }
+    (shown.iter()).for_each(|text| assert_eq!(promtool_complains(text), None, "{text}"));
     assert_eq!(failed.0, 3, "{failed:?}");
     let status = serin.status("order-gateway");
     assert_eq!(status["phase"], "Degraded", "{status:#}");
