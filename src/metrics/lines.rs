@@ -26,12 +26,12 @@ impl Lines {
     /// One line: the values of all the family's labels, in its order, and what is measured.
     pub fn row(&mut self, values: &[&str], value: f64) {
         debug_assert_eq!(values.len(), self.family.labels.len(), "{}", self.family.name);
-        self.text.row(self.family, values, value);
+        self.text.rows(self.family).row(values, value);
     }
 
     /// One line of a counter.
-    #[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]
     pub fn count(&mut self, values: &[&str], count: u64) {
-        self.row(values, count as f64);
+        debug_assert_eq!(values.len(), self.family.labels.len(), "{}", self.family.name);
+        self.text.rows(self.family).count(values, count);
     }
 }

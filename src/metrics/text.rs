@@ -66,9 +66,9 @@ impl Text {
         self.head(family.name, family.help, family.kind);
         let without_rows = self.out.len();
         for (labels, one) in of {
-            self.labels.clear();
-            self.labels.push_str(labels);
-            write(&mut Rows { text: self, family }, one);
+            let mut rows = self.rows(family);
+            rows.text.labels.push_str(labels);
+            write(&mut rows, one);
         }
         if self.out.len() == without_rows {
             self.out.truncate(before);
@@ -84,13 +84,10 @@ impl Text {
         }
     }
 
-    /// One line of a family of the table with the values of all its labels.
-    pub(super) fn row(&mut self, family: &Family, values: &[&str], value: f64) {
+    /// Lines of a family that have no labels in common.
+    pub(super) fn rows<'a>(&'a mut self, family: &'a Family) -> Rows<'a> {
         self.labels.clear();
-        for (name, value) in family.labels.iter().zip(values) {
-            self.label(name, value);
-        }
-        self.sample(family.name, "", None, value);
+        Rows { text: self, family }
     }
 
     fn head(&mut self, name: &str, help: &str, kind: MetricType) {
@@ -190,6 +187,12 @@ impl Rows<'_> {
         }
         self.text.sample(self.family.name, "", None, value);
         self.text.labels.truncate(common);
+    }
+
+    /// One line of a counter.
+    #[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]
+    pub(super) fn count(&mut self, more: &[&str], count: u64) {
+        self.row(more, count as f64);
     }
 
     pub(super) fn histogram(&mut self, snapshot: &HistogramSnapshot) {

@@ -15,7 +15,7 @@ pub(super) type Write = fn(&mut Rows<'_>, &VersionSnapshot);
 pub(super) const FAMILIES: [(&Family, Write); 11] = [
     (&names::REQUESTS, |rows, seen| {
         for (method, status, count) in &seen.requests {
-            rows.row(&[method, &status.to_string()], shown(*count));
+            rows.count(&[method, &status.to_string()], *count);
         }
     }),
     (&names::REQUESTS_BY_CLASS, |rows, seen| {
@@ -24,7 +24,7 @@ pub(super) const FAMILIES: [(&Family, Write); 11] = [
                 .requests
                 .iter()
                 .filter(|(_, status, _)| status / 100 == class);
-            rows.row(&[name], shown(of_class.map(|(_, _, count)| count).sum()));
+            rows.count(&[name], of_class.map(|(_, _, count)| count).sum());
         }
     }),
     (&names::OUTCOMES, |rows, seen| {
@@ -37,7 +37,7 @@ pub(super) const FAMILIES: [(&Family, Write); 11] = [
         // Of a version that has never served a call they would only be in the way.
         if seen.grpc.iter().any(|count| *count > 0) {
             for (code, count) in seen.grpc.iter().enumerate() {
-                rows.row(&[&code.to_string()], shown(*count));
+                rows.count(&[&code.to_string()], *count);
             }
         }
     }),
@@ -50,10 +50,10 @@ pub(super) const FAMILIES: [(&Family, Write); 11] = [
     (&names::DURATION, |rows, seen| rows.histogram(&seen.duration)),
     (&names::FIRST_BYTE, |rows, seen| rows.histogram(&seen.first_byte)),
     (&names::RESCUED, |rows, seen| {
-        rows.row(&[], shown(seen.rescued));
+        rows.count(&[], seen.rescued);
     }),
     (&names::IN_FLIGHT, |rows, seen| {
-        rows.row(&[], shown(seen.in_flight));
+        rows.count(&[], seen.in_flight);
     }),
 ];
 
@@ -72,11 +72,6 @@ pub(super) fn labels(key: &VersionKey) -> String {
 
 fn each<const N: usize>(rows: &mut Rows<'_>, names: [&str; N], counts: [u64; N]) {
     for (name, count) in names.iter().zip(counts) {
-        rows.row(&[name], shown(count));
+        rows.count(&[name], count);
     }
-}
-
-#[allow(clippy::cast_precision_loss, reason = "the exposition format has floats only")]
-fn shown(count: u64) -> f64 {
-    count as f64
 }
