@@ -628,8 +628,12 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// Connections to a version that may have one, which is in use.
-    fn crowded() -> (Rc<Connections<Empty<Bytes>>>, Place) {
+    /// Connections to a version that may have one, with one seat, which is taken; it lasts for as long as the rest is held.
+    async fn crowded() -> (
+        Rc<Connections<Empty<Bytes>>>,
+        Seated<Empty<Bytes>>,
+        (Place, tokio::io::DuplexStream),
+    ) {
         let limits = Limits {
             connections: 1,
             ..Limits::default()
@@ -638,7 +642,11 @@ mod tests {
         let url = "h2c://127.0.0.1:9".parse().unwrap();
         let endpoint = Endpoint::of(url, None, Weak::new(), Arc::clone(&capacity));
         let connections = Pools::default().of(&Arc::new(endpoint));
-        (connections, capacity.place().unwrap())
+        let place = capacity.place().unwrap();
+        let (shared, other) = shared().await;
+        connections.shared.borrow_mut().push(shared);
+        let seat = connections.seat().unwrap();
+        (connections, seat, (place, other))
     }
 
     /// A connection with one seat, whose other side says nothing more.
@@ -655,10 +663,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_seat_given_to_a_request_that_went_away_is_for_the_next_one() {
         let test = async {
-            let (connections, _place) = crowded();
-            let (shared, _other) = shared().await;
-            connections.shared.borrow_mut().push(shared);
-            let first = connections.seat().unwrap();
+            let (connections, first, _held) = crowded().await;
             let mut leaves = Box::pin(connections.wait(LONG));
             let mut stays = Box::pin(connections.wait(LONG));
             assert!((&mut leaves).now_or_never().is_none() && (&mut stays).now_or_never().is_none());
@@ -678,10 +683,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_seat_that_nobody_is_left_for_is_free() {
         let test = async {
-            let (connections, _place) = crowded();
-            let (shared, _other) = shared().await;
-            connections.shared.borrow_mut().push(shared);
-            let first = connections.seat().unwrap();
+            let (connections, first, _held) = crowded().await;
             let mut leaves = Box::pin(connections.wait(LONG));
             assert!((&mut leaves).now_or_never().is_none());
             drop(first);
