@@ -549,7 +549,7 @@ impl Engine {
                 row.message
             );
         }
-        self.broadcast(name, rows, ids);
+        self.shared.stored(name, rows, ids);
         let Some(managed) = self.managed.get(name) else {
             return;
         };
@@ -561,13 +561,6 @@ impl Engine {
         }
         self.publish_status(name);
         self.notify(name, rows);
-    }
-
-    pub(super) fn broadcast(&self, name: &ServiceName, rows: &[Row], ids: &[u64]) {
-        for (row, id) in rows.iter().zip(ids) {
-            row.stored_as(*id);
-            self.shared.tell(row.shown(*id, name));
-        }
     }
 
     fn until_next(&self) -> Duration {

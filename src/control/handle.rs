@@ -13,7 +13,7 @@ use super::{
     providers::{Network, Outside},
     ready, recordings, report,
     samples::Samples,
-    store::{Patient, SqliteStore, Store, StoreError},
+    store::{Patient, Row, SqliteStore, Store, StoreError},
 };
 use crate::{
     analysis::Provider,
@@ -207,9 +207,13 @@ impl Shared {
             .remove(name);
     }
 
-    pub(super) fn tell(&self, event: StoredEvent) {
-        // Nobody may be listening.
-        let _ = self.events.send(Arc::new(event));
+    /// Tells those who follow the events that facts are stored under these numbers.
+    pub(super) fn stored(&self, service: &ServiceName, rows: &[Row], ids: &[u64]) {
+        for (row, id) in rows.iter().zip(ids) {
+            row.stored_as(*id);
+            // Nobody may be listening.
+            let _ = self.events.send(Arc::new(row.shown(*id, service)));
+        }
     }
 
     pub(super) fn set_ready(&self, ready: bool) {

@@ -123,10 +123,7 @@ impl Engine {
         let (shared, name, rows) = (Arc::clone(&self.shared), name.clone(), rows.to_vec());
         let waiting = Mutex::new(waiting);
         Box::new(move |stored| {
-            for (row, id) in rows.iter().zip(stored.unwrap_or_default()) {
-                row.stored_as(*id);
-                shared.tell(row.shown(*id, &name));
-            }
+            shared.stored(&name, &rows, stored.unwrap_or_default());
             let waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
             // The asker may have given up waiting.
             let _ = waiting.map(|waiting| waiting.send(()));

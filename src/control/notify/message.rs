@@ -37,8 +37,8 @@ impl Message {
         let first = wanted.first()?;
         let mut text = format!("{}: {}", news.service, first.text);
         // An abort by the judge has its numbers already.
-        let judged = news.judged.as_ref().filter(|_| is_of_trial(first.trigger));
-        if let Some(judged) = judged.filter(|judged| !text.contains(judged.as_str())) {
+        let judged = news.judged.filter(|_| is_of_trial(first.trigger));
+        if let Some(judged) = judged.filter(|judged| !text.contains(judged)) {
             text = format!("{text}; {judged}");
         }
         Some(Message {

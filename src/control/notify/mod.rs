@@ -72,20 +72,24 @@ struct News<'a> {
     /// The event as everybody else sees it, but for its number.
     event: StoredEvent,
     /// What the judge says, or said last in this rollout, when there is one.
-    judged: Option<String>,
+    judged: Option<&'a str>,
 }
 
 impl Engine {
     /// Tells everybody outside what facts came to.
     pub(super) fn notify(&mut self, name: &ServiceName, rows: &[Row]) {
+        if rows.iter().all(|row| row.telling.is_none()) {
+            return;
+        }
+        let status = self.managed.get(name).map(|managed| self.status_of(managed));
+        let judged = status.as_ref().and_then(report::judged);
         for row in rows {
             let Some(telling) = &row.telling else { continue };
-            let status = self.managed.get(name).map(|managed| self.status_of(managed));
             self.notifier.tell(&News {
                 service: name,
                 telling,
                 event: row.shown(0, name),
-                judged: status.as_ref().and_then(report::judged),
+                judged: judged.as_deref(),
             });
         }
     }
