@@ -8,8 +8,11 @@ use super::{
 use crate::{
     admin::ServiceList,
     analysis::replay::Stretch,
-    control::{History, ReadError, Recording, Recordings, StateFile},
+    control::{History, ReadError, Recording, Recordings, StateFile, StoredEvent},
 };
+
+/// What is said where something should be recorded and is not.
+pub(super) const NOTHING: &str = "nothing is recorded of this rollout, and the store does not say why";
 
 /// One or the other.
 #[derive(Debug)]
@@ -96,4 +99,23 @@ pub(super) fn stretches(recording: &Recording) -> Vec<Stretch<'_>> {
         bytes: &stretch.data,
     });
     one.collect()
+}
+
+/// What a stored decision says, if it was a judge's.
+pub(super) fn by_judge(event: &StoredEvent) -> Option<&str> {
+    let said = event.detail["by"]["message"].as_str()?;
+    let of_judge = ["ROLL BACK at weight ", "PROCEED from ", "PAUSE at weight "];
+    of_judge.iter().any(|words| said.contains(words)).then_some(said)
+}
+
+/// Why a decision has no recording, when the store can account for that.
+pub(super) fn not_recorded(recordings: &Recordings, event: &StoredEvent) -> Option<String> {
+    let unrecorded = &recordings.unrecorded;
+    if event.id <= unrecorded.before_recording {
+        return Some("an earlier Serin decided it, which did not record judges".to_owned());
+    }
+    let given_up = unrecorded.given_up.filter(|_| recordings.recordings.is_empty())?;
+    Some(format!(
+        "its recordings were given up at {given_up}: the state file held more than state.retention.recordings"
+    ))
 }

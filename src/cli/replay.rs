@@ -4,18 +4,40 @@ use super::{
     args::{Format, ReplayArgs},
     exit::{Exit, Failure},
     out::Out,
-    past::{Source, stretches},
+    past::{NOTHING, Source, by_judge, not_recorded, stretches},
     render::plain,
 };
 use crate::{
     analysis::replay::{Replayed, replay},
-    control::{Recording, Recordings, StoredEvent},
-    model::thousands,
+    control::{Recording, Recordings},
+    model::{Timestamp, thousands},
 };
 use serde::Serialize;
 
 /// What is said of a recording that is not whole.
 const CUT: &str = "what came before is not kept: of a long recording the last two stretches of 2 MiB are";
+
+/// What became of a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Outcome {
+    /// It was made again, to the last bit.
+    Reproduced,
+    /// It comes out otherwise, or what it was made from should be there and is not.
+    Broken,
+    /// What it was made from was never kept, or is not any more, and the store says so.
+    NotRecorded,
+}
+
+impl Outcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Reproduced => "reproduced",
+            Outcome::Broken => "BROKEN",
+            Outcome::NotRecorded => "not recorded",
+        }
+    }
+}
 
 /// One decision, as it is printed.
 #[derive(Debug, PartialEq, Serialize)]
@@ -28,9 +50,54 @@ struct Line {
     at: String,
     /// As people were told.
     decision: String,
-    reproduced: bool,
+    outcome: Outcome,
     /// What differs, or why it cannot be made again.
     why: Option<String>,
+}
+
+/// A recording that is not what it was, whatever its decisions are.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Trouble {
+    service: String,
+    rollout: String,
+    metric: String,
+    why: String,
+}
+
+/// Everything that was judged again.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct All {
+    reproduced: usize,
+    broken: usize,
+    not_recorded: usize,
+    decisions: Vec<Line>,
+    troubles: Vec<Trouble>,
+}
+
+impl All {
+    fn add(&mut self, told: Told) {
+        for line in told.lines {
+            match line.outcome {
+                Outcome::Reproduced => self.reproduced += 1,
+                Outcome::Broken => self.broken += 1,
+                Outcome::NotRecorded => self.not_recorded += 1,
+            }
+            self.decisions.push(line);
+        }
+        self.troubles.extend(told.troubles);
+    }
+
+    /// The last line.
+    fn text(&self) -> String {
+        let (good, all) = (self.reproduced, self.decisions.len());
+        let rest = match self.not_recorded {
+            0 => String::new(),
+            some => format!(", {some} not recorded"),
+        };
+        format!("{good} of {all} decisions of judges reproduced{rest}")
+    }
 }
 
 /// `serin replay`.
@@ -40,26 +107,23 @@ pub(super) async fn run(args: &ReplayArgs, out: &mut Out) -> Result<Exit, Failur
         Some(service) => vec![service.clone()],
         None => source.services().await?,
     };
-    let mut all = Vec::new();
-    let mut troubles = 0;
+    let mut all = All::default();
     for service in &services {
         for rollout in source.wanted(service, args.rollout.as_deref()).await? {
             let recordings = source.recordings(service, &rollout).await?;
             let told = of_rollout(service, &recordings);
-            troubles += told.troubles;
             if args.output != Format::Json {
                 told.text.iter().for_each(|line| out.line(line));
             }
-            all.extend(told.lines);
+            all.add(told);
         }
     }
-    let good = all.iter().filter(|line| line.reproduced).count();
     if args.output == Format::Json {
         out.line(serde_json::to_string_pretty(&all).unwrap_or_default());
     } else {
-        out.line(format!("{good} of {} decisions of judges reproduced", all.len()));
+        out.line(all.text());
     }
-    let whole = good == all.len() && troubles == 0;
+    let whole = all.broken == 0 && all.troubles.is_empty();
     Ok(if whole { Exit::Reached } else { Exit::Internal })
 }
 
@@ -68,45 +132,66 @@ pub(super) async fn run(args: &ReplayArgs, out: &mut Out) -> Result<Exit, Failur
 struct Told {
     text: Vec<String>,
     lines: Vec<Line>,
-    /// Recordings that are not what they were, whatever the decisions are.
-    troubles: usize,
+    troubles: Vec<Trouble>,
+}
+
+/// Until when the beginning of a recording is not kept: decisions that its judge made before then cannot be made again.
+struct Cut {
+    began: Timestamp,
+    /// Its first decision that is kept.
+    until: Option<Timestamp>,
+}
+
+impl Cut {
+    fn covers(&self, at: Timestamp) -> bool {
+        self.began <= at && self.until.is_none_or(|until| at < until)
+    }
 }
 
 fn of_rollout(service: &str, recordings: &Recordings) -> Told {
     let mut told = Told::default();
     let rollout = &recordings.rollout;
-    let line = |metric: Option<&str>, at: String, decision: &str, why: Option<String>| Line {
+    let line = |metric: Option<&str>, at: Timestamp, decision: &str, outcome, why: Option<String>| Line {
         service: service.to_owned(),
         rollout: rollout.id.clone(),
         version: rollout.version.to_string(),
         metric: metric.map(str::to_owned),
-        at,
+        at: at.to_string(),
         decision: decision.to_owned(),
-        reproduced: why.is_none(),
+        outcome,
         why,
     };
-    let mut cut = false;
+    let mut cuts = Vec::new();
     for recording in &recordings.recordings {
         let replayed = replay(&stretches(recording));
-        cut |= !replayed.from_the_start;
         told.text.push(headline(recording, &replayed));
         for again in &replayed.decisions {
-            let (at, said) = (again.recorded.at.to_string(), &again.recorded.sentence);
-            told.lines
-                .push(line(Some(&recording.metric), at, said, again.difference()));
+            let (at, said, why) = (again.recorded.at, &again.recorded.sentence, again.difference());
+            let outcome = if why.is_none() {
+                Outcome::Reproduced
+            } else {
+                Outcome::Broken
+            };
+            let line = line(Some(&recording.metric), at, said, outcome, why);
+            told.text.extend(line.text());
+            told.lines.push(line);
         }
-        let from = told.lines.len() - replayed.decisions.len();
-        let shown: Vec<String> = told.lines[from..].iter().flat_map(Line::text).collect();
-        told.text.extend(shown);
-        let troubles = troubles(recording, &replayed);
-        told.troubles += troubles.len();
-        told.text.extend(
-            troubles
-                .iter()
-                .map(|trouble| format!("    BROKEN      {trouble}")),
-        );
+        for why in troubles(recording, &replayed) {
+            let broken = Outcome::Broken.as_str();
+            told.text.push(format!("    {broken:<12}  {why}"));
+            told.troubles.push(Trouble {
+                service: service.to_owned(),
+                rollout: rollout.id.clone(),
+                metric: recording.metric.clone(),
+                why,
+            });
+        }
         if !replayed.from_the_start {
             told.text.push(format!("    {CUT}"));
+            cuts.push(Cut {
+                began: recording.began,
+                until: replayed.decisions.first().map(|first| first.recorded.at),
+            });
         }
     }
     // What the history says was decided by a judge must be among them.
@@ -114,14 +199,19 @@ fn of_rollout(service: &str, recordings: &Recordings) -> Told {
     for event in &recordings.decisions {
         let Some(said) = by_judge(event) else { continue };
         if !known.iter().any(|sentence| said.contains(sentence.as_str())) {
-            let why = if recordings.recordings.is_empty() {
-                "nothing is recorded of this rollout".to_owned()
-            } else if cut {
-                format!("event {}: {CUT}", event.id)
+            let is_cut = cuts.iter().any(|cut| cut.covers(event.at));
+            let accounted = not_recorded(recordings, event).or(is_cut.then(|| CUT.to_owned()));
+            let (outcome, why) = if let Some(why) = accounted {
+                (Outcome::NotRecorded, why)
+            } else if recordings.recordings.is_empty() {
+                (Outcome::Broken, NOTHING.to_owned())
             } else {
-                format!("event {}: no recording comes to this decision", event.id)
+                (
+                    Outcome::Broken,
+                    format!("event {}: no recording comes to this decision", event.id),
+                )
             };
-            let line = line(None, event.at.to_string(), said, Some(why));
+            let line = line(None, event.at, said, outcome, Some(why));
             told.text.extend(line.text());
             told.lines.push(line);
         }
@@ -138,17 +228,9 @@ fn of_rollout(service: &str, recordings: &Recordings) -> Told {
 
 impl Line {
     fn text(&self) -> Vec<String> {
-        let how = if self.reproduced {
-            "reproduced"
-        } else {
-            "BROKEN    "
-        };
-        let mut text = vec![plain(&format!("    {how}  {}  {}", self.at, self.decision))];
-        text.extend(
-            self.why
-                .as_ref()
-                .map(|why| plain(&format!("                {why}"))),
-        );
+        let how = self.outcome.as_str();
+        let mut text = vec![plain(&format!("    {how:<12}  {}  {}", self.at, self.decision))];
+        text.extend(self.why.as_ref().map(|why| plain(&format!("{:18}{why}", ""))));
         text
     }
 }
@@ -183,6 +265,11 @@ fn troubles(recording: &Recording, replayed: &Replayed) -> Vec<String> {
         let next = pair[0].number + 1;
         (pair[1].number != next).then(|| format!("stretch {next} is not in the store"))
     });
+    // The last two stretches are kept together.
+    let alone = match recording.stretches.as_slice() {
+        [only] if only.number > 0 => Some(format!("stretch {} is not in the store", only.number - 1)),
+        _ => None,
+    };
     let broken = replayed.broken.as_ref().map(ToString::to_string);
     let differs = replayed.differs_after.map(|seconds| {
         format!(
@@ -190,12 +277,10 @@ fn troubles(recording: &Recording, replayed: &Replayed) -> Vec<String> {
              recorded it"
         )
     });
-    missing.chain(gaps).chain(broken).chain(differs).collect()
-}
-
-/// What a stored decision says, if it was a judge's.
-fn by_judge(event: &StoredEvent) -> Option<&str> {
-    let said = event.detail["by"]["message"].as_str()?;
-    let of_judge = ["ROLL BACK at weight ", "PROCEED from ", "PAUSE at weight "];
-    of_judge.iter().any(|words| said.contains(words)).then_some(said)
+    missing
+        .chain(gaps)
+        .chain(alone)
+        .chain(broken)
+        .chain(differs)
+        .collect()
 }

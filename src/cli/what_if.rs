@@ -4,7 +4,7 @@ use super::{
     args::{Format, Otherwise, Quantiles, WhatIfArgs},
     exit::{Exit, Failure},
     out::Out,
-    past::{Source, stretches},
+    past::{NOTHING, Source, by_judge, not_recorded, stretches},
     render::{plain, short, table},
 };
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
         Advice, JudgeConfig,
         replay::{Moment, Rejudged, rejudge},
     },
+    control::{Recordings, RolloutStatus},
     model::{Span, thousands},
 };
 use serde::Serialize;
@@ -56,6 +57,24 @@ struct Row {
     from_the_start: bool,
 }
 
+/// Decisions of judges for the same reason, of which nothing is recorded.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NotRecorded {
+    rollout: String,
+    version: String,
+    decisions: usize,
+    why: String,
+}
+
+/// Everything that was judged otherwise, and what could not be.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct All {
+    judges: Vec<Row>,
+    not_recorded: Vec<NotRecorded>,
+}
+
 /// `serin what-if`.
 pub(super) async fn run(args: &WhatIfArgs, out: &mut Out) -> Result<Exit, Failure> {
     if args.otherwise == Otherwise::default() {
@@ -63,7 +82,7 @@ pub(super) async fn run(args: &WhatIfArgs, out: &mut Out) -> Result<Exit, Failur
         return Err(failure.hint("give what would be, such as --alpha 0.1%; see serin what-if --help"));
     }
     let source = Source::of(&args.past)?;
-    let mut rows = Vec::new();
+    let mut all = All::default();
     let mut unreadable = 0;
     for rollout in source.wanted(&args.service, args.rollout.as_deref()).await? {
         let recordings = source.recordings(&args.service, &rollout).await?;
@@ -72,7 +91,8 @@ pub(super) async fn run(args: &WhatIfArgs, out: &mut Out) -> Result<Exit, Failur
             match rejudge(&stretches, |config| args.otherwise.change(config)) {
                 Ok(rejudged) => {
                     let whole = stretches.first().is_some_and(|first| first.number == 0);
-                    rows.push(row(&recordings.rollout, &recording.metric, rejudged, whole));
+                    all.judges
+                        .push(row(&recordings.rollout, &recording.metric, rejudged, whole));
                 }
                 Err(error) => {
                     unreadable += 1;
@@ -83,13 +103,25 @@ pub(super) async fn run(args: &WhatIfArgs, out: &mut Out) -> Result<Exit, Failur
                 }
             }
         }
+        for missing in missing(&recordings) {
+            unreadable += usize::from(missing.why == NOTHING);
+            all.not_recorded.push(missing);
+        }
     }
     if args.output == Format::Json {
-        out.line(serde_json::to_string_pretty(&rows).unwrap_or_default());
-    } else if rows.is_empty() {
-        out.line(format!("no rollout of `{}` has a recorded judge", args.service));
+        out.line(serde_json::to_string_pretty(&all).unwrap_or_default());
     } else {
-        out.print(text(&rows));
+        if all.judges.is_empty() {
+            out.line(format!("no rollout of `{}` has a recorded judge", args.service));
+        } else {
+            out.print(text(&all.judges));
+        }
+        for missing in &all.not_recorded {
+            out.line(plain(&format!(
+                "{}  {}: decisions of judges that are not recorded: {} ({})",
+                missing.rollout, missing.version, missing.decisions, missing.why
+            )));
+        }
     }
     Ok(if unreadable == 0 {
         Exit::Reached
@@ -98,7 +130,30 @@ pub(super) async fn run(args: &WhatIfArgs, out: &mut Out) -> Result<Exit, Failur
     })
 }
 
-fn row(rollout: &crate::control::RolloutStatus, metric: &str, rejudged: Rejudged, whole: bool) -> Row {
+/// The decisions of a rollout that nothing is recorded of, by why that is so.
+fn missing(recordings: &Recordings) -> Vec<NotRecorded> {
+    let mut missing: Vec<NotRecorded> = Vec::new();
+    let is_empty = recordings.recordings.is_empty();
+    for event in &recordings.decisions {
+        let gone = || is_empty.then(|| NOTHING.to_owned());
+        let Some(why) = by_judge(event).and_then(|_| not_recorded(recordings, event).or_else(gone)) else {
+            continue;
+        };
+        if let Some(same) = missing.iter_mut().find(|known| known.why == why) {
+            same.decisions += 1;
+        } else {
+            missing.push(NotRecorded {
+                rollout: recordings.rollout.id.clone(),
+                version: recordings.rollout.version.to_string(),
+                decisions: 1,
+                why,
+            });
+        }
+    }
+    missing
+}
+
+fn row(rollout: &RolloutStatus, metric: &str, rejudged: Rejudged, whole: bool) -> Row {
     Row {
         rollout: rollout.id.clone(),
         version: rollout.version.to_string(),

@@ -42,7 +42,7 @@ pub use command::{
 pub use handle::{
     Change, Control, OpenStore, ReadError, ReloadRefused, StartError, StartOptions, StoreChoice,
 };
-pub use recordings::{Recording, Recordings, StableUnits, StateFile, StretchBytes};
+pub use recordings::{Recording, Recordings, StableUnits, StateFile, StretchBytes, Unrecorded};
 pub use status::{
     AbortStatus, AlarmStatus, AnalysisStatus, Attempt, EndpointStatus, EvidenceStatus, History, MetricStatus,
     MetricsWindow, NotificationTest, Observed, PausedStatus, RolloutStatus, ServiceJudge, ServiceJudges,

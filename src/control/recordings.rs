@@ -25,6 +25,19 @@ pub struct Recordings {
     pub recordings: Vec<Recording>,
     /// The rollout's decisions by an analysis, oldest first: `evidence_suffices`, `client_errors` and `analysis_finished`.
     pub decisions: Vec<StoredEvent>,
+    /// Why there may be no recording of a decision.
+    #[serde(default)]
+    pub unrecorded: Unrecorded,
+}
+
+/// Why a store holds nothing that a judge was fed although it sat.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Unrecorded {
+    /// Events up to this number were stored by a Serin that did not record judges; 0: there are none.
+    pub before_recording: u64,
+    /// When the store let go of the rollout's recordings, because it held more than `state.retention.recordings`.
+    pub given_up: Option<Timestamp>,
 }
 
 /// What one judge was fed.
@@ -150,9 +163,11 @@ pub(super) fn of(store: &dyn Store, service: &str, rollout: &str) -> Result<Opti
         }
     }
     Ok(Some(Recordings {
-        rollout: known,
         recordings,
         decisions,
+        // After them: what is given up meanwhile is there or explained.
+        unrecorded: store.unrecorded(service, &known.id)?,
+        rollout: known,
     }))
 }
 

@@ -75,7 +75,7 @@ fn a_canary_that_refuses_more_is_paused_and_goes_on_when_somebody_says_so() {
     let rejudged = |tolerance: &str| {
         let line = format!("what-if shop --client-error-tolerance {tolerance} -o json");
         let json: Value = serde_json::from_str(&ends(&serin, 0, &line)).unwrap();
-        let would = json[0]["would"].as_array().unwrap().clone();
+        let would = json["judges"][0]["would"].as_array().unwrap().clone();
         would
             .iter()
             .map(|said| said["advice"].as_str().unwrap().to_owned())

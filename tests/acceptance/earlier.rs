@@ -9,6 +9,7 @@ use crate::{
     support::{Serin, load::Load, refused_start, upstream::Upstream},
 };
 use rusqlite::Connection;
+use serde_json::Value;
 use std::path::Path;
 
 const STRATEGY: &str = "analysis: {templates: [{templateName: quick}]}, auto: {weights: [20, 50]}";
@@ -79,13 +80,49 @@ fn goes_on(file: &str) -> Serin {
 #[test]
 fn a_state_file_from_before_judges_were_recorded_is_gone_on_with() {
     let serin = goes_on("format-2.sqlite");
-    // Of what was not kept nothing can be made again, and that is said; what came after can.
-    let said = ends(&serin, 1, "replay");
+    // Of what was not kept nothing can be made again, and that is said; what came after can. Nothing is broken.
+    let said = ends(&serin, 0, "replay");
+    let why = "an earlier Serin decided it, which did not record judges";
     assert!(
-        said.contains("nothing is recorded of this rollout")
-            && said.ends_with("2 of 5 decisions of judges reproduced\n"),
+        !said.contains("BROKEN")
+            && said.matches("    not recorded  ").count() == 3
+            && said.matches(why).count() == 3
+            && said.ends_with("2 of 5 decisions of judges reproduced, 3 not recorded\n"),
         "{said}"
     );
+    let json: Value = serde_json::from_str(&ends(&serin, 0, "replay -o json")).unwrap();
+    assert_eq!(
+        (&json["reproduced"], &json["broken"], &json["notRecorded"]),
+        (&2.into(), &0.into(), &3.into()),
+        "{json:#}"
+    );
+    assert_eq!(json["decisions"][0]["outcome"], "notRecorded");
+
+    let said = ends(&serin, 0, "what-if shop --alpha 2%");
+    let of = |version: &str, decisions: u32| {
+        format!("  {version}: decisions of judges that are not recorded: {decisions} ({why})\n")
+    };
+    assert!(
+        said.contains("HAPPENED") && said.contains(&of("v2", 2)) && said.contains(&of("v3", 1)),
+        "{said}"
+    );
+    let json: Value = serde_json::from_str(&ends(&serin, 0, "what-if shop --alpha 2% -o json")).unwrap();
+    assert_eq!(json["judges"][0]["version"], "v4");
+    assert_eq!(json["notRecorded"][0]["decisions"], 2);
+
+    // What is recorded and then taken away is broken all the same.
+    let state = Connection::open(serin.file("serin.db")).unwrap();
+    let copy = serin.file("gone.db");
+    state.execute("VACUUM INTO ?1", [copy.to_str().unwrap()]).unwrap();
+    let gone = Connection::open(copy).unwrap();
+    gone.execute("DELETE FROM recorded", []).unwrap();
+    for line in [
+        "replay shop --store gone.db",
+        "what-if shop --alpha 2% --store gone.db",
+    ] {
+        let said = ends(&serin, 1, line);
+        assert!(said.contains("the store does not say why"), "{line}\n{said}");
+    }
 }
 
 #[test]

@@ -66,10 +66,10 @@ fn past_decisions_are_made_again_and_a_changed_store_is_told_of() {
     changed_copy(&serin, "copy.db", "PRAGMA journal_mode = DELETE");
     let json = ends(&serin, 0, "replay shop --store copy.db -o json");
     let json: Value = serde_json::from_str(&json).unwrap();
-    let rollback = &json[2];
+    let rollback = &json["decisions"][2];
     assert_eq!(
-        (&rollback["version"], &rollback["reproduced"], &rollback["metric"]),
-        (&"v3".into(), &true.into(), &"no-worse".into())
+        (&rollback["version"], &rollback["outcome"], &rollback["metric"]),
+        (&"v3".into(), &"reproduced".into(), &"no-worse".into())
     );
     let rollout = rollback["rollout"].as_str().unwrap();
     // As `get` shows it.
@@ -79,7 +79,7 @@ fn past_decisions_are_made_again_and_a_changed_store_is_told_of() {
     // The same failures are enough for whoever takes more risk, and not for whoever takes next to none.
     let rejudged = |alpha: &str| -> Value {
         let json = ends(&serin, 0, &format!("what-if shop --alpha {alpha} -o json"));
-        serde_json::from_str::<Value>(&json).unwrap()[1].take()
+        serde_json::from_str::<Value>(&json).unwrap()["judges"][1].take()
     };
     let (bold, strict) = (rejudged("30%"), rejudged("1e-30%"));
     let (was, is) = (&bold["happened"][0], &bold["would"][0]);
@@ -103,6 +103,7 @@ fn past_decisions_are_made_again_and_a_changed_store_is_told_of() {
     );
 
     a_changed_store_is_told_of(&serin);
+    what_was_given_up_is_not_broken(&serin);
     what_cannot_be_read_is_said(&serin);
 }
 
@@ -139,6 +140,30 @@ fn a_changed_store_is_told_of(serin: &Serin) {
             "{name}\n{said}"
         );
     }
+}
+
+/// As `sweep` does where the file is full (there that is tested), for the first rollout.
+fn what_was_given_up_is_not_broken(serin: &Serin) {
+    changed_copy(
+        serin,
+        "full.db",
+        "INSERT INTO meta SELECT 'given_up/shop/' || id, 1800000000000 FROM rollouts WHERE shown LIKE '%\"v2\"%';
+         DELETE FROM recorded WHERE began < (SELECT max(began) FROM recorded)",
+    );
+    let said = ends(serin, 0, "replay shop --store full.db");
+    assert!(
+        said.contains("    not recorded  ")
+            && said.contains(
+                "given up at 2027-01-15T08:00:00.000Z: the state file held more than state.retention.recordings"
+            )
+            && said.ends_with("1 of 3 decisions of judges reproduced, 2 not recorded\n"),
+        "{said}"
+    );
+    let said = ends(serin, 0, "what-if shop --alpha 2% --store full.db");
+    assert!(
+        said.contains("not recorded: 2 (its recordings were given up"),
+        "{said}"
+    );
 }
 
 fn what_cannot_be_read_is_said(serin: &Serin) {

@@ -14,7 +14,7 @@ pub(crate) use patient::Patient;
 pub(crate) use sqlite::{KEY_LIFE, SqliteStore};
 
 use super::{
-    Attempt, Caller, RolloutStatus, StoredEvent,
+    Attempt, Caller, RolloutStatus, StoredEvent, Unrecorded,
     ledger::{Fact, Saved},
     notify::Telling,
 };
@@ -311,6 +311,8 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn judges(&self, service: &str) -> Result<Vec<JudgeRow>, StoreError>;
     /// What the judges of a rollout were fed, by metric and time.
     fn recorded(&self, service: &str, rollout: &str) -> Result<Vec<StretchRow>, StoreError>;
+    /// Why there may be nothing of what they were fed.
+    fn unrecorded(&self, service: &str, rollout: &str) -> Result<Unrecorded, StoreError>;
     /// Forgets what is older than it must be. May come about later.
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError>;
 }

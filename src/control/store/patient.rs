@@ -13,7 +13,7 @@ use super::{
     later::{Later, Write},
 };
 use crate::{
-    control::{Attempt, RolloutStatus, StoredEvent, ledger::Saved},
+    control::{Attempt, RolloutStatus, StoredEvent, Unrecorded, ledger::Saved},
     model::{ServiceName, Timestamp},
 };
 use std::{
@@ -406,6 +406,11 @@ impl Store for Patient {
     fn recorded(&self, service: &str, rollout: &str) -> Result<Vec<StretchRow>, StoreError> {
         self.settle();
         self.inner.recorded(service, rollout)
+    }
+
+    fn unrecorded(&self, service: &str, rollout: &str) -> Result<Unrecorded, StoreError> {
+        self.settle();
+        self.inner.unrecorded(service, rollout)
     }
 
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {

@@ -4,7 +4,8 @@ use super::{
     RecordPart, StretchRow,
     sqlite::{millis, moment, number},
 };
-use rusqlite::{Connection, params};
+use crate::{control::Unrecorded, model::Timestamp};
+use rusqlite::{Connection, OptionalExtension, params};
 
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
@@ -84,6 +85,32 @@ fn forget(connection: &Connection, service: &str, rollout: &str) -> rusqlite::Re
         .map(drop)
 }
 
+/// Under which key of `meta` it stands since when a rollout's recordings are given up.
+fn given_up(service: &str, rollout: &str) -> String {
+    format!("given_up/{service}/{rollout}")
+}
+
+/// Everything that is in the file by now was decided before judges were recorded.
+pub(super) fn begin(connection: &Connection) -> rusqlite::Result<()> {
+    let sql =
+        "INSERT OR IGNORE INTO meta (key, value) SELECT 'recorded_after', coalesce(max(id), 0) FROM events";
+    connection.execute(sql, []).map(drop)
+}
+
+/// Why decisions of a rollout may have no recording.
+pub(super) fn unrecorded(
+    connection: &Connection,
+    service: &str,
+    rollout: &str,
+) -> rusqlite::Result<Unrecorded> {
+    let mut kept = connection.prepare_cached("SELECT value FROM meta WHERE key = ?1")?;
+    let mut read = |key: &str| kept.query_row(params![key], |row| row.get(0)).optional();
+    Ok(Unrecorded {
+        before_recording: read("recorded_after")?.map_or(0, number),
+        given_up: read(&given_up(service, rollout))?.map(moment),
+    })
+}
+
 /// Forgets all but the last `keep` rollouts of each service, and their recordings.
 pub(super) fn sweep_rollouts(connection: &Connection, keep: u32) -> rusqlite::Result<()> {
     let mut old = connection.prepare(
@@ -96,13 +123,15 @@ pub(super) fn sweep_rollouts(connection: &Connection, keep: u32) -> rusqlite::Re
     let old: Vec<(String, String)> = old.collect::<rusqlite::Result<_>>()?;
     for (service, rollout) in old {
         forget(connection, &service, &rollout)?;
+        let key = given_up(&service, &rollout);
+        connection.execute("DELETE FROM meta WHERE key = ?1", params![key])?;
     }
     Ok(())
 }
 
 /// Forgets recordings, of the rollouts that began first, until the file holds no more than `most` bytes. The last rollout of
-/// each service keeps its own.
-pub(super) fn sweep_to(connection: &Connection, most: u64) -> rusqlite::Result<()> {
+/// each service keeps its own, and of the others it is kept that there were some.
+pub(super) fn sweep_to(connection: &Connection, most: u64, now: Timestamp) -> rusqlite::Result<()> {
     let pragma = |what: &str| {
         connection
             .pragma_query_value(None, what, |row| row.get(0))
@@ -118,7 +147,12 @@ pub(super) fn sweep_to(connection: &Connection, most: u64) -> rusqlite::Result<(
     let mut oldest = oldest.query([])?;
     while (pragma("page_count")? - pragma("freelist_count")?) * page > most {
         let Some(row) = oldest.next()? else { break };
-        forget(connection, &row.get::<_, String>(0)?, &row.get::<_, String>(1)?)?;
+        let (service, rollout) = (row.get::<_, String>(0)?, row.get::<_, String>(1)?);
+        forget(connection, &service, &rollout)?;
+        connection.execute(
+            "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
+            params![given_up(&service, &rollout), millis(now)],
+        )?;
     }
     Ok(())
 }

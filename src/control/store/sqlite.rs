@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     control::{
-        Attempt, RolloutStatus, StoredEvent,
+        Attempt, RolloutStatus, StoredEvent, Unrecorded,
         ledger::{Fact, Saved},
     },
     model::{ServiceName, Timestamp},
@@ -221,6 +221,7 @@ impl SqliteStore {
             transaction.execute_batch(schema::JUDGES).map_err(sql)?;
         }
         transaction.execute_batch(schema::RECORDED).map_err(sql)?;
+        recorded::begin(&transaction).map_err(sql)?;
         transaction
             .pragma_update(None, "user_version", schema::FORMAT)
             .map_err(sql)?;
@@ -766,6 +767,10 @@ impl Store for SqliteStore {
         recorded::read(&self.connection(), service, rollout).map_err(|error| self.failed(&error))
     }
 
+    fn unrecorded(&self, service: &str, rollout: &str) -> Result<Unrecorded, StoreError> {
+        recorded::unrecorded(&self.connection(), service, rollout).map_err(|error| self.failed(&error))
+    }
+
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
         let connection = self.connection();
         let failed = |error: rusqlite::Error| self.failed(&error);
@@ -789,7 +794,7 @@ impl Store for SqliteStore {
                 [],
             )
             .map_err(failed)?;
-        recorded::sweep_to(&transaction, retention.recordings.as_u64()).map_err(failed)?;
+        recorded::sweep_to(&transaction, retention.recordings.as_u64(), now).map_err(failed)?;
         transaction.commit().map_err(failed)
     }
 }
@@ -1025,6 +1030,20 @@ mod tests {
         assert_eq!(left(1200), [0, 1, 1]);
         assert_eq!(left(1), [0, 0, 1]);
         assert_eq!(store.recorded("shop", "third").unwrap()[0].bytes.len(), 400_000);
+        // It is known that they were there, for as long as the rollout is.
+        let given_up = || {
+            let of = |rollout| store.unrecorded("shop", rollout).unwrap().given_up;
+            ["first", "second", "third"].map(of)
+        };
+        let at = Some(Timestamp::from_secs(100));
+        assert_eq!(given_up(), [at, at, None]);
+        let none = Retention {
+            rollouts: 1,
+            events: crate::model::Span::secs(60),
+            recordings: crate::model::ByteSize::kib(1),
+        };
+        store.sweep(none, Timestamp::from_secs(200)).unwrap();
+        assert_eq!(given_up(), [None, None, None]);
     }
 
     #[test]

@@ -130,6 +130,9 @@ impl Store for Hanging {
     fn recorded(&self, service: &str, rollout: &str) -> Result<Vec<StretchRow>, StoreError> {
         self.inner.recorded(service, rollout)
     }
+    fn unrecorded(&self, service: &str, rollout: &str) -> Result<Unrecorded, StoreError> {
+        self.inner.unrecorded(service, rollout)
+    }
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
         self.inner.sweep(retention, now)
     }

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     config::{Config, load_text},
-    control::{Attempt, RolloutStatus, StoredEvent, VersionState, ledger::Saved},
+    control::{Attempt, RolloutStatus, StoredEvent, Unrecorded, VersionState, ledger::Saved},
     metrics::{Outcome, Registry},
     model::{Clock, EndpointUrl, Role, ServiceName, Timestamp, VersionName, Weight},
     upstream::{Endpoint, LiveService, Services},
@@ -284,6 +284,9 @@ impl Store for Faulty {
     }
     fn recorded(&self, service: &str, rollout: &str) -> Result<Vec<StretchRow>, StoreError> {
         self.inner.recorded(service, rollout)
+    }
+    fn unrecorded(&self, service: &str, rollout: &str) -> Result<Unrecorded, StoreError> {
+        self.inner.unrecorded(service, rollout)
     }
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
         self.check()?;
