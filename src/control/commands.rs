@@ -3,9 +3,11 @@
 use super::{
     Attempt, Caller, Refusal, RefusalKind, VersionState,
     command::{Accepted, Command, Deploy, EndpointChange, Expect, OnConflict},
-    engine::{By, Engine, UndoTarget, no_service},
+    engine::{By, Engine, Recorded, UndoTarget, no_service},
+    keeping::not_stored,
     ledger::{DeployFact, Fact},
     managed::Managed,
+    raising::Asker,
     store::KeyRow,
 };
 use crate::{
@@ -15,15 +17,30 @@ use crate::{
     rollout::{Event, Plan, Stage, Step, Strategy},
 };
 use std::{sync::Arc, time::Duration};
+use tokio::sync::oneshot;
 
 /// For how long an idempotency key is honoured.
 const KEY_LIFE: Duration = super::store::KEY_LIFE;
 
 /// What a command comes to: facts to record, and whether a new rollout begins.
-struct Decision {
-    facts: Vec<Fact>,
+pub(super) struct Decision {
+    pub(super) facts: Vec<Fact>,
     created: bool,
 }
+
+/// What has become of a command.
+enum Done {
+    Now(Accepted),
+    /// It is done when it is stored.
+    OnItsWay {
+        name: ServiceName,
+        /// Whether a new rollout begins.
+        created: bool,
+    },
+}
+
+/// Who is answered.
+type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
 
 impl Decision {
     fn of(event: Event) -> Decision {
@@ -35,7 +52,8 @@ impl Decision {
 }
 
 impl Engine {
-    /// Does a command, and keeps the attempt whatever comes of it.
+    /// Does a command, and keeps the attempt whatever comes of it. Nothing, when what is asked for has to be stored first: then
+    /// it is answered afterwards.
     pub(super) fn command(
         &mut self,
         service: &str,
@@ -43,21 +61,37 @@ impl Engine {
         expect: &Expect,
         caller: Caller,
         warm: bool,
-    ) -> Result<Accepted, Refusal> {
+        reply: Reply,
+    ) -> Option<(Result<Accepted, Refusal>, Reply)> {
         let verb = command.verb().to_owned();
         let before = self.standing(service);
         let result = self.decide_and_record(service, command, expect, &caller, warm);
-        let attempt = Attempt {
+        let mut attempt = Attempt {
             at: self.now(),
             service: service.to_owned(),
             verb,
             caller,
-            refused: result.as_ref().err().map(|refusal| refusal.code.clone()),
+            refused: None,
             before,
-            after: self.standing(service),
+            after: String::new(),
         };
+        let result = match result {
+            Ok(Done::Now(accepted)) => Ok(accepted),
+            Ok(Done::OnItsWay { name, created }) => {
+                let asker = Asker {
+                    attempt,
+                    created,
+                    reply,
+                };
+                self.raise_is_for(&name, asker);
+                return None;
+            }
+            Err(refusal) => Err(refusal),
+        };
+        attempt.refused = result.as_ref().err().map(|refusal| refusal.code.clone());
+        attempt.after = self.standing(service);
         self.audit(&attempt);
-        result
+        Some((result, reply))
     }
 
     fn decide_and_record(
@@ -67,7 +101,7 @@ impl Engine {
         expect: &Expect,
         caller: &Caller,
         warm: bool,
-    ) -> Result<Accepted, Refusal> {
+    ) -> Result<Done, Refusal> {
         let name = ServiceName::new(service).map_err(|_| no_service(service))?;
         if !self.managed.contains_key(&name) {
             return Err(no_service(service));
@@ -81,8 +115,16 @@ impl Engine {
             .hint("start it without --stateless"));
         }
         let asked = format!("{command:?}");
-        match self.recalled(&name, &asked, caller) {
-            Ok(Some(created)) => return self.accepted(&name, created, true),
+        // While the store has to do with what raises, nobody who wants to go back waits to be told that he has said so before.
+        let busy =
+            command.is_towards_stable() && self.managed.values().any(|managed| managed.raising.is_some());
+        let recalled = if busy {
+            Ok(None)
+        } else {
+            self.recalled(&name, &asked, caller)
+        };
+        match recalled {
+            Ok(Some(created)) => return self.accepted(&name, created, true).map(Done::Now),
             Ok(None) => {}
             // Towards stable acts first: it is safe to repeat, and no store may stand in its way.
             Err(refusal) if refusal.kind == RefusalKind::Unavailable && command.is_towards_stable() => {}
@@ -102,9 +144,16 @@ impl Engine {
                 numbers: None,
                 key,
             };
-            self.record(&name, decision.facts, by)?;
+            match self.record(&name, decision.facts, by)? {
+                Recorded::InForce => {}
+                Recorded::OnItsWay => {
+                    let created = decision.created;
+                    return Ok(Done::OnItsWay { name, created });
+                }
+                Recorded::NotYet => return Err(not_stored("something else is being stored")),
+            }
         }
-        self.accepted(&name, decision.created, false)
+        self.accepted(&name, decision.created, false).map(Done::Now)
     }
 
     /// What was answered to this key before.
@@ -132,7 +181,12 @@ impl Engine {
         }
     }
 
-    fn accepted(&self, name: &ServiceName, created: bool, repeated: bool) -> Result<Accepted, Refusal> {
+    pub(super) fn accepted(
+        &self,
+        name: &ServiceName,
+        created: bool,
+        repeated: bool,
+    ) -> Result<Accepted, Refusal> {
         let managed = self.managed.get(name).ok_or_else(|| no_service(name.as_str()))?;
         Ok(Accepted {
             created,
@@ -151,7 +205,7 @@ impl Engine {
         format!("{} step {step}/{of} at {}", state.phase(), state.weight())
     }
 
-    fn decide(
+    pub(super) fn decide(
         &mut self,
         name: &ServiceName,
         command: Command,

@@ -151,6 +151,7 @@ impl Engine {
         config: &Arc<Config>,
         route: Route,
     ) -> Result<Vec<Change>, ReloadRefused> {
+        self.settle_raises();
         self.refusals(config)?;
         let raises = config.services.iter().any(|service| self.would_act(service));
         if raises && let Some(why) = self.store_trouble() {

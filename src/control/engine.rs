@@ -15,6 +15,7 @@ use super::{
     notify::Notifier,
     order,
     providers::{Outside, Reply},
+    raising::Waiter,
     store::{KeyRow, Row, Store, StoreError},
 };
 use crate::{
@@ -24,7 +25,11 @@ use crate::{
     upstream::{Endpoint, Services, TripReport},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
@@ -86,6 +91,8 @@ pub(crate) enum Ask {
         /// Those that have no address to probe.
         unresolved: Vec<String>,
     },
+    /// What raises a service's exposure is on the disk, or will not be.
+    Stored(ServiceName),
     /// Post a test message; not answered when there is no such receiver.
     TestNotification {
         name: String,
@@ -122,6 +129,17 @@ pub(super) struct Step {
     pub(super) acts_first: bool,
 }
 
+/// What has become of a fact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recorded {
+    /// It is in force, or changes nothing.
+    InForce,
+    /// It comes into force as soon as it is stored (`raising`).
+    OnItsWay,
+    /// Nothing: another one is on its way. It comes again by itself.
+    NotYet,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -152,6 +170,10 @@ pub(crate) struct Engine {
     alarmed: Duration,
     /// Comes when what was just acted upon has been tried to be stored.
     pub(super) storing: Option<oneshot::Receiver<()>>,
+    /// Waits for what comes into force when it is stored.
+    pub(super) waiter: Waiter,
+    /// What had to wait for that, and is answered in this turn.
+    pub(super) put_off: VecDeque<Ask>,
 }
 
 /// What [`Engine::open`] needs.
@@ -208,6 +230,8 @@ impl Engine {
             judged: wall,
             alarmed: Duration::ZERO,
             storing: None,
+            waiter: Waiter::default(),
+            put_off: VecDeque::new(),
         };
         for service in stored {
             let name = &service.name;
@@ -256,6 +280,7 @@ impl Engine {
                 () = alarm => {
                     self.alarmed = self.clock.monotonic();
                     self.alarmed();
+                    self.answer_put_off();
                     continue;
                 }
                 ask = inbox.recv() => match ask {
@@ -292,6 +317,7 @@ impl Engine {
     }
 
     fn answer(&mut self, ask: Ask) {
+        let Some(ask) = self.put_off(ask) else { return };
         match ask {
             Ask::Command {
                 service,
@@ -302,7 +328,10 @@ impl Engine {
                 reply,
             } => {
                 self.storing = None;
-                let result = self.command(&service, command, &expect, caller, warm);
+                let Some((result, reply)) = self.command(&service, command, &expect, caller, warm, reply)
+                else {
+                    return;
+                };
                 let storing = self.storing.take();
                 // The asker may have given up waiting; it is done all the same.
                 let answer = move || drop(reply.send(result));
@@ -315,6 +344,7 @@ impl Engine {
                     })),
                 }
             }
+            Ask::Stored(service) => self.stored(&service),
             Ask::UndoTarget { service, to, reply } => {
                 let _ = reply.send(self.undo_target(&service, to.as_ref()));
             }
@@ -344,6 +374,13 @@ impl Engine {
             } => self.probed(&service, &version, results, &unresolved),
             Ask::TestNotification { name, reply } => self.notifier.test(&name, reply),
             Ask::Shutdown(_) => {}
+        }
+    }
+
+    /// What waited for something that has been stored now, or given up.
+    fn answer_put_off(&mut self) {
+        while let Some(ask) = self.put_off.pop_front() {
+            self.answer(ask);
         }
     }
 
@@ -382,6 +419,7 @@ impl Engine {
             self.tidied = Some(now);
             self.services.metrics().sweep(now);
         }
+        self.answer_put_off();
     }
 
     fn tick(&mut self, name: &ServiceName, now: Timestamp) {
@@ -408,12 +446,9 @@ impl Engine {
             ..By::default()
         };
         match self.record(name, vec![Fact::Moved { by: event }], by) {
-            Ok(()) => true,
+            Ok(recorded) => recorded == Recorded::InForce,
             Err(refusal) => {
-                let now = self.now();
-                if let Some(managed) = self.managed.get_mut(name) {
-                    managed.quiet_until = now.plus(BEAT);
-                }
+                self.come_again_later(name);
                 if refusal.kind != RefusalKind::Unavailable {
                     warn!(service = %name, event = what, "`{what}` did not apply to `{name}`: {refusal}");
                 }
@@ -422,11 +457,32 @@ impl Engine {
         }
     }
 
+    /// What comes by itself was refused: not at once again.
+    pub(super) fn come_again_later(&mut self, name: &ServiceName) {
+        let now = self.now();
+        if let Some(managed) = self.managed.get_mut(name) {
+            managed.quiet_until = now.plus(BEAT);
+        }
+    }
+
     /// The only way a fact comes into force, besides [`Engine::record_all`].
-    pub(super) fn record(&mut self, name: &ServiceName, facts: Vec<Fact>, by: By) -> Result<(), Refusal> {
+    pub(super) fn record(
+        &mut self,
+        name: &ServiceName,
+        facts: Vec<Fact>,
+        by: By,
+    ) -> Result<Recorded, Refusal> {
+        if self.is_raising(name) {
+            let overtakes = !facts.iter().all(order::waits)
+                && matches!(self.prepare(name, facts.clone(), &by), Ok(Some(step)) if step.acts_first);
+            if !overtakes {
+                return Ok(Recorded::NotYet);
+            }
+            self.give_up_raise(name);
+        }
         match self.prepare(name, facts, &by)? {
             Some(step) => self.bring_about(name, step, by.key),
-            None => Ok(()),
+            None => Ok(Recorded::InForce),
         }
     }
 
@@ -500,26 +556,23 @@ impl Engine {
         name: &ServiceName,
         step: Step,
         key: Option<KeyRow>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Recorded, Refusal> {
+        if !step.acts_first {
+            return self.raise(name, step, key.as_ref());
+        }
         let Step {
             at,
             rows,
             next,
             was_aborted,
-            acts_first,
+            acts_first: _,
         } = step;
-        if !acts_first {
-            let ids = self.append(name, &rows, &next, key.as_ref())?;
-            self.commit(name, next, at);
-            self.tell(name, &rows, &ids, was_aborted);
-            return Ok(());
-        }
         let saved = next.clone();
         self.commit(name, next, at);
         // Those who follow the events hear of it once it is stored and has a number.
         self.tell(name, &rows, &[], was_aborted);
         self.append_later(name, rows, &saved, key);
-        Ok(())
+        Ok(Recorded::InForce)
     }
 
     /// The state is in force: the world follows.
@@ -579,6 +632,7 @@ impl Engine {
     }
 
     fn end(&mut self) {
+        self.settle_raises();
         self.keep_all();
         for managed in self.managed.values_mut() {
             managed.stop_tasks();

@@ -544,7 +544,7 @@ impl Engine {
     fn step_that_waits(&self, name: &ServiceName, now: Timestamp) -> Option<usize> {
         let managed = self.managed.get(name)?;
         let rolling = managed.saved.state.rolling()?;
-        let waits = rolling.waits_for_evidence() && managed.quiet_until <= now;
+        let waits = rolling.waits_for_evidence() && managed.quiet_until <= now && managed.raising.is_none();
         waits.then_some(rolling.step)
     }
 

@@ -59,35 +59,7 @@ impl Keeping {
 }
 
 impl Engine {
-    /// Stores rows, those first that could not be stored before.
-    pub(super) fn append(
-        &mut self,
-        name: &ServiceName,
-        rows: &[Row],
-        saved: &Saved,
-        key: Option<&KeyRow>,
-    ) -> Result<Vec<u64>, Refusal> {
-        let result = if self.has_unsaved(name) {
-            Err(self
-                .keeping
-                .fails
-                .as_ref()
-                .map_or_else(String::new, |fails| fails.why.clone()))
-        } else {
-            self.store_evidence(name);
-            let stored = self.store.append(name, rows, saved, key);
-            stored.map_err(|error| self.store_failed(&error))
-        };
-        match result {
-            Ok(ids) => {
-                self.store_works();
-                Ok(ids)
-            }
-            Err(why) => Err(not_stored(&why)),
-        }
-    }
-
-    /// [`Engine::append`] of what is in force already, without waiting; what cannot even be brought on its way is kept.
+    /// Stores what is in force already, without waiting, after what could not be stored before; what cannot even be brought on its way is kept.
     pub(super) fn append_later(
         &mut self,
         name: &ServiceName,
@@ -130,7 +102,7 @@ impl Engine {
         })
     }
 
-    /// [`Engine::append`] for several services, none of which has rows that could not be stored before: all or nothing.
+    /// Stores what comes into force afterwards, for several services, none of which has rows that could not be stored before: all or nothing.
     pub(super) fn append_all(&mut self, steps: &[Appended]) -> Result<Vec<Vec<u64>>, Refusal> {
         for step in steps {
             self.store_evidence(&step.service);
@@ -174,7 +146,7 @@ impl Engine {
         why
     }
 
-    fn store_works(&mut self) {
+    pub(super) fn store_works(&mut self) {
         if self.keeping.fails.take().is_some() {
             info!("the state can be stored again");
             self.publish_all();
@@ -306,7 +278,7 @@ impl Engine {
     }
 
     /// What a fact was decided from is on its way to the store before the fact: whoever reads of a decision can make it again.
-    fn store_evidence(&mut self, name: &ServiceName) {
+    pub(super) fn store_evidence(&mut self, name: &ServiceName) {
         let Some(managed) = self.managed.get_mut(name) else {
             return;
         };
@@ -344,7 +316,8 @@ impl Engine {
     }
 }
 
-fn not_stored(why: &str) -> Refusal {
+/// The refusal of what would have to be stored first.
+pub(super) fn not_stored(why: &str) -> Refusal {
     Refusal::new(
         RefusalKind::Unavailable,
         "storeUnhealthy",

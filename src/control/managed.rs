@@ -6,6 +6,7 @@ use super::{
     judging::{self, Judging},
     ledger::Saved,
     observe::{ActiveRun, KeptRun},
+    raising::Raising,
     samples::{self, Samples},
     store::{KeyRow, Row},
 };
@@ -42,6 +43,8 @@ pub(crate) struct Managed {
     pub(super) ended: VecDeque<AnalysisStatus>,
     /// Runs that a restart has interrupted, by their number, until they go on.
     pub(super) kept_runs: BTreeMap<u64, KeptRun>,
+    /// What comes into force as soon as it is stored.
+    pub(super) raising: Option<Raising>,
     /// Acted upon, and not stored yet.
     pub(super) unsaved: Vec<Row>,
     pub(super) unsaved_key: Option<KeyRow>,
@@ -104,6 +107,7 @@ impl Managed {
             runs: BTreeMap::new(),
             ended: VecDeque::new(),
             kept_runs: BTreeMap::new(),
+            raising: None,
             unsaved: Vec::new(),
             unsaved_key: None,
             quiet_until: Timestamp::default(),
@@ -167,7 +171,9 @@ impl Managed {
 
     /// When something of this service is due.
     pub(super) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
+        // Nothing is due by the clock while the next step is on its way.
         let machine = self.saved.state.next_wakeup(&self.saved.plan);
+        let machine = machine.filter(|_| self.raising.is_none());
         let machine = machine.map(|due| due.max(self.quiet_until));
         let runs = self.runs.values().filter_map(ActiveRun::next_due);
         let runs = runs.map(|due| due.max(self.quiet_until)).min();

@@ -22,6 +22,7 @@ mod observe;
 mod order;
 mod perform;
 mod providers;
+mod raising;
 mod ranks;
 mod reach;
 mod ready;

@@ -5,7 +5,7 @@
 
 use super::{
     AnalysisStatus,
-    engine::{Ask, By, Engine},
+    engine::{Ask, By, Engine, Recorded},
     ledger::{Fact, RunRecord},
     managed::Managed,
     providers::{Answer, External, Reply, serin},
@@ -521,7 +521,9 @@ impl Engine {
                 ..By::default()
             };
             match self.record(name, facts, by) {
-                Ok(()) => {
+                // When it comes into force it is looked at which runs go on.
+                Ok(Recorded::OnItsWay | Recorded::NotYet) => {}
+                Ok(Recorded::InForce) => {
                     if let Some(managed) = self.managed.get_mut(name) {
                         managed.runs.remove(&id);
                         managed.remember_run(shown);

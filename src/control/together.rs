@@ -21,12 +21,13 @@ impl Engine {
         asked: Vec<(ServiceName, Vec<Fact>)>,
         by: &By,
     ) -> Vec<Result<(), Refusal>> {
+        self.settle_raises();
         let mut results: Vec<Result<(), Refusal>> = Vec::with_capacity(asked.len());
         let mut first: Vec<(usize, ServiceName, Step)> = Vec::new();
         for (index, (name, facts)) in asked.into_iter().enumerate() {
             let result = match self.prepare(&name, facts, by) {
                 Ok(Some(step)) if step.acts_first || self.has_unsaved(&name) => {
-                    self.bring_about(&name, step, None)
+                    self.bring_about(&name, step, None).map(drop)
                 }
                 Ok(Some(step)) => {
                     first.push((index, name, step));

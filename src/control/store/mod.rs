@@ -3,6 +3,7 @@
 //! Facts are appended together with the state they lead to, in one transaction that is on the disk when it returns.
 //! Another store shared by several proxies can be a second implementation: nothing outside this folder knows SQL.
 
+mod begun;
 mod later;
 mod lock;
 mod patient;
@@ -10,6 +11,7 @@ mod recorded;
 mod schema;
 mod sqlite;
 
+pub(crate) use begun::{Begun, OnItsWay, Stored, Wanted};
 pub(crate) use patient::Patient;
 pub(crate) use sqlite::{KEY_LIFE, SqliteStore};
 
@@ -250,6 +252,16 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
         saved: &Saved,
         key: Option<&KeyRow>,
     ) -> Result<Vec<u64>, StoreError>;
+    /// [`Store::append`] without waiting, of what comes into force once it is stored. Only what is begun later comes after it.
+    fn begin_append(
+        &self,
+        service: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+    ) -> Begun {
+        Begun::Done(self.append(service, rows, saved, key))
+    }
     /// [`Store::append`] of what is in force already: comes about later, before everything that is appended after it. An error:
     /// it does not come about.
     fn append_later(

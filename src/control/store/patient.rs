@@ -1,8 +1,9 @@
 //! A store that answers in time. A disk may hang for minutes (a network volume, a controller that resets); the engine must
 //! not hang with it, because an abort would wait for the disk.
 //!
-//! The engine's calls run on a thread of their own and are given up after a while. What was given up and came about all the
-//! same is taken back before anything else is stored, so that the caller's "it failed and changed nothing" is true. What no
+//! The engine's calls run on a thread of their own and are given up after a while, or when nobody wants them any more (`begun`).
+//! What was given up and came about all the same is taken back before anything else is stored, so that "it failed and changed
+//! nothing" is true. What no
 //! decision depends on, and facts that are in force already, are not waited for at all (`later`): a judge must not look away
 //! while a slow disk keeps a record. What is waited for is stored after all of them, or not at all.
 //! Reads for people go past this: they wait on threads that may.
@@ -10,6 +11,7 @@
 use super::{
     Appended, JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, Store, StoreError, StoredService,
     StretchRow, Tried,
+    begun::{Begun, OnItsWay, Stage, Wanted},
     later::{Later, Write},
 };
 use crate::{
@@ -137,46 +139,58 @@ impl Patient {
         job: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
         take_back: impl Fn(&dyn Store, &T) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.begin(job, take_back)?.wait()
+    }
+
+    /// [`Patient::ask`] without waiting.
+    fn begin<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
+        take_back: impl Fn(&dyn Store, &T) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<Asked<T>, StoreError> {
         if self.stuck.load(Ordering::Acquire) > 0 {
             return Err(self.hangs());
         }
         let (reply, answer) = mpsc::sync_channel(1);
-        let given_up = Arc::new(Mutex::new(false));
-        let (inner, stuck, abandoned) = (
-            Arc::clone(&self.inner),
-            Arc::clone(&self.stuck),
-            Arc::clone(&given_up),
-        );
+        let wanted = Wanted::default();
+        let (inner, stuck, asked) = (Arc::clone(&self.inner), Arc::clone(&self.stuck), wanted.clone());
         let job: Job = Box::new(move || {
-            let result = job(inner.as_ref());
-            let late = abandoned.lock().unwrap_or_else(PoisonError::into_inner);
-            if *late {
+            let is_wanted = *asked.stage() == Stage::Wanted;
+            let result = is_wanted.then(|| job(inner.as_ref()));
+            let mut stage = asked.stage();
+            if let Some(result) = result {
+                if *stage == Stage::Wanted {
+                    *stage = Stage::Over;
+                    // Before the answer: whoever has it may close the file and open it again at once.
+                    drop(inner);
+                    // Under the lock, so that nobody gives up a call whose answer is on its way.
+                    let _ = reply.send(result);
+                    return;
+                }
+                // Whoever gives it up now as well must not wait for the disk.
+                drop(stage);
                 while let Ok(done) = &result
                     && take_back(inner.as_ref(), done).is_err()
                 {
                     thread::sleep(AGAIN);
                 }
-                stuck.fetch_sub(1, Ordering::AcqRel);
-            } else {
-                // Before the answer: whoever has it may close the file and open it again at once.
-                drop(inner);
-                // Under the lock, so that nobody gives up a call whose answer is on its way.
-                let _ = reply.send(result);
+                stage = asked.stage();
             }
+            if *stage == Stage::Stuck {
+                stuck.fetch_sub(1, Ordering::AcqRel);
+            }
+            *stage = Stage::Over;
         });
         if self.jobs.send(job).is_err() {
             return Err(self.hangs());
         }
-        if let Ok(result) = answer.recv_timeout(self.patience) {
-            return result;
-        }
-        let mut late = given_up.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(result) = answer.try_recv() {
-            return result;
-        }
-        *late = true;
-        self.stuck.fetch_add(1, Ordering::AcqRel);
-        Err(self.hangs())
+        Ok(Asked {
+            answer,
+            wanted,
+            stuck: Arc::clone(&self.stuck),
+            patience: self.patience,
+            hangs: self.hangs(),
+        })
     }
 
     /// For calls that do no harm when they come about late.
@@ -207,6 +221,39 @@ impl Patient {
     }
 }
 
+/// A call that the store's thread has.
+struct Asked<T> {
+    answer: mpsc::Receiver<Result<T, StoreError>>,
+    wanted: Wanted,
+    stuck: Arc<AtomicUsize>,
+    patience: Duration,
+    /// What is said when it takes too long.
+    hangs: StoreError,
+}
+
+impl<T> Asked<T> {
+    /// Until it has been answered, for as long as there is patience: none where the disk is known to hang.
+    fn wait(self) -> Result<T, StoreError> {
+        let is_stuck = self.stuck.load(Ordering::Acquire) > 0;
+        let patience = if is_stuck { Duration::ZERO } else { self.patience };
+        if let Ok(result) = self.answer.recv_timeout(patience) {
+            return result;
+        }
+        let mut stage = self.wanted.stage();
+        if let Ok(result) = self.answer.try_recv() {
+            return result;
+        }
+        match *stage {
+            Stage::Wanted | Stage::GivenUp => {
+                *stage = Stage::Stuck;
+                self.stuck.fetch_add(1, Ordering::AcqRel);
+            }
+            Stage::Stuck | Stage::Over => {}
+        }
+        Err(self.hangs)
+    }
+}
+
 impl Store for Patient {
     fn load(&self) -> Result<Vec<StoredService>, StoreError> {
         let services = self.inner.load()?;
@@ -229,19 +276,43 @@ impl Store for Patient {
         saved: &Saved,
         key: Option<&KeyRow>,
     ) -> Result<Vec<u64>, StoreError> {
+        match self.begin_append(service, rows, saved, key) {
+            Begun::Done(stored) => stored,
+            Begun::OnItsWay(coming) => coming.wait(),
+        }
+    }
+
+    fn begin_append(
+        &self,
+        service: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+    ) -> Begun {
         let before = self.known().get(service).cloned();
         let (name, rows, next, key) = (service.clone(), rows.to_vec(), saved.clone(), key.cloned());
         let (whose, used) = (name.clone(), key.as_ref().map(|key| key.key.clone()));
-        let later = self.later.clone();
-        let ids = self.ask(
+        let (later, stored) = (self.later.clone(), Arc::clone(&self.stored));
+        let (of, known) = (name.clone(), next.clone());
+        let asked = self.begin(
             move |store| {
                 later.catch_up(store)?;
                 store.append(&name, &rows, &next, key.as_ref())
             },
             move |store, ids: &Vec<u64>| store.take_back(&whose, ids, before.as_ref(), used.as_deref()),
-        )?;
-        self.known().insert(service.clone(), saved.clone());
-        Ok(ids)
+        );
+        let asked = match asked {
+            Ok(asked) => asked,
+            Err(error) => return Begun::Done(Err(error)),
+        };
+        let wanted = asked.wanted.clone();
+        let wait = Box::new(move || {
+            let ids = asked.wait()?;
+            let mut stored = stored.lock().unwrap_or_else(PoisonError::into_inner);
+            stored.insert(of, known);
+            Ok(ids)
+        });
+        Begun::OnItsWay(OnItsWay { wait, wanted })
     }
 
     fn append_later(

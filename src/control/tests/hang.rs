@@ -6,7 +6,7 @@ use std::sync::Condvar;
 
 /// What a disk does not answer to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hangs {
+pub(super) enum Hangs {
     Nothing,
     Everything,
     /// All but events.
@@ -15,14 +15,14 @@ enum Hangs {
 
 /// A store that hangs while it is told so; what was asked of it comes about all the same.
 #[derive(Debug)]
-struct Hanging {
-    inner: SqliteStore,
+pub(super) struct Hanging {
+    pub(super) inner: SqliteStore,
     hangs: Mutex<Hangs>,
     woken: Condvar,
 }
 
 impl Hanging {
-    fn new() -> Arc<Hanging> {
+    pub(super) fn new() -> Arc<Hanging> {
         Arc::new(Hanging {
             inner: SqliteStore::in_memory().unwrap(),
             hangs: Mutex::new(Hangs::Nothing),
@@ -30,7 +30,7 @@ impl Hanging {
         })
     }
 
-    fn hang(&self, hangs: Hangs) {
+    pub(super) fn hang(&self, hangs: Hangs) {
         *self.hangs.lock().unwrap() = hangs;
         self.woken.notify_all();
     }
@@ -138,7 +138,7 @@ impl Store for Hanging {
     }
 }
 
-const AT_5: &str =
+pub(super) const AT_5: &str =
     "    strategy: {canary: {steps: [{setWeight: 5}, {pause: {}}, {setWeight: 50}, {pause: {}}]}}";
 
 /// Serin on a disk that is given up after a tenth of a second.
@@ -161,7 +161,7 @@ async fn paused_at_5_with(patience: Duration) -> (Lab, Arc<Hanging>) {
     (lab, disk)
 }
 
-const PROMOTE: Command = Command::Promote {
+pub(super) const PROMOTE: Command = Command::Promote {
     full: false,
     skip_analysis: false,
 };

@@ -8,6 +8,7 @@ mod hang;
 mod judging;
 mod notify;
 mod operate;
+mod raising;
 mod ranks;
 mod recording;
 mod rollout;
@@ -20,8 +21,8 @@ use super::{
     Accepted, Caller, Command, Control, Deploy, Expect, OpenStore, Refusal, ServiceStatus, StartOptions,
     providers::{Outside, Question},
     store::{
-        Appended, JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, SqliteStore, Store, StoreError,
-        StoredService, StretchRow, Tried,
+        Appended, Begun, JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, SqliteStore, Store,
+        StoreError, StoredService, StretchRow, Tried,
     },
 };
 use crate::{
@@ -183,6 +184,21 @@ impl Store for Faulty {
         let stored = self.inner.append(service, rows, saved, key);
         self.die_after(rows);
         stored
+    }
+    fn begin_append(
+        &self,
+        service: &ServiceName,
+        rows: &[Row],
+        saved: &Saved,
+        key: Option<&KeyRow>,
+    ) -> Begun {
+        if let Err(error) = self.check() {
+            return Begun::Done(Err(error));
+        }
+        self.count();
+        let begun = self.inner.begin_append(service, rows, saved, key);
+        self.die_after(rows);
+        begun
     }
     fn append_later(
         &self,

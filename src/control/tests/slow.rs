@@ -1,4 +1,5 @@
-//! A disk that takes its time: the engine waits for it before it raises, and for nothing else.
+//! A disk that takes its time: the engine waits for it where it reads and where it stores for many services at once, and for nothing
+//! else (what raises: `raising`).
 
 use super::*;
 use crate::rollout::Phase;
