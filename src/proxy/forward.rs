@@ -22,11 +22,13 @@ use crate::{
     config::Balance,
     metrics::{Attempt, Outcome, Retry},
     model::Role,
+    telemetry::Causes,
     upstream::{ConnectError, Connections, Endpoint, Fault, Lease, SendError, balance},
 };
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::body::Incoming;
 use std::{
+    fmt::Display,
     future::Future,
     pin::{Pin, pin},
     rc::Rc,
@@ -236,11 +238,12 @@ impl Outbound<'_> {
                 None => {
                     exchange.attempted(Attempt::TimedOut);
                     exchange.judge(Outcome::Failed);
-                    endpoint.failed(Fault::Unanswered, self.now());
+                    self.fail(endpoint, Fault::Unanswered, &"no response head in time");
                     return Err(self.late());
                 }
                 Some(Ok(response)) if self.is_invalid(&response, lease.is_http2()) => {
-                    return Err(self.left_out(endpoint, exchange));
+                    let why = "a response that may not be passed on";
+                    return Err(self.left_out(endpoint, exchange, &why));
                 }
                 Some(Ok(response)) => {
                     if let Some(body) = body {
@@ -378,7 +381,7 @@ impl Outbound<'_> {
         }
         exchange.attempted(Attempt::ConnectFailed);
         exchange.judge(Outcome::Failed);
-        self.blame(endpoint, role, &Chain(error));
+        self.blame(endpoint, role, &Causes(error));
         Missed::NeverReached(Failure::UNREACHABLE)
     }
 
@@ -392,14 +395,14 @@ impl Outbound<'_> {
     ) -> Missed {
         if error.is_parse() {
             if !reused && speaks_no_http(error) {
-                self.blame(endpoint, role, &Chain(error));
+                self.blame(endpoint, role, &Causes(error));
                 return invalid(exchange);
             }
-            return self.left_out(endpoint, exchange);
+            return self.left_out(endpoint, exchange, &Causes(error));
         }
         exchange.judge(Outcome::Failed);
         exchange.attempted(Attempt::Reset);
-        self.blame(endpoint, role, &Chain(error));
+        self.blame(endpoint, role, &Causes(error));
         if returned {
             Missed::NeverReached(Failure::UNREACHABLE)
         } else {
@@ -408,8 +411,8 @@ impl Outbound<'_> {
     }
 
     /// What came is no answer that may go on. Whoever does nothing else is left out like one that is silent.
-    fn left_out(&self, endpoint: &Endpoint, exchange: &mut Exchange) -> Missed {
-        endpoint.failed(Fault::Unanswered, self.now());
+    fn left_out(&self, endpoint: &Endpoint, exchange: &mut Exchange, why: &dyn Display) -> Missed {
+        self.fail(endpoint, Fault::Unanswered, why);
         invalid(exchange)
     }
 
@@ -418,10 +421,17 @@ impl Outbound<'_> {
         self.client.worker.since_epoch(Instant::now())
     }
 
-    /// The endpoint failed; when that was the canary's last one standing, the service trips.
-    fn blame(&self, endpoint: &Endpoint, role: Role, reason: &dyn std::fmt::Display) {
+    /// The endpoint failed: for its health, and for whoever reads the log. Returns when.
+    fn fail(&self, endpoint: &Endpoint, fault: Fault, why: &dyn Display) -> Duration {
         let now = self.now();
-        endpoint.failed(Fault::Hard, now);
+        endpoint.failed(fault, now);
+        endpoint.tell_failure(why, now);
+        now
+    }
+
+    /// The endpoint failed; when that was the canary's last one standing, the service trips.
+    fn blame(&self, endpoint: &Endpoint, role: Role, reason: &dyn Display) {
+        let now = self.fail(endpoint, Fault::Hard, reason);
         if role == Role::Canary {
             self.entry.live.canary_failed(self.split, now, reason);
         }
@@ -549,20 +559,5 @@ fn of_body(fault: BodyError) -> Failure {
         BodyError::Broken | BodyError::Unwanted | BodyError::Stalled | BodyError::Withdrawn => {
             Failure::BROKEN_BODY
         }
-    }
-}
-
-/// An error with its causes on one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
     }
 }

@@ -5,8 +5,24 @@
 
 pub mod otlp;
 
-use std::io::IsTerminal;
+use std::{error::Error, fmt, io::IsTerminal};
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
+
+/// An error with what it came from, on one line: most say only what was attempted.
+#[derive(Debug)]
+pub struct Causes<'a>(pub &'a (dyn Error + 'static));
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -16,6 +16,8 @@ use std::{
 
 /// How long an endpoint is left out of the draw after a failure, while others are there.
 const SKIP: Duration = Duration::from_secs(1);
+/// From one word in the log about an endpoint's failures to the next.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// The share of its traffic that an endpoint gets at once when it starts slowly.
 const FIRST_SHARE: f64 = 0.1;
 
@@ -121,6 +123,8 @@ pub struct Endpoint {
     /// Requests and failures that the health machine has not read yet.
     served: AtomicU64,
     faults: AtomicU64,
+    /// Milliseconds of the monotonic clock from which on the log is to be told of a failure.
+    tell_from: AtomicU64,
     /// It answered a request that asked for 100 without ever saying 100, and took the body when that came unasked.
     ignores_expect: AtomicBool,
     /// Put into words once: a scrape shows thousands.
@@ -162,6 +166,7 @@ impl Endpoint {
             start_for: AtomicU64::new(0),
             served: AtomicU64::new(0),
             faults: AtomicU64::new(0),
+            tell_from: AtomicU64::new(0),
             rotation,
             capacity,
         }
@@ -225,6 +230,30 @@ impl Endpoint {
             rotation.failing(self, streak.without_response(), streak.bad.into(), now);
         }
         streak.without_response()
+    }
+
+    /// Says in the log why an attempt failed, once a minute at most: whoever mends it needs the reason, and nobody the same one
+    /// for each request.
+    pub fn tell_failure(&self, why: &dyn std::fmt::Display, now: Duration) {
+        if !self.is_to_tell(now) {
+            return;
+        }
+        let (url, rotation) = (self.label(), self.rotation.upgrade());
+        let pool = rotation.as_ref().map_or("", |rotation| rotation.name());
+        tracing::warn!(pool, endpoint = %url, "a request to {url} of {pool} failed: {why}");
+    }
+
+    /// Whether this failure is one that the log is told of.
+    fn is_to_tell(&self, now: Duration) -> bool {
+        let from = self.tell_from.load(Ordering::Relaxed);
+        let next = millis(now.saturating_add(TELL_AGAIN));
+        let mine = |from| {
+            let swapped = self
+                .tell_from
+                .compare_exchange(from, next, Ordering::Relaxed, Ordering::Relaxed);
+            swapped.is_ok()
+        };
+        millis(now) >= from && mine(from)
     }
 
     /// A worker has sent it so many requests since it last said so.
@@ -355,6 +384,13 @@ mod tests {
 
     fn at(secs: u64) -> Duration {
         Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn of_failures_the_log_is_told_once_a_minute() {
+        let endpoint = Endpoint::new("http://127.0.0.1:1".parse().unwrap());
+        let told = [0, 1, 59, 60, 61, 119, 120].map(|second| endpoint.is_to_tell(at(second)));
+        assert_eq!(told, [true, false, false, true, false, false, true]);
     }
 
     #[test]

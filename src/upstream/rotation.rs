@@ -117,6 +117,11 @@ impl Rotation {
         }
     }
 
+    /// How it is called in logs.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     fn machine(&self) -> MutexGuard<'_, Machine> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }

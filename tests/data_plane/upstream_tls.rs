@@ -77,6 +77,24 @@ async fn the_endpoint_gets_http2_or_http1_as_it_offers_and_as_the_operator_allow
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_says_once_why_an_endpoint_is_not_believed_and_why_nobody_is_there() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let upstream = server(&theirs, &["http/1.1"], None);
+    let serin = start(&service(upstream.port(), "{ca: ca.pem}"), |folder| {
+        std::fs::write(folder.join("ca.pem"), ours.pem()).unwrap();
+    });
+    for _ in 0..20 {
+        assert_eq!(get(&serin).await.status, 502);
+    }
+    let said = format!(
+        "a request to https://127.0.0.1:{} of shop/v1 failed: TLS handshake: invalid peer certificate: UnknownIssuer",
+        upstream.port()
+    );
+    serin.wait_log(&said);
+    assert_eq!(serin.log().matches("a request to ").count(), 1, "{}", serin.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_name_is_the_operators_and_the_certificate_is_shown_to_whoever_asks() {
     let (authority, people) = (Authority::new("servers"), Authority::new("people"));
     let upstream = server(&authority, &["http/1.1"], Some(&people));
