@@ -3,6 +3,7 @@
 //! Whoever serves requests only offers a span to a bounded queue; when that is full, or the collector does not take them, they
 //! are dropped and counted. One task sends them in batches. What a request's span says is decided elsewhere.
 
+use super::Causes;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
@@ -201,7 +202,7 @@ impl Sender {
                 .client
                 .request(request)
                 .await
-                .map_err(|error| (true, error.to_string()))?;
+                .map_err(|error| (true, Causes(&error).to_string()))?;
             let status = response.status();
             // Read to its end, so that the connection can be used again.
             let _ = Limited::new(response.into_body(), 1 << 20).collect().await;

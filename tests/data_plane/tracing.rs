@@ -154,6 +154,7 @@ fn a_collector_that_is_away_costs_spans_and_no_request() {
     wait_for("the lost spans to be counted", SOON, || {
         (serin.metric("serin_trace_spans_dropped_total", &[]) >= 10.0).then_some(())
     });
+    serin.wait_log("does not take spans, they are dropped: client error (Connect): tcp connect error: Connection refused");
 }
 
 #[test]
