@@ -220,6 +220,32 @@ fn a_time_to_live_of_nothing_is_asked_for_once_a_second() {
 }
 
 #[test]
+fn other_servers_and_a_shorter_refresh_are_asked_at_once_after_a_reload() {
+    let (port, [_a, b], ips) = copies(["a", "b"]);
+    let hours = |ip| Says::Records(vec![at(ip, 7200)]);
+    let (old, new) = (NameServer::start(hours(ips[0])), NameServer::start(hours(ips[1])));
+    let configuration = |server: &NameServer| {
+        format!(
+            "{HEAD}dns: {{servers: [\"{}\"], refresh: 2h}}\nservices: [{{name: shop, stable: {{version: v1, endpoints: [\"http://app.test:{port}\"]}}}}]",
+            server.address
+        )
+    };
+    let serin = Serin::start_with(&configuration(&old));
+    assert_eq!(get_page(serin.web, "/").0, 200);
+    assert_eq!(b.requests(), 0);
+    serin.rewrite(&configuration(&new));
+    wait_for("what the new server says", SOON, || {
+        get_page(serin.web, "/");
+        (b.requests() > 0).then_some(())
+    });
+    // The same servers with other words around them are asked no more often.
+    let asked = new.asked();
+    serin.rewrite(&format!("# nothing else\n{}", configuration(&new)));
+    serin.wait_log("nothing is different");
+    assert_eq!(new.asked(), asked);
+}
+
+#[test]
 fn who_answers_something_else_is_not_believed() {
     let (port, [honest, liar], ips) = copies(["honest", "liar"]);
     let (truth, lie) = (at(ips[0], 1), at(ips[1], 1));

@@ -106,9 +106,20 @@ impl Names {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How names are resolved from now on.
+    /// How names are resolved from now on. When that is another way than before, every name is asked for at once: whoever
+    /// names other servers or a shorter `refresh` does not want what the old ones said to stay for as long as they said.
     pub fn set(&self, dns: Dns) {
+        if **self.dns.load() == dns {
+            return;
+        }
+        let mut known = self.known();
+        // Under the lock, where a look-up that ends sees which way it went.
         self.dns.store(Arc::new(dns));
+        for name in known.values_mut() {
+            name.next = name.next.and(Some(Duration::ZERO));
+        }
+        drop(known);
+        self.wanted.notify_one();
     }
 
     /// Each name, and whether its last look-up failed or led nowhere that may be used.
@@ -210,6 +221,10 @@ async fn look_up(host: String, services: Services, clock: Arc<dyn Clock>) {
         let Some(name) = known.get_mut(&host) else { return };
         let was_stale = name.stale;
         let changed = name.looked_up(result, clock.monotonic(), dns.refresh.as_duration());
+        if !Arc::ptr_eq(&dns, &names.dns.load()) {
+            // It went the old way.
+            name.next = Some(Duration::ZERO);
+        }
         let users = pools(&services).into_iter();
         let users: Vec<Arc<Version>> = users.filter(|pool| pool.hosts().contains(&host)).collect();
         name.tell(&host, &users);
