@@ -251,35 +251,91 @@ pub(super) fn renewed(
 /// A certificate that holds now.
 fn usable(files: &CertificateFiles, fresh: Certificate, now: Timestamp) -> Result<Certificate, Problem> {
     let file = files.certificate.display();
-    if fresh.not_after <= now {
-        let what = format!("the certificate `{file}` expired at {}", fresh.not_after);
-        Err(files.problem(what, "write one that holds"))
-    } else if fresh.not_before > now {
-        let what = format!(
-            "the certificate `{file}` is not valid before {}",
-            fresh.not_before
-        );
-        Err(files.problem(what, "it is taken by itself within ten minutes of that"))
-    } else {
-        Ok(fresh)
+    match Validity::of(&fresh, now) {
+        Validity::Over => {
+            let what = format!("the certificate `{file}` expired at {}", fresh.not_after);
+            Err(files.problem(what, "write one that holds"))
+        }
+        Validity::Ahead => {
+            let what = format!(
+                "the certificate `{file}` is not valid before {}",
+                fresh.not_before
+            );
+            Err(files.problem(what, "it is taken by itself within ten minutes of that"))
+        }
+        Validity::Ending | Validity::Good => Ok(fresh),
     }
 }
 
-/// Says what an operator should not find out from clients.
+/// How a certificate stands in time.
+enum Validity {
+    Ahead,
+    Good,
+    /// For [`SOON`] at most.
+    Ending,
+    Over,
+}
+
+impl Validity {
+    fn of(certificate: &Certificate, now: Timestamp) -> Validity {
+        if certificate.not_after <= now {
+            Validity::Over
+        } else if certificate.not_before > now {
+            Validity::Ahead
+        } else if certificate.not_after <= now.plus(SOON) {
+            Validity::Ending
+        } else {
+            Validity::Good
+        }
+    }
+}
+
+/// What is doubtful about the times of the certificates that a configuration names; what cannot be read is somebody else's.
+pub(crate) fn doubtful(config: &Config, now: Timestamp) -> Vec<Problem> {
+    let served = served(config).flat_map(|(_, tls, _)| &tls.certificates);
+    let shown = config.services.iter();
+    let shown = shown.filter_map(|service| service.upstream_tls.identity.as_ref());
+    let doubt = |files: &CertificateFiles| {
+        let certificate = files.read().ok()?;
+        let (what, hint) = in_time(&certificate, files.written(), now)?;
+        Some(files.problem(what, hint))
+    };
+    served.chain(shown).filter_map(doubt).collect()
+}
+
+/// What an operator should not find out from clients, and what it means; nothing for a good one.
+fn in_time(certificate: &Certificate, written: &str, now: Timestamp) -> Option<(String, &'static str)> {
+    let (from, until) = (certificate.not_before, certificate.not_after);
+    match Validity::of(certificate, now) {
+        Validity::Over => Some((
+            format!("the certificate `{written}` expired at {until}"),
+            "whoever checks it refuses it",
+        )),
+        Validity::Ahead => Some((
+            format!("the certificate `{written}` is not valid before {from}"),
+            "whoever checks it refuses it until then",
+        )),
+        Validity::Ending => Some((
+            format!("the certificate `{written}` expires at {until}"),
+            "renew it",
+        )),
+        Validity::Good => None,
+    }
+}
+
+/// Says so when a certificate is not, no longer or not for long one that others take.
 fn remind(name: &str, one: &InForce, now: Timestamp) {
-    let (written, until) = (one.files.written(), one.certificate.not_after);
-    if until <= now {
-        tracing::error!(
-            place = name,
-            certificate = written,
-            "the certificate `{written}` of `{name}` expired at {until}: clients will refuse it"
-        );
-    } else if until <= now.plus(SOON) {
-        tracing::warn!(
-            place = name,
-            certificate = written,
-            "the certificate `{written}` of `{name}` expires at {until}"
-        );
+    let written = one.files.written();
+    let Some((what, hint)) = in_time(&one.certificate, written, now) else {
+        return;
+    };
+    match Validity::of(&one.certificate, now) {
+        Validity::Over | Validity::Ahead => {
+            tracing::error!(place = name, certificate = written, "{name}: {what}; {hint}");
+        }
+        Validity::Ending | Validity::Good => {
+            tracing::warn!(place = name, certificate = written, "{name}: {what}; {hint}");
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod systemd;
 mod upstream_tls;
 mod workers;
 
+pub(crate) use certificates::doubtful as doubtful_certificates;
 pub use clock::SystemClock;
 pub use reload::{Reload, Reloaded};
 pub use serve::{ServeArgs, serve};

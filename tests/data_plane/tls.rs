@@ -207,6 +207,39 @@ fn a_start_with_a_bad_certificate_says_which_file_and_what_to_do() {
 }
 
 #[test]
+fn a_certificate_out_of_its_time_is_served_at_a_start_and_said_before_and_then() {
+    let authority = Authority::new("test");
+    let upstream = Server::start(Speaks::default());
+    for (years, means) in [
+        (
+            (2020, 2021),
+            "expired at 2021-01-01T00:00:00.000Z; whoever checks it refuses it",
+        ),
+        (
+            (2090, 2095),
+            "is not valid before 2090-01-01T00:00:00.000Z; whoever checks it refuses it until then",
+        ),
+    ] {
+        let issued = authority.issue_between(&["a"], years);
+        let tls = "{certificate: web.pem, key: web.key}";
+        let serin = start(tls, upstream.port(), &[("web", &issued)]);
+        assert!(shown(&serin, "a") == der(&issued));
+        let said = format!("the certificate `web.pem` {means}");
+        assert!(
+            serin.log().contains(&format!("ERROR web: {said}")),
+            "{}",
+            serin.log()
+        );
+        let checked = serin.cli(&["check", "serin.yaml"]);
+        let text = String::from_utf8_lossy(&[checked.stdout, checked.stderr].concat()).into_owned();
+        assert!(
+            checked.status.success() && text.contains(&format!("listeners[0].tls: {said}")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn a_failed_handshake_is_counted_and_a_port_check_is_not() {
     use std::io::{Read, Write};
     let upstream = Server::start(Speaks::default());

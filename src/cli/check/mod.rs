@@ -7,8 +7,9 @@ mod timeline;
 mod traffic;
 
 use super::Out;
-use crate::app::Resources;
+use crate::app::{Resources, SystemClock, doubtful_certificates};
 use crate::config::{self, Config, Loaded, Problem, Service};
+use crate::model::Clock;
 use gates::Sight;
 use std::{
     io::{self, Write},
@@ -57,7 +58,9 @@ fn report(
         }
     };
     let config = &loaded.config;
-    for problem in loaded.warnings.iter().chain(config.not_yet()) {
+    let doubtful = doubtful_certificates(config, SystemClock::start().wall());
+    let doubts = || loaded.warnings.iter().chain(config.not_yet()).chain(&doubtful);
+    for problem in doubts() {
         out.note(format!("warning: {problem}"));
     }
     let mut blind = 0;
@@ -71,7 +74,7 @@ fn report(
     }
     clients(config, out)?;
     let s = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
-    let warnings = loaded.warnings.len() + config.not_yet().len() + blind;
+    let warnings = doubts().count() + blind;
     writeln!(
         out,
         "{}: ok ({}, {}, {})",
