@@ -109,9 +109,10 @@ fn forced(service: &Service, headers: &HeaderMap, client: IpAddr) -> Option<Role
     force.allows(client).then_some(role)
 }
 
-/// An id that we may have given out: 32 hexadecimal digits. Anything else is replaced.
+/// The first id that we may have given out: 32 hexadecimal digits. What somebody else has put beside it under the same name is
+/// passed over, or its owner would get another id with each answer; anything else alone is replaced.
 fn known_id<'a>(headers: &'a HeaderMap, cookie: &StickyCookie) -> Option<&'a str> {
-    route::cookie_value(headers, &cookie.name).filter(|id| {
+    route::cookie_values(headers, &cookie.name).find(|id| {
         id.len() == 32
             && id
                 .bytes()

@@ -10,6 +10,12 @@ use std::borrow::Cow;
 ///
 /// A value that RFC 6265 does not allow (spaces, commas, control characters, an unpaired quote) is passed over.
 pub fn cookie_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    cookie_values(headers, name).next()
+}
+
+/// Every well-formed value of a cookie, in order: a browser sends as many of one name as there are paths and domains that have
+/// set it.
+pub fn cookie_values<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
     headers
         .get_all(header::COOKIE)
         .iter()
@@ -18,7 +24,7 @@ pub fn cookie_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
             let value = trimmed(pair).strip_prefix(name.as_bytes())?;
             value.strip_prefix(b"=")
         })
-        .find_map(well_formed_cookie)
+        .filter_map(well_formed_cookie)
 }
 
 /// Without the spaces around it. What other cookies of the line are made of is nobody's business here.

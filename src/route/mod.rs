@@ -8,6 +8,6 @@ mod fields;
 mod matching;
 mod router;
 
-pub use fields::{cookie_value, force_value, query_value};
+pub use fields::{cookie_value, cookie_values, force_value, query_value};
 pub use matching::{FieldMatch, HostMatch, PathMatch, RequestView, RouteMatch, ValueMatch};
 pub use router::{Router, Rule};

@@ -253,7 +253,14 @@ fn users_told_by_a_cookie_get_one_and_stay_where_it_puts_them() {
             .iter()
             .map(|cookie| with("/", &format!("cookie: a=b; {cookie}\r\n"))),
     );
-    for ((was, _), (is, set)) in first.iter().zip(&again) {
+    // Somebody else's cookie of the same name, for a path of its own, comes first.
+    let beside = pipelined(
+        pair.serin.web,
+        cookies
+            .iter()
+            .map(|cookie| with("/", &format!("cookie: serin-id=theirs; {cookie}\r\n"))),
+    );
+    for ((was, _), (is, set)) in first.iter().zip(&again).chain(first.iter().zip(&beside)) {
         assert!(was == is && set.is_empty(), "{was} became {is}; {set}");
     }
     moves_only_one_way(&pair, |user| with("/", &format!("cookie: {}\r\n", cookies[user])));
