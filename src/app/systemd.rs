@@ -61,7 +61,15 @@ impl Passed {
             (Socket::Tcp(_), BindAddress::Unix(_)) | (Socket::Unix { .. }, BindAddress::Tcp(_)) => false,
         };
         let found = named.or_else(|| self.0.iter().position(|(_, socket)| here(socket)))?;
-        Some(self.0.swap_remove(found).1)
+        let (name, socket) = self.0.swap_remove(found);
+        if is_elsewhere(&socket, &listener.address) {
+            let written = &listener.address;
+            tracing::warn!(
+                listener = name,
+                "listener `{name}` is served at the socket that was passed for it, and not at {written} as the configuration says"
+            );
+        }
+        Some(socket)
     }
 
     /// Says which sockets no listener wanted; they are closed.
@@ -72,6 +80,22 @@ impl Passed {
                 .map_or("a Unix socket".to_owned(), |at| at.to_string());
             tracing::warn!("the passed socket `{name}` at {at} belongs to no listener; it is closed");
         }
+    }
+}
+
+/// Whether a socket takes connections at another address than the written one. All addresses of a machine are one, of whichever
+/// kind, and port 0 is any.
+fn is_elsewhere(socket: &Socket, written: &BindAddress) -> bool {
+    match (socket, written) {
+        (Socket::Tcp(tcp), BindAddress::Tcp(written)) => tcp.local_addr().is_ok_and(|at| {
+            let same_ip =
+                at.ip() == written.ip() || at.ip().is_unspecified() && written.ip().is_unspecified();
+            !same_ip || written.port() != 0 && at.port() != written.port()
+        }),
+        (Socket::Unix { listener, .. }, BindAddress::Unix(path)) => listener
+            .local_addr()
+            .is_ok_and(|at| at.as_pathname() != Some(path)),
+        (Socket::Tcp(_), BindAddress::Unix(_)) | (Socket::Unix { .. }, BindAddress::Tcp(_)) => true,
     }
 }
 

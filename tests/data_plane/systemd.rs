@@ -88,8 +88,19 @@ impl Unit {
             .envs(variables.iter().copied())
             .stdin(stdin)
             .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stderr(Stdio::from(self.log()));
         Running(command.spawn().unwrap())
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// What it says to people; all runs one after the other.
+    fn log(&self) -> std::fs::File {
+        let mut options = std::fs::File::options();
+        let path = self.folder.path().join("log");
+        options.create(true).append(true).open(path).unwrap()
     }
 
     /// Reads messages until one has this line.
@@ -140,6 +151,7 @@ fn a_passed_socket_keeps_its_queue_while_serin_is_killed_and_started_again() {
     let first = unit.start(&variables, Some(&socket));
     unit.hears("READY=1");
     assert_eq!(get(web, "/").0, 200);
+    assert!(!unit.said().contains("socket that was passed"), "{}", unit.said());
     drop(first);
     // Nobody serves: the kernel takes the connection for whoever comes next.
     let mut waiting = TcpStream::connect(web).unwrap();
@@ -153,6 +165,18 @@ fn a_passed_socket_keeps_its_queue_while_serin_is_killed_and_started_again() {
     let mut answer = String::new();
     waiting.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
+#[test]
+fn a_socket_of_a_listeners_name_at_another_address_is_served_and_said() {
+    let v1 = Upstream::start("v1");
+    let (socket, written) = (TcpListener::bind("127.0.0.1:0").unwrap(), free());
+    let unit = Unit::new(written, &v1);
+    let _serin = unit.start(&[("LISTEN_FDNAMES", "web")], Some(&socket));
+    unit.hears("READY=1");
+    assert_eq!(get(socket.local_addr().unwrap(), "/").0, 200);
+    let said = format!("`web` is served at the socket that was passed for it, and not at {written}");
+    assert!(unit.said().contains(&said), "{}", unit.said());
 }
 
 #[test]
