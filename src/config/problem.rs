@@ -42,11 +42,13 @@ impl Problem {
 impl fmt::Display for Problem {
     /// `serin.yaml:12:7: services[0].strategy: what is wrong; what would be right`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
-        if self.line > 0 {
-            write!(f, ":{}:{}", self.line, self.column)?;
+        if !self.file.is_empty() {
+            f.write_str(&self.file)?;
+            if self.line > 0 {
+                write!(f, ":{}:{}", self.line, self.column)?;
+            }
+            f.write_str(": ")?;
         }
-        f.write_str(": ")?;
         if !self.key.is_empty() {
             write!(f, "{}: ", Visible(&self.key))?;
         }
@@ -122,6 +124,16 @@ mod tests {
         assert_eq!(
             problem.to_string(),
             "serin.yaml:12:7: services[0].x: has no end; add count: 5"
+        );
+    }
+
+    #[test]
+    fn a_problem_of_a_key_without_a_place_begins_with_the_key() {
+        let mut problem = Problem::of_file("", "cannot write to `/x`", "name a file");
+        problem.key = "accessLog.path".to_owned();
+        assert_eq!(
+            problem.to_string(),
+            "accessLog.path: cannot write to `/x`; name a file"
         );
     }
 
