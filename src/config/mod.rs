@@ -7,6 +7,7 @@ mod admin;
 mod advice;
 mod alarm;
 mod argo;
+mod blind;
 mod compiled;
 mod cx;
 mod decode;

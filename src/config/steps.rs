@@ -1,5 +1,6 @@
 //! Steps that a deploy brings: the same words as in the file, as JSON, naming templates that are there.
 
+use super::blind;
 use super::compiled::{Config, Service};
 use super::cx::Cx;
 use super::decode::{Findings, Located, decode};
@@ -85,17 +86,24 @@ impl Config {
             }),
             steps: compiled,
         };
-        if strategy::ensure_judge(&mut canary, |name| {
+        let is_judge = |name: &str| {
             self.templates
                 .get(name)
                 .is_some_and(|template| template.has_judge())
-        }) {
+        };
+        if strategy::ensure_judge(&mut canary, is_judge) {
             uses.templates.insert(strategy::BUILT_IN_GATE.to_owned());
         }
         let known = |name: &str| self.templates.get(name).map(Arc::as_ref);
         for unlike in judge_names::unlike(&canary, known) {
             let step = unlike.step.unwrap_or_default();
             cx.error(&format!("steps[{step}].analysis"), unlike.what, unlike.hint);
+        }
+        for blind in blind::blind(&canary, is_judge) {
+            let place = blind
+                .step
+                .map_or("steps".to_owned(), |step| format!("steps[{step}]"));
+            cx.error(&place, blind.what, blind.hint);
         }
         if !cx.problems.is_empty() {
             return Err(cx.problems);

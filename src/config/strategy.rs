@@ -1,5 +1,6 @@
 //! `strategy`: how a new version is brought in. Argo's `steps` paste unchanged.
 
+use super::blind;
 use super::cx::Cx;
 use super::decode::Located;
 use super::holdback::{self, HoldbackConfig};
@@ -403,6 +404,11 @@ fn canary(
             format!("{}.analysis", step.path)
         });
         cx.error(&place, unlike.what, unlike.hint);
+    }
+    for blind in blind::blind(&canary, is_judge) {
+        let step = blind.step.and_then(|step| config.steps.get(step));
+        let place = step.map_or(path.to_owned(), |step| step.path.clone());
+        cx.error(&place, blind.what, blind.hint);
     }
     Strategy::Canary(canary)
 }

@@ -259,7 +259,12 @@ fn what_is_held_back_is_the_last_step_and_has_a_judge() {
             5,
             3600,
         ),
-        ("holdback: {share: 1, duration: 10s}", 1, 1, 10),
+        (
+            "steps: [{setWeight: 1}], holdback: {share: 1, duration: 10s}",
+            2,
+            1,
+            10,
+        ),
     ] {
         let (count, bake, last) = steps_of(canary);
         assert_eq!((count, last), (steps, Step::Bake(bake)), "{canary}");
@@ -337,6 +342,64 @@ fn judges_of_one_name_in_one_plan_are_alike() {
 }
 
 #[test]
+fn a_judge_that_would_never_see_both_versions_is_a_fault_of_the_plan() {
+    let plan = |canary: &str| {
+        faults(&format!(
+            "{}{JUDGES}",
+            with(&format!("strategy: {{canary: {{{canary}}}}}"))
+        ))
+    };
+    let beside = "analysis: {templates: [{templateName: mine}]}";
+    let step = "{analysis: {templates: [{templateName: mine}]}}";
+    let waits = "{pause: {untilEvidence: {}}}";
+    let hold = "holdback: {duration: 30m}";
+    for (canary, at) in [
+        (
+            format!("steps: [{waits}, {{setWeight: 5}}, {{pause: {{}}}}]"),
+            "steps[0]: ",
+        ),
+        (
+            format!("steps: [{step}, {{setWeight: 5}}, {{pause: {{}}}}]"),
+            "steps[0]: ",
+        ),
+        (
+            format!("steps: [{{setWeight: 5}}, {waits}, {{setWeight: 0}}, {waits}]"),
+            "steps[3]: ",
+        ),
+        (
+            format!("steps: [{{setWeight: 5}}, {{pause: {{}}}}, {{setWeight: 100}}, {step}]"),
+            "steps[3]: ",
+        ),
+        (
+            format!("steps: [{{setWeight: 5}}, {waits}, {{setWeight: 100}}, {waits}]"),
+            "steps[3]: ",
+        ),
+        (format!("{beside}, steps: [{{pause: {{}}}}]"), "canary: "),
+        (
+            format!("{beside}, steps: [{{setWeight: 100}}, {{pause: {{}}}}, {{setWeight: 50}}]"),
+            "canary: ",
+        ),
+        (format!("{hold}, steps: [{{pause: {{}}}}]"), "canary: "),
+        (hold.to_owned(), "canary: "),
+    ] {
+        let said = plan(&canary);
+        assert!(
+            said.contains(at) && said.contains("a judge compares both versions, and"),
+            "{canary}\n{said}"
+        );
+    }
+    for canary in [
+        format!(
+            "{beside}, steps: [{{pause: {{}}}}, {{setWeight: 5}}, {{pause: {{}}}}, {{setWeight: 0}}, {{pause: {{}}}}]"
+        ),
+        format!("{hold}, steps: [{{setWeight: 5}}, {waits}, {step}]"),
+        format!("{hold}, auto: {{weights: [50]}}"),
+    ] {
+        assert_eq!(plan(&canary), "", "{canary}");
+    }
+}
+
+#[test]
 fn a_deploys_steps_are_held_to_what_the_file_is_held_to() {
     let beside = "strategy:\n  canary:\n    analysis: {templates: [{templateName: mine}], startingStep: 2}\n    steps: [{setWeight: \
                   5}, {pause: {}}, {setWeight: 50}, {pause: {}}]\n";
@@ -356,6 +419,11 @@ fn a_deploys_steps_are_held_to_what_the_file_is_held_to() {
         (vec![step(&["mine", "loose"])], "both have a metric `m`"),
         (vec![step(&["mine", "mine"])], "named twice"),
         (vec![step(&[])], "names no template"),
+        (vec![step(&["mine"])], "steps[0]: a judge compares both versions"),
+        (
+            vec![serde_json::json!({"setWeight": 100})],
+            "steps: a judge compares both versions",
+        ),
     ] {
         let steps = serde_json::Value::Array(steps);
         let said = shown(&config.plan_with_steps(service, &steps).unwrap_err());
