@@ -30,6 +30,23 @@ pub(super) fn explain(status: &ServiceStatus, now: Timestamp) -> String {
                 .map(|metric| format!("  {}", render::metric_line(metric))),
         );
     }
+    let ended = status.analyses.iter().filter(|run| run.phase.is_completed());
+    let here = ended.filter(|run| {
+        status
+            .rollout
+            .as_ref()
+            .is_some_and(|rollout| rollout.id == run.rollout)
+    });
+    let observed = here.flat_map(|run| &run.metrics).filter(|metric| {
+        metric.dry_run
+            && matches!(
+                metric.phase,
+                RunPhase::Failed | RunPhase::Error | RunPhase::Inconclusive
+            )
+    });
+    lines.extend(
+        observed.map(|metric| format!("It was observed, without a say: {}", render::metric_line(metric))),
+    );
     for drift in &status.drift {
         lines.push(format!("The file says something else: {drift}."));
     }
@@ -182,10 +199,11 @@ fn progressing(status: &ServiceStatus, lines: &mut Vec<String>) {
         lines.push(format!("Not ready: {}.", down.join(", ")));
     }
     if let Some(step) = &status.step {
-        lines.push(format!(
-            "It is at step {} of {}: {}.",
-            step.index, step.count, step.text
-        ));
+        lines.push(if step.index < step.count {
+            format!("It is at step {} of {}: {}.", step.index, step.count, step.text)
+        } else {
+            format!("All {} steps are done.", step.count)
+        });
     }
     next_step(status, lines);
 }
@@ -195,7 +213,8 @@ fn next_step(status: &ServiceStatus, lines: &mut Vec<String>) {
     let next = step.all.get(step.index + 1);
     lines.push(match next {
         Some(next) => format!("Next: {next}."),
-        None => "After this step the version becomes stable.".to_owned(),
+        None if step.index < step.count => "After this step the version becomes stable.".to_owned(),
+        None => "Next: the version becomes stable.".to_owned(),
     });
 }
 
@@ -231,6 +250,46 @@ mod tests {
         );
         status.legal.push(Verb::Resume);
         assert!(said(&status).contains("says so: `serin promote shop` or `serin resume shop`.\n"));
+    }
+
+    #[test]
+    fn a_plan_at_its_end_that_waits_for_evidence_says_what_ends_the_wait() {
+        let mut status = rolling();
+        status.reason = Some("WaitingForEvidence".to_owned());
+        if let Some(step) = &mut status.step {
+            (step.index, step.text) = (4, String::new());
+        }
+        let said = said(&status);
+        assert!(
+            said.contains("as soon as the evidence suffices")
+                && said.contains("`serin promote shop --skip-analysis`"),
+            "{said}"
+        );
+        assert!(
+            said.contains("All 4 steps are done.\nNext: the version becomes stable.\n"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn what_only_observed_and_found_harm_is_said_when_it_has_ended() {
+        let mut status = rolling();
+        let analyses = serde_json::json!([{
+            "run": 1, "kind": "background", "rollout": "7c1e", "version": "v2", "phase": "Failed", "reason": null,
+            "message": "", "started": "2026-01-02T10:00:00Z", "ended": "2026-01-02T10:01:00Z",
+            "metrics": [{"name": "watching", "phase": "Failed", "message": "ROLL BACK at weight 5%", "dryRun": true,
+                "successCondition": null, "failureCondition": null, "count": 1, "successful": 0, "failed": 1,
+                "inconclusive": 0, "errors": 0, "measurements": []}]
+        }]);
+        status.analyses = serde_json::from_value(analyses).unwrap();
+        let heard = said(&status);
+        assert!(
+            heard.contains("It was observed, without a say: watching  Failed"),
+            "{heard}"
+        );
+        // That was another rollout.
+        status.analyses[0].rollout = "0ld".to_owned();
+        assert!(!said(&status).contains("observed"));
     }
 
     #[test]

@@ -307,7 +307,10 @@ pub(super) fn brief(status: &ServiceStatus) -> String {
 
 /// The message of a status, without the judge's numbers: they have a line of their own, and change every second.
 fn said(status: &ServiceStatus) -> String {
-    if status.reason.as_deref() == Some("WaitingForEvidence") {
+    let judges = status.analyses.iter().flat_map(|run| &run.metrics);
+    let mut judges = judges.filter_map(|metric| metric.judge.as_ref());
+    let waits = status.reason.as_deref() == Some("WaitingForEvidence");
+    if waits && judges.any(|judge| status.message.ends_with(&judge.sentence)) {
         "waiting for evidence".to_owned()
     } else {
         plain(&status.message)

@@ -221,7 +221,7 @@ fn reason(managed: &Managed) -> Option<String> {
         (Stage::Rolling(_), None) if managed.waiting_version().is_some() => {
             Some("WaitingForEndpoints".to_owned())
         }
-        (Stage::Rolling(rolling), None) if rolling.waits_for_evidence() => {
+        (Stage::Rolling(rolling), None) if rolling.waits_for_evidence() || rolling.waits_for_a_decision() => {
             Some(WAITING_FOR_EVIDENCE.to_owned())
         }
         (Stage::Empty | Stage::Healthy | Stage::Rolling(_), None) => None,

@@ -345,6 +345,11 @@ impl Rolling {
         matches!(self.at, At::UntilEvidence { .. }) && self.is_free()
     }
 
+    /// Whether it may not go on to everything before what watches beside the steps has decided something.
+    pub fn waits_for_a_decision(&self) -> bool {
+        matches!(self.at, At::Evidence) && self.is_free()
+    }
+
     /// When the current step is over by itself: strictly after this moment.
     pub(super) fn waits_until(&self, plan: &Plan) -> Option<Timestamp> {
         match &self.at {
