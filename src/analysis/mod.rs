@@ -25,7 +25,7 @@ pub use args::{ArgSpec, ArgValue, Args, BadArgs};
 pub use condition::{BadCondition, Conditions};
 pub use json_path::JsonPath;
 pub use judge::{
-    Advice, Batch, ClientErrorsReport, Eta, Fault, Judge, JudgeConfig, JudgeReport, TestReport,
+    Advice, Batch, ClientErrorsReport, Eta, Fault, Judge, JudgeConfig, JudgeReport, Piece, TestReport,
     against_itself, record, replay,
 };
 pub use mann_whitney::{Compared, Direction, MOST_SAMPLES, MannWhitney};

@@ -13,7 +13,7 @@ use super::{
     store::{JudgeRow, RecordPart},
 };
 use crate::{
-    analysis::{Advice, Batch, Judge, JudgeConfig, JudgeReport, Outcome},
+    analysis::{Advice, Batch, Judge, JudgeConfig, JudgeReport, Outcome, Piece},
     model::{ServiceName, Timestamp, Weight},
     rollout::{AnalysisKind, Event, RunId},
     split::Split,
@@ -299,8 +299,13 @@ impl Judging {
     fn show(&self) {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         shown.retain(|metric, _| self.seats.contains_key(metric));
+        let keyed = self
+            .feeds
+            .last()
+            .is_some_and(|feed| feed.stable.evidence.is_keyed());
+        let piece = if keyed { Piece::User } else { Piece::Request };
         for (metric, seat) in &self.seats {
-            shown.insert(metric.clone(), seat.judge.report());
+            shown.insert(metric.clone(), seat.judge.report_of(piece));
         }
     }
 }

@@ -15,7 +15,7 @@ mod sight;
 
 pub use client_errors::ClientErrorsReport;
 pub use config::JudgeConfig;
-pub use report::{Eta, JudgeReport, TestReport};
+pub use report::{Eta, JudgeReport, Piece, TestReport};
 pub use sight::Fault;
 
 use crate::stats::{Baseline, Counts, EProcess, Side, UnitCounts, edge, log_sum_exp};

@@ -8,6 +8,20 @@ use std::fmt::Write;
 /// With fewer canary requests at a step its own rates say too little about what is to come.
 const ENOUGH: u64 = 20;
 
+/// So many canary requests should have come of late before it means something that none has.
+const EXPECTED: f64 = 3.0;
+/// Less of late is nothing.
+const NOTHING: f64 = 0.3;
+
+/// What one piece of evidence is, in the words for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// A request.
+    Request,
+    /// Under stickiness: a user, once at each weight.
+    User,
+}
+
 /// Where the judge stands, in numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -72,11 +86,17 @@ pub struct Eta {
 impl Judge {
     /// Where it stands.
     pub fn report(&self) -> JudgeReport {
+        self.report_of(Piece::Request)
+    }
+
+    /// Where it stands; what it waits for is said in these pieces. What it decided is always said as [`Judge::report`] does, for that
+    /// is what is recorded.
+    pub fn report_of(&self, piece: Piece) -> JudgeReport {
         let advice = self.advice();
         let eta = if advice == Advice::Hold { self.eta() } else { None };
         JudgeReport {
             advice,
-            sentence: self.sentence(advice, eta),
+            sentence: self.sentence(advice, eta, piece),
             weight: self.weight,
             harm: e(self.log_harm()),
             harm_needs: 1.0 / self.config.alpha,
@@ -124,13 +144,13 @@ impl Judge {
     }
 
     /// In the words of people, with the numbers that it rests on.
-    pub fn sentence(&self, advice: Advice, eta: Option<Eta>) -> String {
+    fn sentence(&self, advice: Advice, eta: Option<Eta>, piece: Piece) -> String {
         let weight = general(100.0 * self.weight, 6);
         match advice {
             Advice::Rollback => self.says_rollback(&weight),
             Advice::Proceed => self.says_proceed(&weight),
             // A pause is not said here: what is waited for meanwhile is.
-            Advice::Hold | Advice::Pause => self.says_hold(&weight, eta),
+            Advice::Hold | Advice::Pause => self.says_hold(&weight, eta, piece),
         }
     }
 
@@ -192,7 +212,7 @@ impl Judge {
         text
     }
 
-    fn says_hold(&self, weight: &str, eta: Option<Eta>) -> String {
+    fn says_hold(&self, weight: &str, eta: Option<Eta>, piece: Piece) -> String {
         let needs = general(1.0 / self.config.alpha, 6);
         let harm = format!("rollback e={} (needs {needs}", figure(e(self.log_harm())));
         let seen = self.test(self.lead()).seen;
@@ -228,17 +248,24 @@ impl Judge {
             figure(e(log)),
             general(1.0 / self.config.beta, 6)
         );
+        let (pieces, traffic, silence) = match piece {
+            Piece::Request => ("requests", "the traffic of now", "there is no canary traffic"),
+            Piece::User => (
+                "users",
+                "the new users of now",
+                "no new users come: each is one piece of evidence, once at each weight",
+            ),
+        };
         match eta {
-            _ if self.is_silent() => text.push_str(", and there is no canary traffic"),
+            _ if self.is_silent() => {
+                let _ = write!(text, ", and {silence}");
+            }
             None => text.push_str(", which is not in sight at the rates of now"),
             Some(eta) => {
-                let _ = write!(
-                    text,
-                    ", about {} more canary requests",
-                    thousands(eta.canary_requests)
-                );
+                let more = thousands(eta.canary_requests);
+                let _ = write!(text, ", about {more} more canary {pieces}");
                 if let Some(seconds) = eta.seconds {
-                    let _ = write!(text, ", {} at the traffic of now", time(seconds));
+                    let _ = write!(text, ", {} at {traffic}", time(seconds));
                 }
             }
         }
@@ -256,9 +283,17 @@ impl Judge {
         weakest
     }
 
-    /// Whether the canary has had no request for a while.
+    /// Whether the canary has had no request for a while, although its share of the traffic is not so small that this means nothing.
     fn is_silent(&self) -> bool {
-        self.recent.canary < 0.3
+        let all = self.recent.canary + self.recent.stable;
+        self.recent.canary < NOTHING && (all < NOTHING || self.weight * all > EXPECTED)
+    }
+
+    /// Canary requests per second: its share now of all traffic of late, which knows more than its own few requests, some of which
+    /// may be of another weight.
+    fn pace(&self) -> Option<f64> {
+        let all = self.recent.canary + self.recent.stable;
+        (self.recent.seconds > 0.0 && !self.is_silent()).then(|| self.weight * all / self.recent.seconds)
     }
 
     /// How much is missing until every proceed test has passed, if everything goes on as it is.
@@ -266,8 +301,7 @@ impl Judge {
         if self.is_frozen() {
             return None;
         }
-        let rate = (self.recent.seconds > 0.0 && !self.is_silent())
-            .then(|| self.recent.canary / self.recent.seconds);
+        let rate = self.pace();
         let step_left = self.t_step + self.config.min_step_s - self.t;
         let first = self.t_first.unwrap_or(self.t);
         let warm_at = (first + self.config.warmup_s).max(self.t_step + self.config.step_warmup_s);
@@ -482,6 +516,67 @@ mod tests {
             report.sentence.ends_with("there is no canary traffic"),
             "{}",
             report.sentence
+        );
+    }
+
+    #[test]
+    fn the_forecast_is_of_the_weight_in_force_and_of_all_traffic() {
+        let mut judge = judge();
+        for _ in 0..30 {
+            tick(&mut judge, (50, 0), (950, 0));
+        }
+        judge.enter(0.5, 1.0);
+        let report = judge.report();
+        let eta = report.eta.unwrap_or_else(|| panic!("{report:#?}"));
+        let at_once = eta.canary_requests.div_ceil(500);
+        assert!(
+            eta.seconds.is_some_and(|seconds| seconds.abs_diff(at_once) <= 1),
+            "{eta:?}"
+        );
+        // Two requests a second, of which the canary gets one in a minute.
+        let mut rare = self::judge();
+        rare.enter(0.01, 0.05);
+        for second in 0..100 {
+            tick(&mut rare, (u64::from(second % 50 == 0), 0), (2, 0));
+        }
+        let report = rare.report();
+        let eta = report.eta.unwrap_or_else(|| panic!("{report:#?}"));
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let pace = eta
+            .seconds
+            .map(|seconds| eta.canary_requests as f64 / seconds as f64);
+        assert!(
+            pace.is_some_and(|pace| (0.018..0.023).contains(&pace)),
+            "{report:#?}"
+        );
+        assert!(
+            report.sentence.ends_with(" h at the traffic of now"),
+            "{}",
+            report.sentence
+        );
+        // So much traffic, and none of it reaches the canary.
+        for _ in 0..100 {
+            tick(&mut rare, (0, 0), (1000, 0));
+        }
+        assert!(rare.report().sentence.ends_with("there is no canary traffic"));
+    }
+
+    #[test]
+    fn users_are_called_users_and_when_all_are_known_it_says_so() {
+        let mut judge = judge();
+        tick(&mut judge, (50, 0), (950, 1));
+        let said = judge.report_of(Piece::User).sentence;
+        assert!(
+            said.contains(" more canary users, ") && said.ends_with(" at the new users of now"),
+            "{said}"
+        );
+        for _ in 0..100 {
+            judge.tick(10.0, &[]);
+        }
+        let said = judge.report_of(Piece::User).sentence;
+        assert!(
+            said.ends_with(", and no new users come: each is one piece of evidence, once at each weight"),
+            "{said}"
         );
     }
 

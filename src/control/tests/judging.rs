@@ -305,3 +305,33 @@ async fn requests_of_an_earlier_weight_count_at_that_weight() {
         .await;
     assert!(status.aborted.unwrap().message.contains("(3/3)"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn under_stickiness_it_waits_for_users_and_says_so() {
+    let lab = Lab::new(config("    sticky: {header: x-user-id}", ""));
+    lab.deploy("v2", 9002).await.unwrap();
+    let waits = |status: &ServiceStatus| status.message.contains("rollback e=1 (needs 100)");
+    let status = lab.until("judged", waits).await;
+    let said = ", and no new users come: each is one piece of evidence, once at each weight";
+    assert!(status.message.ends_with(said), "{}", status.message);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_at_its_end_waits_for_the_judge_beside_it_and_says_for_what() {
+    let plan = BESIDE.replace("{untilEvidence: {}}", "{duration: 1s}");
+    let plan = plan.split(", {setWeight: 50}").next().unwrap_or_default();
+    let lab = Lab::new(config(&format!("{plan}]"), &judge("")));
+    lab.deploy("v2", 9002).await.unwrap();
+    let at_its_end =
+        |status: &ServiceStatus| status.step.as_ref().is_some_and(|step| step.index == step.count);
+    let status = lab.until("at the end", at_its_end).await;
+    assert_eq!(
+        (status.phase, status.reason.as_deref(), status.set_weight),
+        (Phase::Progressing, Some("WaitingForEvidence"), Weight::percent(5))
+    );
+    assert!(
+        status.message.starts_with("waiting for evidence: HOLD at 5%: "),
+        "{}",
+        status.message
+    );
+}
