@@ -57,6 +57,9 @@ impl JudgeConfig {
     /// After how many canary requests at `weight` the judge lets a release that is like stable go on to `next`, typically.
     /// `None`: never.
     pub fn lets_go_on(&self, weight: f64, next: f64, stable_fails: f64) -> Option<f64> {
+        if stable_fails > self.freeze_stable_err {
+            return None;
+        }
         let errors = EProcess::new(Side::Proceed, self.err_ok_rho, self.error_margin(next));
         let slow = self.lat_q.iter().map(|q| {
             let test = EProcess::new(Side::Proceed, 1.0, self.latency_margin(*q, next));

@@ -23,6 +23,9 @@ const REFUSES: Fault = Fault::ClientErrors {
 };
 /// A release in which this much fails must be noticed, unless a threshold allows more.
 const BAD: f64 = 0.05;
+/// What a table of a judge's means where stickiness assigns.
+const STICKY: &str = "    users are sticky: a request is here a user's first one at a weight; known users bring no more evidence, and \
+                      --rps is new users per second\n";
 /// A rank test that is wrong more often than this in one plan is warned of: it was written for one question.
 const RISKY: f64 = 0.025;
 
@@ -44,6 +47,9 @@ impl Sight {
             match &gate.metric.provider {
                 Provider::Judge(judge) => {
                     sight.judge(gate, judge, traffic);
+                    if service.sticky.is_some() {
+                        sight.text.push_str(STICKY);
+                    }
                     let first = gate.weights.first().map(|(weight, _)| *weight);
                     judges.extend(first.filter(|_| !gate.metric.dry_run).map(|first| (judge, first)));
                 }
@@ -105,6 +111,15 @@ impl Sight {
             rows.push(line);
         }
         self.rows(&rows);
+        if stable > judge.freeze_stable_err && !gate.metric.dry_run {
+            self.warnings.push(format!(
+                "`{}` never lets a version go on: where {} of stable's requests fail, more than freeze {}, the weight is not \
+                 raised; raise freeze, or mend stable first",
+                gate.metric.name,
+                percent(stable),
+                percent(judge.freeze_stable_err)
+            ));
+        }
     }
 
     fn threshold(&mut self, gate: &Gate<'_>, traffic: Traffic) {
@@ -402,6 +417,43 @@ analysisTemplates:
             .collect();
         assert_eq!(firsts, ["1%", "5%", "25%", "50%"], "{}", told.text);
         assert!(lines[3].contains("3, < 1s"), "{}", told.text);
+    }
+
+    #[test]
+    fn a_stable_that_fails_more_than_the_freeze_is_warned_of_and_nothing_goes_on() {
+        let failing = |rate: f64| {
+            let traffic = Traffic {
+                error_rate: Some(rate),
+                ..at(1000.0)
+            };
+            sight("", traffic)
+        };
+        assert!(failing(0.019).warnings.is_empty());
+        let told = failing(0.03);
+        assert!(
+            told.warnings.len() == 1
+                && told.warnings[0]
+                    .starts_with("`serin-judge` never lets a version go on: where 3% of stable's requests fail, more than freeze 2%"),
+            "{:?}",
+            told.warnings
+        );
+        let rows = told.text.lines().skip(2);
+        assert!(
+            rows.into_iter().all(|row| row.trim_end().ends_with("never")),
+            "{}",
+            told.text
+        );
+    }
+
+    #[test]
+    fn where_users_are_sticky_the_table_says_what_it_counts() {
+        assert!(!sight("", at(10.0)).text.contains("sticky"));
+        let sticky = sight("  sticky: {header: x-user-id}\n", at(10.0));
+        assert!(
+            sticky.text.contains("--rps is new users per second"),
+            "{}",
+            sticky.text
+        );
     }
 
     #[test]

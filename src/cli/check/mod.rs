@@ -231,8 +231,9 @@ analysisTemplates:
         let (code, shown, said) = check(&format!("{file}    {held_back}\n"));
         assert_eq!(code, 0, "{said}");
         for line in [
-            "             +5m  step 2: weight 98%, bake 30m: 2% stays on stable, a regression still rolls back\n",
-            "            +35m  promoted\n",
+            // Not by the clock alone: nearly everything follows when the judge has decided something.
+            "    evidence +5m  step 2: weight 98%, bake 30m: 2% stays on stable, a regression still rolls back\n",
+            "   evidence +35m  promoted\n",
             "  98%",
         ] {
             assert!(shown.contains(line), "{line}\n{shown}");

@@ -17,7 +17,14 @@ pub(super) fn timeline(plan: &Plan, templates: &[Arc<Template>]) -> Vec<String> 
     let mut lines = Vec::new();
     let mut clock = Clock::default();
     let background = plan.background();
+    let judges =
+        |analysis: &AnalysisRef| metrics(analysis, templates).any(|one| one.is_judge() && !one.dry_run);
+    // Nothing goes to everything before a judge beside the steps has decided something.
+    let mut decided = !background.is_some_and(|background| judges(&background.analysis));
     for (index, step, weight) in plan.weighed_steps() {
+        if weight.is_full() || matches!(step, Step::Bake(_)) {
+            clock.decision(&mut decided);
+        }
         if let Some(background) = background.filter(|background| background.starting_step == index) {
             lines.push(format!(
                 "{clock}  background analysis {}",
@@ -52,10 +59,18 @@ pub(super) fn timeline(plan: &Plan, templates: &[Arc<Template>]) -> Vec<String> 
         };
         lines.push(format!("{clock}  step {index}: {what}"));
         match step {
-            Step::Pause(pause) if pause.until_evidence.is_some() => clock.evidence(),
+            Step::Pause(pause) if pause.until_evidence.is_some() => {
+                clock.evidence();
+                decided = true;
+            }
             Step::Pause(pause) => clock.pass(pause.duration),
             Step::Bake(bake) => clock.pass(Some(bake.duration)),
-            Step::Analysis(analysis) => clock.pass(Some(length(analysis, templates))),
+            Step::Analysis(analysis) => {
+                if judges(analysis) {
+                    clock.evidence();
+                }
+                clock.pass(Some(length(analysis, templates)));
+            }
             Step::Experiment(experiment) => {
                 clock.pass(Some(
                     experiment
@@ -66,6 +81,7 @@ pub(super) fn timeline(plan: &Plan, templates: &[Arc<Template>]) -> Vec<String> 
             Step::SetWeight(_) | Step::SetHeaderRoute(_) | Step::SetMirrorRoute(_) | Step::Skipped(_) => {}
         }
     }
+    clock.decision(&mut decided);
     lines.push(format!("{clock}  promoted"));
     lines
 }
@@ -154,6 +170,13 @@ impl Clock {
 
     fn evidence(&mut self) {
         self.evidence += 1;
+    }
+
+    /// A wait for the first decision, unless there has been one.
+    fn decision(&mut self, decided: &mut bool) {
+        if !std::mem::replace(decided, true) {
+            self.evidence();
+        }
     }
 }
 
