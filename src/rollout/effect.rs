@@ -318,11 +318,13 @@ fn notices(old: &State, new: &State, plan: &Plan, event: &Event) -> Vec<Notice> 
             };
             let steps = plan.steps().len();
             let reason = new.pause_reason();
-            if let Some(reason) = reason.filter(|_| reason != old.pause_reason()) {
+            if reason.is_some() && reason != old.pause_reason() {
+                // The reason with its numbers, where it has some: whoever is called must not have to look them up.
+                let why = new.message(plan);
                 say(
                     Trigger::OnRolloutPaused,
                     format!(
-                        "{} is paused at step {}/{steps}: {reason}",
+                        "{} is paused at step {}/{steps}: {why}",
                         after.version, after.step
                     ),
                 );

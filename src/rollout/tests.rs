@@ -803,14 +803,13 @@ fn baked(mut steps: Vec<Step>) -> Plan {
 fn a_bake_keeps_its_share_on_stable_for_its_time_and_promotes_then() {
     let mut service = Service::roll(baked(vec![weight(5)]));
     assert_eq!(service.shown(), (Phase::Paused, 1, Weight::percent(98)));
-    assert_eq!(
-        service.state.message(&service.plan),
-        "Bake: bakes with 2% on stable until 1970-01-01T00:01:00.000Z; a regression still rolls back"
-    );
-    assert!(service.effects.iter().any(|effect| matches!(
-        effect,
-        Effect::Notify(Notice { trigger: Trigger::OnRolloutPaused, text }) if text == "v2 is paused at step 1/2: Bake"
-    )));
+    let why = "Bake: bakes with 2% on stable until 1970-01-01T00:01:00.000Z; a regression still rolls back";
+    assert_eq!(service.state.message(&service.plan), why);
+    let told = |effect: &Effect| {
+        matches!(effect, Effect::Notify(Notice { trigger: Trigger::OnRolloutPaused, text })
+            if *text == format!("v2 is paused at step 1/2: {why}"))
+    };
+    assert!(service.effects.iter().any(told), "{:#?}", service.effects);
     assert_eq!(
         service.state.next_wakeup(&service.plan),
         Some(Timestamp::from_millis(60_001))
@@ -947,6 +946,12 @@ fn another_share_of_4xx_answers_pauses_once_and_the_verdict_still_counts() {
         service.state.message(&service.plan),
         "ClientErrors: 4xx: canary 8.10% of 420, stable 0.40% of 7,980"
     );
+    // Who is called is told why, with the numbers.
+    let told = |effect: &Effect| {
+        matches!(effect, Effect::Notify(Notice { trigger: Trigger::OnRolloutPaused, text })
+            if text.ends_with("is paused at step 1/4: ClientErrors: 4xx: canary 8.10% of 420, stable 0.40% of 7,980"))
+    };
+    assert!(service.effects.iter().any(told), "{:#?}", service.effects);
     service.refused(6, &suffices(1));
     service.at(7, &Event::Resume);
     assert_eq!(service.shown(), (Phase::Progressing, 1, Weight::percent(5)));
