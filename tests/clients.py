@@ -4,8 +4,8 @@
     clients.py serve        says `PORT PORT` (gRPC, WebSocket) and serves until its input ends
     clients.py lame N CODE  the same, but of a thousand calls of Unary so many end with CODE, evenly spread
     clients.py call PORT    says `0 0`, calls Unary steadily until its input ends, and says how often each code came: `OK 120`
-    clients.py health       says `PORT PORT`: a gRPC server with the health service and one without; each line of its input,
-                            such as `shop SERVING`, is what the first says of a service from its `done` on
+    clients.py health [AT]  says `PORT PORT`: a gRPC server with the health service and one without; each line of its input,
+                            such as `shop SERVING`, is what the first says of a service from its `done` on; it listens AT as well
     clients.py drive PORT   goes through everything at Serin's port, and fails at the first thing that does not hold
 """
 
@@ -115,11 +115,14 @@ def serve():
     server.stop(None)
 
 
-def serve_health():
+def serve_health(also=None):
     with_health, without = (grpc.server(futures.ThreadPoolExecutor(max_workers=4)) for _ in range(2))
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, with_health)
+    with_health.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("echo.Echo", HANDLERS),))
     ports = [server.add_insecure_port("127.0.0.1:0") for server in (with_health, without)]
+    if also:
+        with_health.add_insecure_port(also)
     with_health.start()
     without.start()
     print(*ports, flush=True)
@@ -243,8 +246,8 @@ def drive_websocket(port):
 if __name__ == "__main__":
     if sys.argv[1:] == ["serve"]:
         serve()
-    elif sys.argv[1:] == ["health"]:
-        serve_health()
+    elif sys.argv[1] == "health":
+        serve_health(*sys.argv[2:])
     elif sys.argv[1] == "lame":
         handler = lame(int(sys.argv[2]), grpc.StatusCode[sys.argv[3]])
         HANDLERS["Unary"] = grpc.unary_unary_rpc_method_handler(handler)

@@ -49,9 +49,9 @@ text!(
 );
 text!(
     EndpointUrl,
-    "`http://`, `https://`, `h2c://` or `unix:` and where it listens.",
+    "`http://`, `https://`, `h2c://`, `unix:` or `unix+h2c:` and where it listens.",
     "http://127.0.0.1:9002",
-    pattern "^((https?|h2c)://([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?/?|unix:/.{1,106})$"
+    pattern "^((https?|h2c)://([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?/?|unix(\\+h2c)?:/.{1,106})$"
 );
 text!(
     Timestamp,

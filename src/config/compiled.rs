@@ -675,7 +675,7 @@ pub struct DeployRule {
 impl DeployRule {
     /// Whether a deploy may name this endpoint.
     pub fn allows(&self, endpoint: &EndpointUrl) -> bool {
-        if endpoint.scheme() == crate::model::Scheme::Unix {
+        if endpoint.scheme().is_unix() {
             return self.sockets.iter().any(|socket| match socket.strip_suffix('*') {
                 Some(start) => endpoint.host().starts_with(start) && !endpoint.host().contains("/../"),
                 None => socket == endpoint.host(),

@@ -93,7 +93,7 @@ impl Config {
     pub fn own_address(&self, endpoint: &EndpointUrl) -> Option<String> {
         let own = Own::of(self);
         let what = match (endpoint.scheme(), endpoint.ip()) {
-            (Scheme::Unix, _) => own.at_socket(Path::new(endpoint.host())),
+            (Scheme::Unix | Scheme::UnixH2c, _) => own.at_socket(Path::new(endpoint.host())),
             (Scheme::Http | Scheme::H2c | Scheme::Https, Some(ip)) => own.at(ip, endpoint.port()),
             (Scheme::Http | Scheme::H2c | Scheme::Https, None) => {
                 let is_local = endpoint

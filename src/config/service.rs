@@ -576,6 +576,7 @@ fn deploy_rule(config: &DeployConfig, cx: &mut Cx) -> DeployRule {
         let bracketed = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
         if let Some(socket) = text
             .strip_prefix("unix:")
+            .or_else(|| text.strip_prefix("unix+h2c:"))
             .filter(|socket| socket.starts_with('/'))
         {
             rule.sockets.push(socket.to_owned());
@@ -604,7 +605,7 @@ fn named_hosts<'a>(endpoints: impl Iterator<Item = &'a EndpointUrl>) -> DeployRu
     let mut rule = DeployRule::default();
     for endpoint in endpoints {
         match (endpoint.scheme(), endpoint.ip()) {
-            (Scheme::Unix, _) => rule.sockets.push(endpoint.host().to_owned()),
+            (Scheme::Unix | Scheme::UnixH2c, _) => rule.sockets.push(endpoint.host().to_owned()),
             (Scheme::Http | Scheme::H2c | Scheme::Https, Some(ip)) => {
                 rule.networks.push(ip.to_canonical().into());
             }

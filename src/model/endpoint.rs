@@ -1,4 +1,4 @@
-//! Where an instance of a version listens: `http://host:port`, `h2c://…`, `https://…` or `unix:/path`.
+//! Where an instance of a version listens: `http://host:port`, `h2c://…`, `https://…`, `unix:/path` or `unix+h2c:/path`.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
@@ -14,6 +14,20 @@ pub enum Scheme {
     Https,
     /// HTTP/1.1 over a Unix socket.
     Unix,
+    /// HTTP/2 over a Unix socket, by prior knowledge.
+    UnixH2c,
+}
+
+impl Scheme {
+    /// Whether it is a Unix socket: the host is its path, and there is no port.
+    pub const fn is_unix(self) -> bool {
+        matches!(self, Scheme::Unix | Scheme::UnixH2c)
+    }
+
+    /// Whether HTTP/2 is spoken without being asked for first.
+    pub const fn is_h2c(self) -> bool {
+        matches!(self, Scheme::H2c | Scheme::UnixH2c)
+    }
 }
 
 /// A checked endpoint address. `http://a` and `http://a:80/` are the same endpoint.
@@ -28,7 +42,7 @@ pub struct EndpointUrl {
 /// An endpoint address that cannot be used, and how one is written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{url}` is not an endpoint: {why}; write http://HOST:PORT, h2c://HOST:PORT, https://HOST:PORT or unix:/PATH"
+    "`{url}` is not an endpoint: {why}; write http://HOST:PORT, h2c://HOST:PORT, https://HOST:PORT, unix:/PATH or unix+h2c:/PATH"
 )]
 pub struct BadEndpoint {
     url: String,
@@ -53,7 +67,7 @@ impl EndpointUrl {
 
     /// The address, when the host is one and needs no resolving.
     pub fn ip(&self) -> Option<IpAddr> {
-        if self.scheme == Scheme::Unix {
+        if self.scheme.is_unix() {
             None
         } else {
             self.host.parse().ok()
@@ -63,7 +77,7 @@ impl EndpointUrl {
     /// `host:port` as a Host field names it (IPv6 in brackets); `localhost` for a Unix socket.
     pub fn authority(&self) -> String {
         match self.scheme {
-            Scheme::Unix => "localhost".to_owned(),
+            Scheme::Unix | Scheme::UnixH2c => "localhost".to_owned(),
             Scheme::Http | Scheme::H2c | Scheme::Https => {
                 if self.host.contains(':') {
                     format!("[{}]:{}", self.host, self.port)
@@ -83,13 +97,17 @@ impl FromStr for EndpointUrl {
             url: url.to_owned(),
             why,
         };
-        if let Some(path) = url.strip_prefix("unix:") {
+        let unix = |(prefix, scheme)| Some((url.strip_prefix(prefix)?, scheme));
+        if let Some((path, scheme)) = [("unix:", Scheme::Unix), ("unix+h2c:", Scheme::UnixH2c)]
+            .into_iter()
+            .find_map(unix)
+        {
             let path = path.strip_prefix("//").unwrap_or(path);
             if !path.starts_with('/') || path.len() > 107 || path.contains('\0') {
                 return Err(bad("a Unix socket needs an absolute path of at most 107 bytes"));
             }
             return Ok(EndpointUrl {
-                scheme: Scheme::Unix,
+                scheme,
                 host: Arc::from(path),
                 port: 0,
             });
@@ -175,6 +193,7 @@ impl fmt::Display for EndpointUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.scheme {
             Scheme::Unix => write!(f, "unix:{}", self.host),
+            Scheme::UnixH2c => write!(f, "unix+h2c:{}", self.host),
             Scheme::Http => write!(f, "http://{}", self.authority()),
             Scheme::H2c => write!(f, "h2c://{}", self.authority()),
             Scheme::Https => write!(f, "https://{}", self.authority()),
@@ -214,6 +233,7 @@ mod tests {
             ("https://a", "https://a:443"),
             ("h2c://[::1]:50051", "h2c://[::1]:50051"),
             ("unix:/run/app.sock", "unix:/run/app.sock"),
+            ("unix+h2c:///run/app.sock", "unix+h2c:/run/app.sock"),
         ] {
             let url: EndpointUrl = text.parse().unwrap();
             assert_eq!(url.to_string(), shown);
@@ -242,6 +262,8 @@ mod tests {
             ("http://10.0.0.256", "number"),
             ("http://169.254.169.254.", "number"),
             ("unix:relative", "absolute"),
+            ("unix+h2c:relative", "absolute"),
+            ("unix+https:/run/app.sock", "scheme"),
         ] {
             let error = text.parse::<EndpointUrl>().unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");

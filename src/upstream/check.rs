@@ -71,9 +71,10 @@ async fn ask(
             CheckError::Bad(why)
         }
     };
-    let said = if endpoint.scheme() == Scheme::Unix {
+    let http2 = endpoint.scheme().is_h2c();
+    let said = if endpoint.scheme().is_unix() {
         let stream = unix(endpoint.host()).await.map_err(refused)?;
-        speak(stream, false, endpoint, check).await
+        speak(stream, http2, endpoint, check).await
     } else {
         // Names are resolved elsewhere, and their addresses judged there: never by the system on the way.
         let unresolved = || CheckError::Bad(format!("`{}` has no address", endpoint.host()));
@@ -86,7 +87,7 @@ async fn ask(
                 Err(error) => Err(format!("TLS with {endpoint}: {error}")),
             }
         } else {
-            speak(stream, endpoint.scheme() == Scheme::H2c, endpoint, check).await
+            speak(stream, http2, endpoint, check).await
         }
     };
     said.map_err(CheckError::Bad)

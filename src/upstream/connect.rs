@@ -148,10 +148,8 @@ where
     match endpoint.url.scheme() {
         Scheme::Http => handshake1(tcp(endpoint).await?, place).await,
         Scheme::H2c => handshake2(tcp(endpoint).await?, place).await,
-        Scheme::Unix => {
-            let stream = unix(endpoint.url.host()).await.map_err(classify)?;
-            handshake1(stream, place).await
-        }
+        Scheme::Unix => handshake1(socket(endpoint).await?, place).await,
+        Scheme::UnixH2c => handshake2(socket(endpoint).await?, place).await,
         Scheme::Https => {
             let stream = tcp(endpoint).await?;
             match live.tls().connect(&endpoint.url, stream, only_http1).await {
@@ -177,6 +175,10 @@ pub(super) async fn unix(path: &str) -> io::Result<UnixStream> {
             connected => return connected,
         }
     }
+}
+
+async fn socket(endpoint: &Endpoint) -> Result<UnixStream, ConnectError> {
+    unix(endpoint.url.host()).await.map_err(classify)
 }
 
 async fn tcp(endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {

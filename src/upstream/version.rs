@@ -60,7 +60,7 @@ impl Wanted {
 
 /// The name in an endpoint's address, if it has to be resolved.
 fn host(url: &EndpointUrl) -> Option<&str> {
-    (url.scheme() != Scheme::Unix && url.ip().is_none()).then(|| url.host())
+    (!url.scheme().is_unix() && url.ip().is_none()).then(|| url.host())
 }
 
 impl Version {
@@ -192,7 +192,7 @@ impl Version {
         };
         for url in &wanted.urls {
             match (url.scheme(), url.ip()) {
-                (Scheme::Unix, _) => add(url, None),
+                (Scheme::Unix | Scheme::UnixH2c, _) => add(url, None),
                 (Scheme::Http | Scheme::H2c | Scheme::Https, Some(ip)) => {
                     add(url, Some(SocketAddr::new(ip, url.port())));
                 }

@@ -1,10 +1,12 @@
 //! Unix sockets both ways: listeners and endpoints, and which of them a deploy may name.
 
+use super::health::wait_health;
 use crate::support::{
     HEAD, Serin,
     authority::Authority,
     client::{Plan, ask, get as get_request},
     http::{Client, Server, Speaks, To},
+    python::Servers,
     refused_start,
     upstream::Upstream,
     wait_for,
@@ -278,6 +280,52 @@ fn health_checks_go_over_the_socket_too() {
     fs::remove_file(&paths[0]).unwrap();
     let _one = start(&paths[0]);
     waits_for(1.0);
+}
+
+#[test]
+fn http2_is_spoken_over_a_socket_that_says_so_checks_included() {
+    let sockets = tempfile::tempdir().unwrap();
+    let one = Upstream::unix_h2c("v1", &sockets.path().join("1.sock"));
+    let serin = Serin::start(&format!(
+        "services: [{{name: shop, health: {{http: /healthz, interval: 100ms}}, \
+         stable: {{version: v1, endpoints: [\"{}\"]}}}}]",
+        one.url()
+    ));
+    let at_endpoint = [("endpoint", one.url())];
+    let label = [(at_endpoint[0].0, at_endpoint[0].1.as_str())];
+    wait_for("its health", SOON, || {
+        (serin.metric("serin_upstream_endpoint_healthy", &label) > 0.5).then_some(())
+    });
+    let tally = Plan::new(serin.web, 8).total(400).start().finish();
+    assert_eq!(tally.version("v1"), 400, "{:?} {:?}", tally.failed, tally.broken);
+    let opened = one.connections();
+    assert!(
+        opened < 60,
+        "{opened} connections, most of them checks, for 400 requests"
+    );
+}
+
+#[test]
+fn a_grpc_server_at_a_socket_is_checked_and_called() {
+    let sockets = tempfile::tempdir().unwrap();
+    let url = format!("unix+h2c:{}", sockets.path().join("grpc.sock").display());
+    let (mut servers, ..) = Servers::start(&format!("health unix:{}/grpc.sock", sockets.path().display()));
+    servers.tell("shop.Orders SERVING");
+    let serin = Serin::start(&format!(
+        "services: [{{name: shop, health: {{grpc: shop.Orders, interval: 100ms, timeout: 20s, rise: 2, fall: 2}}, \
+         stable: {{version: v1, endpoints: [\"{url}\"]}}}}]"
+    ));
+    let calls = Servers::start(&format!("call {}", serin.web.port())).0;
+    for (status, expected) in [("NOT_SERVING", 0.0), ("SERVING", 1.0)] {
+        servers.tell(&format!("shop.Orders {status}"));
+        wait_health(&serin, &url, expected);
+    }
+    wait_for("calls", SOON, || {
+        let ok = serin.count("serin_version_outcomes_total", &[("outcome", "ok")]);
+        (ok > 20).then_some(())
+    });
+    let said = calls.finish();
+    assert!(said.starts_with("OK ") && said.lines().count() == 1, "{said}");
 }
 
 #[test]

@@ -54,6 +54,12 @@ impl Upstream {
         Upstream::run(name, nowhere, Some(path.to_owned()), false)
     }
 
+    /// The same, where HTTP/2 is spoken and nothing else.
+    pub fn unix_h2c(name: &'static str, path: &Path) -> Upstream {
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        Upstream::run(name, nowhere, Some(path.to_owned()), true)
+    }
+
     /// A copy that speaks HTTP/2 without TLS and nothing else.
     pub fn h2c(name: &'static str) -> Upstream {
         Upstream::run(name, SocketAddr::from(([127, 0, 0, 1], 0)), None, true)
@@ -99,7 +105,8 @@ impl Upstream {
 
     pub fn url(&self) -> String {
         if let Some(path) = &self.socket {
-            return format!("unix:{}", path.display());
+            let scheme = if self.http2 { "unix+h2c" } else { "unix" };
+            return format!("{scheme}:{}", path.display());
         }
         let scheme = if self.http2 { "h2c" } else { "http" };
         format!("{scheme}://{}", self.address)
