@@ -2,7 +2,7 @@
 
 use crate::support::{
     HEAD, Serin,
-    h2::{ACK, DATA, GOAWAY, H2, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame, request},
+    h2::{ACK, DATA, GOAWAY, H2, HEADERS, PADDED, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame, request},
     http::{Server, Speaks},
     now,
     raw::RawClient,
@@ -94,6 +94,58 @@ fn an_upload_that_stops_ends_by_itself_and_the_others_go_on() {
     let whole = client.response(3).unwrap();
     assert_eq!((whole.status, whole.reset), (200, None));
     assert_eq!(timed_out(&serin), 1);
+}
+
+#[test]
+fn empty_pieces_are_no_progress_of_an_upload() {
+    let upstream = Upstream::start("v1");
+    let serin = start(&upstream, "{bodyIdle: 1s}");
+    // One byte of padding, and nothing else.
+    for (flags, nothing) in [(0, &[][..]), (PADDED, &[1, 0][..])] {
+        let mut client = H2::connect(serin.web);
+        client.head(1, &request("POST", "/echo"), false);
+        client.send(DATA, 0, 1, b"a beginning");
+        let begun = now();
+        let mut other = (3..).step_by(2);
+        let status = loop {
+            client.send(DATA, flags, 1, nothing);
+            client.head(other.next().unwrap(), &request("GET", "/wait/50"), true);
+            let answer = std::iter::from_fn(|| client.read()).find(|frame| frame.kind == HEADERS);
+            let answer = answer.expect("the connection goes on");
+            let fields = client.decode(answer.payload, answer.flags);
+            if answer.stream == 1 {
+                break fields[0].1.clone();
+            }
+            assert!(begun.elapsed() < LONG, "it goes on for ever");
+        };
+        assert_eq!(status, "408");
+    }
+}
+
+#[test]
+fn empty_pieces_are_no_progress_of_an_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut version = H2::accepted(listener.accept().unwrap().0);
+        while let Some(frame) = version.read() {
+            if frame.kind == HEADERS {
+                version.head(1, &[(":status", "200")], false);
+                version.send(DATA, 0, 1, b"a beginning");
+                break;
+            }
+        }
+        while version.send(DATA, 0, 1, &[]) && version.send(DATA, PADDED, 1, &[0]) {
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+    });
+    let serin = Serin::start(&format!(
+        "services: [{{name: shop, stable: {{version: v1, endpoints: [\"h2c://{at}\"]}}, timeouts: {{streamIdle: 1s}}}}]"
+    ));
+    let mut client = RawClient::connect(serin.web);
+    client.send("GET / HTTP/1.1\r\nhost: shop\r\n\r\n");
+    let answer = client.answer("GET").unwrap();
+    assert!(answer.status == 200 && !answer.whole, "{answer:?}");
 }
 
 /// A version that speaks HTTP/2 and takes that many requests at once on a connection.
