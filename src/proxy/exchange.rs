@@ -212,6 +212,11 @@ impl Exchange {
         self.grpc.is_some()
     }
 
+    /// What is asked for.
+    pub(super) const fn method(&self) -> &Method {
+        &self.method
+    }
+
     /// Whether the version answers by HTTP/2.
     pub(super) fn is_http2(&self) -> bool {
         self.lease.as_ref().is_some_and(Lease::is_http2)

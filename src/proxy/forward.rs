@@ -8,7 +8,8 @@ use super::{
     connection::Client,
     detached::detach,
     exchange::Exchange,
-    headers,
+    head_size::list_size,
+    headers, no_content,
     reply::Failure,
     routes::LiveSplit,
     service::is_idempotent,
@@ -26,6 +27,7 @@ use crate::{
     upstream::{ConnectError, Connections, Endpoint, Fault, Lease, SendError, balance},
 };
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
+use http_body::Body;
 use hyper::body::Incoming;
 use std::{
     fmt::Display,
@@ -70,6 +72,18 @@ enum Missed {
     Lost(Failure),
     /// Nothing more to try.
     Final(Failure, Outcome),
+}
+
+/// How a connection ended on which a request got no answer.
+#[derive(Clone, Copy)]
+struct Ended {
+    role: Role,
+    /// It had served others before.
+    reused: bool,
+    /// Nobody else was on it, for the head is larger than any that the endpoint has answered.
+    apart: bool,
+    /// Nobody has said so yet.
+    first: bool,
 }
 
 /// Sends the request until something answers or nothing is left to try. What is large is lent: each hand-over of a head or of
@@ -202,26 +216,34 @@ impl Outbound<'_> {
     ) -> Result<Response<Incoming>, Missed> {
         let endpoint = connections.endpoint();
         let mut new = false;
+        // Of interest only where others share the connection.
+        let large = head.as_ref().filter(|_| connections.are_shared());
+        let size = large.map_or(0, list_size);
+        let (limit, live) = (self.limits.connect, &self.entry.live);
         // A kept connection, perhaps another one, then a new one: the last cannot have been closed while idle.
         for round in 0..3 {
             let now = if late { Instant::now() } else { self.started };
             late = true;
-            let leased = if self.upgrade.is_some() && connections.has_choice(&self.entry.live) {
-                connections
-                    .lease_http1(self.limits.connect, &self.entry.live)
-                    .await
+            let mut apart = false;
+            let leased = if self.upgrade.is_some() && connections.has_choice(live) {
+                connections.lease_http1(limit, live).await
+            } else if connections.keep_apart(size) {
+                apart = true;
+                connections.lease_apart(limit, live).await
             } else if round < 2 && !new {
-                connections
-                    .lease(now, self.limits.connect, spare.is_none(), &self.entry.live)
-                    .await
+                connections.lease(now, limit, spare.is_none(), live).await
             } else {
-                connections.lease_new(self.limits.connect, &self.entry.live).await
+                connections.lease_new(limit, live).await
             };
             let mut lease = match leased {
                 Ok(lease) => lease,
                 Err(error) => return Err(self.unconnected(endpoint, &error, exchange, role)),
             };
             let reused = lease.reused;
+            if !lease.carries(size) {
+                // The version would say the same, and be judged by it.
+                return Err(Missed::Final(Failure::HEAD_TOO_LARGE, Outcome::Ok));
+            }
             // There is one whenever an attempt begins, and after each round that has another.
             let Some(parts) = head.take() else { break };
             let own = spare_of_one(&parts, spare, body, &lease);
@@ -235,28 +257,20 @@ impl Outbound<'_> {
                 self.within_deadline(begun, body, sending).await
             };
             match sent {
-                None => {
-                    exchange.attempted(Attempt::TimedOut);
-                    exchange.judge(Outcome::Failed);
-                    self.fail(endpoint, Fault::Unanswered, &"no response head in time");
-                    return Err(self.late());
-                }
+                None => return Err(self.unanswered_in_time(endpoint, exchange)),
                 Some(Ok(response)) if self.is_invalid(&response, lease.is_http2()) => {
                     let why = "a response that may not be passed on";
                     return Err(self.left_out(endpoint, exchange, &why));
                 }
-                Some(Ok(response)) => {
-                    if let Some(body) = body {
-                        body.forget();
-                        if self.expects {
-                            endpoint.note_expect(body.answered());
+                Some(Ok(mut response)) => {
+                    if lease.is_http2() {
+                        lease.answered();
+                        if let Some(ending) = self.waits_for_end(&mut response, begun, body, exchange) {
+                            let ended = ending.await;
+                            self.ends_well(ended, endpoint, exchange)?;
                         }
                     }
-                    exchange.attempted(Attempt::Answered);
-                    let failure = &self.entry.service.failure;
-                    let failed = failure.is_failure_head(response.status().as_u16(), response.headers());
-                    let service = &self.entry.service;
-                    exchange.responded(response.status(), response.headers(), failed, service, lease);
+                    self.answered(&response, body, lease, exchange);
                     return Ok(response);
                 }
                 Some(Err(SendError {
@@ -276,13 +290,19 @@ impl Outbound<'_> {
                     // it by an end, a reset or a broken pipe is a matter of microseconds. Once: then a new connection tells.
                     let race = reused && !new && !error.is_parse() && said == Said::Nothing;
                     let again = match said {
-                        Said::Untouched => spare.or(own.as_ref()),
+                        // Once is enough for a head that may be the reason.
+                        _ if apart || !body.is_none_or(BodyHandle::is_replayable) => None,
+                        Said::Untouched | Said::Thrown => spare.or(own.as_ref()),
                         Said::Nothing if race => spare,
                         Said::Nothing | Said::Reset => None,
                     };
-                    if body.is_none_or(BodyHandle::is_replayable)
-                        && let Some(again) = again.and_then(Spare::restore)
-                    {
+                    let ended = Ended {
+                        role,
+                        reused,
+                        apart,
+                        first: !matches!(said, Said::Nothing | Said::Thrown) || lease.broke(),
+                    };
+                    if let Some(again) = again.and_then(Spare::restore) {
                         *head = Some(again);
                         if round < 2 {
                             exchange.attempted(Attempt::Reset);
@@ -290,11 +310,10 @@ impl Outbound<'_> {
                             continue;
                         }
                         // Nobody was there who would do it: as good as unreachable.
-                        let _ = self.unanswered(endpoint, false, &error, exchange, (role, reused));
+                        let _ = self.unanswered(endpoint, false, &error, exchange, ended);
                         break;
                     }
-                    let missed =
-                        self.unanswered(endpoint, returned.is_some(), &error, exchange, (role, reused));
+                    let missed = self.unanswered(endpoint, returned.is_some(), &error, exchange, ended);
                     *head = returned.map(|request| restore(*request));
                     return Err(missed);
                 }
@@ -346,6 +365,68 @@ impl Outbound<'_> {
         .await
     }
 
+    /// The head of the version's answer has come, and goes on.
+    #[inline]
+    fn answered(
+        &self,
+        response: &Response<Incoming>,
+        body: Option<&BodyHandle>,
+        lease: Lease<RequestBody>,
+        exchange: &mut Exchange,
+    ) {
+        if let Some(body) = body {
+            body.forget();
+            if self.expects {
+                lease.endpoint().note_expect(body.answered());
+            }
+        }
+        exchange.attempted(Attempt::Answered);
+        let service = &self.entry.service;
+        let failed = service
+            .failure
+            .is_failure_head(response.status().as_u16(), response.headers());
+        exchange.responded(response.status(), response.headers(), failed, service, lease);
+    }
+
+    /// The version had its time, and did not use it.
+    fn unanswered_in_time(&self, endpoint: &Endpoint, exchange: &mut Exchange) -> Missed {
+        exchange.attempted(Attempt::TimedOut);
+        exchange.judge(Outcome::Failed);
+        self.fail(endpoint, Fault::Unanswered, &"no response head in time");
+        self.late()
+    }
+
+    /// The end of an answer over HTTP/2 that has no content, unless its head is the end. Apart, as hardly any needs it.
+    fn waits_for_end<'a>(
+        &'a self,
+        response: &'a mut Response<Incoming>,
+        begun: Instant,
+        body: Option<&'a BodyHandle>,
+        exchange: &Exchange,
+    ) -> Option<Pin<Box<dyn Future<Output = Option<bool>> + 'a>>> {
+        if response.body().is_end_stream() || !no_content::has_none(exchange.method(), response.status()) {
+            return None;
+        }
+        Some(Box::pin(async move {
+            let ending = pin!(no_content::ends_empty(response.body_mut()));
+            self.within_deadline(begun, body, ending).await
+        }))
+    }
+
+    /// How such an answer may not end: never, or with content.
+    fn ends_well(
+        &self,
+        ended: Option<bool>,
+        endpoint: &Endpoint,
+        exchange: &mut Exchange,
+    ) -> Result<(), Missed> {
+        match ended {
+            None => Err(self.unanswered_in_time(endpoint, exchange)),
+            Some(false) => Err(self.left_out(endpoint, exchange, &"content where a response has none")),
+            Some(true) => Ok(()),
+        }
+    }
+
     /// No response head came in time. There is another try only when each has a limit of its own.
     fn late(&self) -> Missed {
         let spent = Instant::now().saturating_duration_since(self.started);
@@ -391,8 +472,9 @@ impl Outbound<'_> {
         returned: bool,
         error: &hyper::Error,
         exchange: &mut Exchange,
-        (role, reused): (Role, bool),
+        ended: Ended,
     ) -> Missed {
+        let Ended { role, reused, .. } = ended;
         if error.is_parse() {
             if !reused && speaks_no_http(error) {
                 self.blame(endpoint, role, &Causes(error));
@@ -402,9 +484,20 @@ impl Outbound<'_> {
         }
         exchange.judge(Outcome::Failed);
         exchange.attempted(Attempt::Reset);
-        self.blame(endpoint, role, &Causes(error));
+        // One client's large head must not put an endpoint out, and a connection that ends is one failure for all on it.
+        if ended.first && !ended.apart {
+            self.blame(endpoint, role, &Causes(error));
+        } else if ended.apart {
+            let why = format_args!(
+                "a request head larger than any it has answered: {}",
+                Causes(error)
+            );
+            endpoint.tell_failure(&why, self.now());
+        }
         if returned {
             Missed::NeverReached(Failure::UNREACHABLE)
+        } else if ended.apart {
+            Missed::Lost(Failure::HEAD_REFUSED)
         } else {
             Missed::Lost(Failure::RESET)
         }

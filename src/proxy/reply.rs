@@ -69,6 +69,20 @@ impl Failure {
         "reset",
         "the service closed the connection before it answered; the request was not repeated because it may have had an effect",
     );
+    /// The request's head is larger than the version says that it takes.
+    pub(super) const HEAD_TOO_LARGE: Failure = Failure::new(
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Fault::Client,
+        "header_limit",
+        "the request's head is larger than the service takes",
+    );
+    /// The connection broke before a response to a request whose head is larger than any that was answered there.
+    pub(super) const HEAD_REFUSED: Failure = Failure::new(
+        StatusCode::BAD_GATEWAY,
+        Fault::Upstream,
+        "large_head",
+        "the service ended the connection before it answered, perhaps because the request's head is larger than it takes",
+    );
     /// What came back is not HTTP, or not what was asked for.
     pub(super) const INVALID: Failure = Failure::new(
         StatusCode::BAD_GATEWAY,
@@ -171,6 +185,7 @@ impl Failure {
             f if f == Failure::NO_VERSION => Some(Rejection::NoVersion),
             f if f == Failure::OVERLOAD || f == Failure::EXHAUSTED => Some(Rejection::Overload),
             f if f == Failure::TOO_LARGE => Some(Rejection::BodyLimit),
+            f if f == Failure::HEAD_TOO_LARGE => Some(Rejection::HeaderLimit),
             f if f == Failure::MALFORMED_BODY => Some(Rejection::Malformed),
             f if f == Failure::BROKEN_BODY => Some(Rejection::Incomplete),
             f if f == Failure::SLOW_BODY => Some(Rejection::Timeout),

@@ -10,6 +10,8 @@ use std::error::Error;
 pub(super) enum Said {
     /// It was not processed and will not be: refused, or beyond the last one that a GOAWAY names.
     Untouched,
+    /// The same, and the connection was ended for what somebody had sent on it, perhaps this.
+    Thrown,
     /// It was given up by whoever had it.
     Reset,
     /// The connection ended, or it is not HTTP/2's.
@@ -31,7 +33,8 @@ fn of(error: &h2::Error) -> Said {
     let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
     match (error.is_remote(), error.is_go_away() || refused) {
         // The library ends those streams by a GOAWAY that it does not name; the others end with the connection.
-        (true, true) => Said::Untouched,
+        (true, true) if refused || error.reason() == Some(h2::Reason::NO_ERROR) => Said::Untouched,
+        (true, true) => Said::Thrown,
         (true, false) => Said::Reset,
         (false, _) => Said::Nothing,
     }

@@ -4,6 +4,7 @@ use super::{
     Endpoint, LiveService,
     capacity::Place,
     patient::Patient,
+    settings::Announcing,
     shared::{Runs, Seats, Shared},
     tls,
 };
@@ -236,7 +237,7 @@ where
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
         .max_header_list_size(64 * 1024)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Announcing::new(stream, Rc::clone(&seats))))
         .await
         .map_err(ConnectError::Handshake)?;
     let said = Rc::clone(&seats);

@@ -8,6 +8,7 @@ use super::{
     Endpoint, LiveService,
     capacity::Place,
     connect::{ConnectError, Opened, connect},
+    heads::Heads,
     shared::{Seated, Shared},
 };
 use crate::model::Scheme;
@@ -82,6 +83,7 @@ pub struct Connections<B> {
     opening: RefCell<Option<Vec<Joining<B>>>>,
     /// The last connection spoke HTTP/1.1, or nothing else can be.
     http1: Cell<bool>,
+    heads: Heads,
     /// Requests of this worker that wait for a connection to this endpoint, longest first.
     waiting: RefCell<VecDeque<oneshot::Sender<Sender<B>>>>,
     handed: Cell<u32>,
@@ -151,6 +153,8 @@ pub struct Lease<B: 'static> {
     sender: Option<Sender<B>>,
     /// Whether the connection has served a request before.
     pub reused: bool,
+    /// How large the head is that it carries, where others share the connection.
+    head: u32,
 }
 
 /// A request that got no response.
@@ -213,6 +217,7 @@ where
             sent: Cell::new(0),
             opening: RefCell::default(),
             http1: Cell::new(matches!(endpoint.url.scheme(), Scheme::Http | Scheme::Unix)),
+            heads: Heads::default(),
             waiting: RefCell::default(),
             handed: Cell::new(0),
         });
@@ -406,6 +411,7 @@ where
 
     /// Adds an HTTP/2 connection that has just been opened; a seat on it.
     fn share(&self, shared: Shared<B>) -> Sender<B> {
+        self.heads.announced(shared.most_head());
         let own = shared.first_seat();
         if !shared.is_used_up(self.endpoint.capacity.most_served()) {
             self.shared.borrow_mut().push(shared);
@@ -427,6 +433,24 @@ where
         timeout: Duration,
         live: &LiveService,
     ) -> Result<Lease<B>, ConnectError> {
+        self.open(timeout, live, true).await
+    }
+
+    /// A new connection that nobody else gets.
+    pub async fn lease_apart(
+        self: &Rc<Self>,
+        timeout: Duration,
+        live: &LiveService,
+    ) -> Result<Lease<B>, ConnectError> {
+        self.open(timeout, live, false).await
+    }
+
+    async fn open(
+        self: &Rc<Self>,
+        timeout: Duration,
+        live: &LiveService,
+        only_http1: bool,
+    ) -> Result<Lease<B>, ConnectError> {
         let capacity = &self.endpoint.capacity;
         let place = match capacity.place() {
             Some(place) => place,
@@ -436,11 +460,25 @@ where
                 place.map_err(|_| ConnectError::Full)?
             }
         };
-        match connect(&self.endpoint, place, timeout, live, true).await? {
+        match connect(&self.endpoint, place, timeout, live, only_http1).await? {
             Opened::Http1(sender) => Ok(self.lent(Sender::Http1(Kept { sender, served: 0 }), false)),
             // It was offered nothing but HTTP/1.1.
-            Opened::Http2(_) => Err(ConnectError::NoHttp1),
+            Opened::Http2(_) if only_http1 => Err(ConnectError::NoHttp1),
+            Opened::Http2(shared) => {
+                self.heads.announced(shared.most_head());
+                Ok(self.lent(Sender::Http2(shared.first_seat()), false))
+            }
         }
+    }
+
+    /// Whether requests may share a connection here, so that the size of a head matters.
+    pub fn are_shared(&self) -> bool {
+        !self.http1.get()
+    }
+
+    /// Whether a request whose head has this size, counted as HTTP/2 does, needs [`Self::lease_apart`].
+    pub fn keep_apart(&self, head: u32) -> bool {
+        self.are_shared() && self.heads.is_risky(head)
     }
 
     /// A seat on the HTTP/2 connection that another request is opening. Otherwise one has to be opened here: for others as well
@@ -510,6 +548,7 @@ where
             connections: Rc::clone(self),
             sender: Some(sender),
             reused,
+            head: 0,
         }
     }
 
@@ -568,6 +607,38 @@ where
     /// Whether HTTP/2 is spoken on it.
     pub const fn is_http2(&self) -> bool {
         matches!(self.sender, Some(Sender::Http2(_)))
+    }
+
+    /// Whether a request whose head has this size may go out on it; then it does.
+    pub fn carries(&mut self, head: u32) -> bool {
+        let Some(Sender::Http2(seated)) = &self.sender else {
+            return true;
+        };
+        if self.connections.heads.is_refused(head) {
+            return false;
+        }
+        self.head = head;
+        seated.carries(head);
+        true
+    }
+
+    /// Its request was answered.
+    pub fn answered(&self) {
+        if self.is_http2() {
+            self.connections.heads.answered(self.head);
+        }
+    }
+
+    /// The connection ended before the answer. Whether nobody has said so yet: it is one failure, however many were on it.
+    pub fn broke(&self) -> bool {
+        let Some(Sender::Http2(seated)) = &self.sender else {
+            return true;
+        };
+        let largest = seated.broke();
+        if let Some(largest) = largest {
+            self.connections.heads.broke(largest);
+        }
+        largest.is_some()
     }
 
     /// Whether TLS is spoken on it.

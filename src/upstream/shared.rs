@@ -27,6 +27,12 @@ pub(super) struct Seats {
     asks: RefCell<Option<Waker>>,
     /// The first look that found nobody on it.
     empty_since: Cell<Option<Instant>>,
+    /// The largest head that the other side takes, as far as it says so.
+    most_head: Cell<Option<u32>>,
+    /// The largest head that has been sent on it.
+    largest_head: Cell<u32>,
+    /// It has ended before an answer, and somebody knows.
+    broken: Cell<bool>,
 }
 
 impl Seats {
@@ -51,6 +57,11 @@ impl Seats {
         if self.most.get() == 0 {
             self.asks.replace(Some(cx.waker().clone()));
         }
+    }
+
+    /// The other side has said how large a head may be, or that it has no limit to tell of.
+    pub(super) fn limit_heads(&self, most: Option<u32>) {
+        self.most_head.set(most);
     }
 
     /// The connection has ended; nobody needs to wait for what it says.
@@ -122,6 +133,11 @@ impl<B> Shared<B> {
         }
     }
 
+    /// How large a head the other side says that it takes.
+    pub(super) fn most_head(&self) -> Option<u32> {
+        self.seats.most_head.get()
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.sender.is_closed()
     }
@@ -141,6 +157,20 @@ impl<B> Shared<B> {
         let since = self.is_empty().then(|| seats.empty_since.get().unwrap_or(now));
         seats.empty_since.set(since);
         since.is_some_and(|since| now.saturating_duration_since(since) >= limit)
+    }
+}
+
+impl<B> Seated<B> {
+    /// A head of this size goes out on it.
+    pub(super) fn carries(&self, head: u32) {
+        let largest = &self.seat.largest_head;
+        largest.set(largest.get().max(head));
+    }
+
+    /// It has ended before an answer: the largest head that was sent on it, for the first who says so.
+    pub(super) fn broke(&self) -> Option<u32> {
+        let known = self.seat.broken.replace(true);
+        (!known).then(|| self.seat.largest_head.get())
     }
 }
 

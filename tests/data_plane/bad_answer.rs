@@ -6,11 +6,14 @@
 use super::bad_input::{LONG, MIB, ask, file, start, unescape};
 use crate::support::{
     Serin,
-    h2::{H2, request},
+    h2::{ACK, DATA, END_STREAM, H2, HEADERS, PING, SETTINGS, request},
     raw::{Answer, Next, RawClient, RawUpstream, Seen, fields, ok},
     wait_for,
 };
-use std::{io::Write, net::TcpStream};
+use std::{
+    io::Write,
+    net::{TcpListener, TcpStream},
+};
 
 /// What the upstream of the answers' cases does next: its raw answer, and whether it then closes.
 type Script = std::sync::Arc<std::sync::Mutex<(String, Vec<u8>)>>;
@@ -72,6 +75,77 @@ fn no_bad_answer_reaches_a_client_or_the_next_one() {
         assert!(pooled || next != used, "{name}: the connection was used again");
     }
     assert!(serin.metric("serin_panics_total", &[]) < 0.5);
+}
+
+/// A version that answers over HTTP/2 as the path says: its status, what it sends behind the head, and whether it then ends.
+fn sends_content() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("h2c://{}", listener.local_addr().unwrap());
+    let serve = |mut version: H2| {
+        while let Some(frame) = version.read() {
+            match frame.kind {
+                SETTINGS if frame.flags & ACK == 0 => drop(version.send(SETTINGS, ACK, 0, &[])),
+                PING if frame.flags & ACK == 0 => drop(version.send(PING, ACK, 0, &frame.payload)),
+                HEADERS => {
+                    let stream = frame.stream;
+                    let fields = version.decode(frame.payload, frame.flags);
+                    let path = &fields.iter().find(|(name, _)| name == ":path").unwrap().1;
+                    let (status, then) = path[1..].split_once('/').unwrap();
+                    version.head(stream, &[(":status", status)], then == "head");
+                    match then {
+                        "content" => drop(version.send(DATA, END_STREAM, stream, b"more")),
+                        "pieces" => drop(version.send(DATA, 0, stream, b"m")),
+                        "end" => drop(version.send(DATA, END_STREAM, stream, &[])),
+                        "trailers" => drop(version.head(stream, &[("x-after", "1")], true)),
+                        _ => {}
+                    }
+                }
+                _ => {}
+            }
+        }
+    };
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // Ends with Serin's end of the connection.
+            std::thread::spawn(move || serve(H2::accepted(stream.unwrap())));
+        }
+    });
+    url
+}
+
+#[test]
+fn content_where_an_answer_has_none_reaches_no_client_whatever_it_speaks() {
+    let serin = Serin::start(&format!(
+        "services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}, timeouts: {{responseHeaders: 2s}}}}]",
+        sends_content()
+    ));
+    for (method, path, expected) in [
+        ("GET", "/204/content", 502),
+        ("GET", "/304/content", 502),
+        ("HEAD", "/200/content", 502),
+        ("GET", "/204/pieces", 502),
+        ("GET", "/304/silence", 504),
+        ("GET", "/204/end", 204),
+        ("GET", "/304/end", 304),
+        ("HEAD", "/200/end", 200),
+        ("HEAD", "/200/trailers", 200),
+        ("GET", "/204/head", 204),
+        ("GET", "/200/content", 200),
+    ] {
+        let mut client = RawClient::connect(serin.web);
+        client.send(format!("{method} {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n"));
+        let over1 = client.answer(method).unwrap();
+        let mut client = H2::connect(serin.web);
+        client.head(1, &request(method, path), true);
+        let over2 = client.response(1).unwrap();
+        let both = ((over1.status, over1.whole), (over2.status, over2.reset.is_none()));
+        assert_eq!(both, ((expected, true), (expected, true)), "{method} {path}");
+        let has_content = expected >= 500 && method != "HEAD" || path == "/200/content" && method == "GET";
+        let bodies = (!over1.body.is_empty(), !over2.body.is_empty());
+        assert_eq!(bodies, (has_content, has_content), "{method} {path}");
+    }
+    let gone = serin.count("serin_http_requests_total", &[("status", "499")]);
+    assert_eq!(gone, 0, "no client went away");
 }
 
 fn get_over(serin: &Serin, more: &str) -> (RawClient, Answer) {

@@ -62,6 +62,7 @@ mod hard_failure;
 mod health;
 mod http2;
 mod idle;
+mod large_heads;
 mod lifecycle;
 mod limits;
 mod memory;

@@ -144,9 +144,14 @@ impl H2 {
 
     /// The server's side of an accepted connection: takes the preface and sends empty settings.
     pub fn accepted(stream: TcpStream) -> H2 {
+        H2::accepted_with(stream, &[])
+    }
+
+    /// The same with these settings.
+    pub fn accepted_with(stream: TcpStream, settings: &[u8]) -> H2 {
         let mut server = H2::over(stream);
         server.stream.read_exact(&mut [0; PREFACE.len()]).unwrap();
-        server.send(SETTINGS, 0, 0, &[]);
+        server.send(SETTINGS, 0, 0, settings);
         server
     }
 
