@@ -6,7 +6,7 @@
 use super::cx::Cx;
 use super::decode::Located;
 use super::matching::MatchConfig;
-use crate::route::{PathMatch, RouteMatch};
+use crate::route::{PathMatch, RouteMatch, plain_path};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -57,7 +57,12 @@ impl PathEdit {
         match self {
             PathEdit::Full(whole) => whole.clone(),
             PathEdit::Prefix { matched, with } => {
-                let rest = path.strip_prefix(matched.as_str()).unwrap_or(path);
+                let plain = plain_path(path);
+                // Another spelling of the prefix has matched as well; then the rest is of the plain one.
+                let rest = path
+                    .strip_prefix(matched.as_str())
+                    .or_else(|| plain.strip_prefix(&*plain_path(matched)))
+                    .unwrap_or(path);
                 if with.is_empty() && !rest.starts_with('/') {
                     return format!("/{rest}");
                 }

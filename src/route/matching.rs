@@ -11,7 +11,8 @@ pub struct RequestView<'a> {
     pub listener: usize,
     /// Already validated, without a port; compared without regard to case.
     pub host: &'a str,
-    /// The path as it came, starting with `/`.
+    /// The path as it came, starting with `/`. It is compared in the spelling of [`plain_path`](super::plain_path), as are the
+    /// rules.
     pub path: &'a str,
     /// What follows `?`.
     pub query: Option<&'a str>,
@@ -78,7 +79,7 @@ pub enum PathMatch {
     Exact(String),
     /// These whole segments first: `/a` matches `/a` and `/a/b`, not `/ab`. A trailing `/` means nothing.
     Prefix(String),
-    /// The whole path matches (linear time).
+    /// The whole path matches, in its plain spelling (linear time).
     Regex(Regex),
 }
 

@@ -6,8 +6,10 @@
 
 mod fields;
 mod matching;
+mod path;
 mod router;
 
 pub use fields::{cookie_value, cookie_values, force_value, query_value};
 pub use matching::{FieldMatch, HostMatch, PathMatch, RequestView, RouteMatch, ValueMatch};
+pub use path::plain_path;
 pub use router::{Router, Rule};

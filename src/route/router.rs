@@ -4,7 +4,10 @@
 //! `/` or no path, method, most headers and cookies, most query parameters, a named listener, the earlier rule. A more
 //! specific host whose other conditions fail gives way to a less specific one.
 
-use super::matching::{HostMatch, PathMatch, RequestView, RouteMatch};
+use super::{
+    matching::{HostMatch, PathMatch, RequestView, RouteMatch},
+    path::plain_path,
+};
 use regex::Regex;
 use std::{cmp::Reverse, collections::HashMap};
 
@@ -115,6 +118,11 @@ impl<T> Router<T> {
         if self.single {
             return Some(0);
         }
+        let path = plain_path(request.path);
+        let request = &RequestView {
+            path: &path,
+            ..*request
+        };
         if !(self.exact.is_empty() && self.suffix.is_empty()) {
             let mut buffer = [0u8; MAX_HOST];
             if let Some(host) = buffer.get_mut(..request.host.len()) {
@@ -160,9 +168,12 @@ impl Paths {
     fn add(&mut self, entry: Entry) {
         match entry.conditions.path.clone() {
             None => self.root.push(entry),
-            Some(PathMatch::Exact(path)) => self.exact.entry(path.into()).or_default().push(entry),
+            Some(PathMatch::Exact(path)) => {
+                let path = plain_path(&path).into();
+                self.exact.entry(path).or_default().push(entry);
+            }
             Some(PathMatch::Regex(regex)) => self.regex.push((regex, entry)),
-            Some(PathMatch::Prefix(prefix)) => match prefix.trim_end_matches('/') {
+            Some(PathMatch::Prefix(prefix)) => match plain_path(&prefix).trim_end_matches('/') {
                 "" => self.root.push(entry),
                 prefix => {
                     self.longest_prefix = self.longest_prefix.max(prefix.len());

@@ -118,6 +118,45 @@ fn fields_are_set_added_and_removed_both_ways_and_the_prefix_and_host_are_replac
 }
 
 #[test]
+fn another_spelling_of_a_path_finds_the_same_rule_and_goes_on_as_it_was_written() {
+    let (guarded, open) = (recorder(), recorder());
+    let serin = Serin::start_with(&format!(
+        "{HEAD}services:
+- name: guarded
+  stable: {{version: v1, endpoints: [\"http://{}\"]}}
+  match:
+  - path: {{prefix: /admin}}
+  - path: {{exact: /caf\u{e9}}}
+  - path: {{regex: '/report/[a-z]+'}}
+  - path: {{prefix: /old}}
+    filters: [{{urlRewrite: {{path: {{replacePrefixMatch: /new}}}}}}]
+- name: open
+  stable: {{version: v1, endpoints: [\"http://{}\"]}}
+",
+        guarded.0, open.0
+    ));
+    for (asked, by, got) in [
+        ("/admin/a", &guarded, "/admin/a"),
+        ("/%61dmin/%2e.%41", &guarded, "/%61dmin/%2e.%41"),
+        ("/caf%c3%A9", &guarded, "/caf%c3%A9"),
+        ("/report/%62", &guarded, "/report/%62"),
+        ("/%6Fld/a%20b", &guarded, "/new/a%20b"),
+        ("/old/%61", &guarded, "/new/%61"),
+        ("/admin%2fa", &open, "/admin%2fa"),
+        ("/%41dmin", &open, "/%41dmin"),
+    ] {
+        assert_eq!(ask(&serin, asked, "").0, 200, "{asked}");
+        let head =
+            by.1.recv_timeout(SOON)
+                .unwrap_or_else(|_| panic!("{asked} went elsewhere"));
+        assert!(
+            head.starts_with(&format!("GET {got} HTTP/1.1\r\n")),
+            "{asked}: {head}"
+        );
+    }
+}
+
+#[test]
 fn a_redirect_reaches_no_version_and_changes_only_what_it_names() {
     let (upstream, heads) = recorder();
     let serin = serin(
