@@ -69,7 +69,10 @@ impl Delivery {
             if self.is_removed() {
                 return Err(Removed);
             }
-            let why = match Verdict::of(answer.map(|(status, _)| status)) {
+            let asked_for = answer.as_ref().map_or(Duration::ZERO, |answer| {
+                retry::asked_for(answer, self.clock.wall())
+            });
+            let why = match Verdict::of(answer.as_ref()) {
                 Verdict::Delivered => {
                     count(&self.metrics, &self.name, Outcome::Delivered, 1);
                     debug!(notification = %self.name, id = message.id, attempts, "`{}` has been told", self.name);
@@ -83,7 +86,7 @@ impl Delivery {
             };
             let age = self.clock.monotonic().saturating_sub(queued.since);
             let chance = self.rng.random::<f64>();
-            let wait = retry::wait(attempts, age, chance).filter(|_| !queue.is_closed());
+            let wait = retry::wait(attempts, age, chance, asked_for).filter(|_| !queue.is_closed());
             let Some(wait) = wait else {
                 self.failed(message, attempts, &format!("given up, {why}"));
                 return Ok(());

@@ -249,8 +249,7 @@ impl Notifier {
             .outside
             .fetch(deliver::question(&receiver.config.borrow(), &message, now));
         tokio::spawn(async move {
-            let answer = asking.await.map(|(status, _)| status);
-            let (delivered, message) = match Verdict::of(answer) {
+            let (delivered, message) = match Verdict::of(asking.await.as_ref()) {
                 Verdict::Delivered => (true, "the receiver has it".to_owned()),
                 Verdict::Again(why) | Verdict::Never(why) => (false, why),
             };

@@ -1,6 +1,6 @@
 //! HTTP requests to providers: bounded in time and size, certificates checked unless the operator says otherwise.
 
-use super::{Question, shorten};
+use super::{Fetched, Question, shorten};
 use crate::{config::authorities, upstream::AnyCertificate};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -34,8 +34,8 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Asks, and gives the status and the body.
-    pub(crate) async fn fetch(&self, question: Question) -> Result<(u16, Vec<u8>), String> {
+    /// Asks.
+    pub(crate) async fn fetch(&self, question: Question) -> Result<Fetched, String> {
         let (timeout, place) = (question.timeout, place(&question.url));
         match tokio::time::timeout(timeout, self.exchange(question)).await {
             Ok(result) => result.map_err(|why| format!("ask {place}: {why}")),
@@ -46,7 +46,7 @@ impl Clients {
         }
     }
 
-    async fn exchange(&self, question: Question) -> Result<(u16, Vec<u8>), String> {
+    async fn exchange(&self, question: Question) -> Result<Fetched, String> {
         let client = match &question.ca {
             Some(file) => self.trusting(file.clone()).await?,
             None if question.insecure => self.unchecked.get_or_init(unchecked).clone()?,
@@ -67,11 +67,19 @@ impl Clients {
             .map_err(|error| format!("the request cannot be made: {error}"))?;
         let response = client.request(request).await.map_err(|error| chain(&error))?;
         let status = response.status().as_u16();
+        let retry_after = response.headers().get(http::header::RETRY_AFTER);
+        let retry_after = retry_after
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
         let body = Limited::new(response.into_body(), LARGEST)
             .collect()
             .await
             .map_err(|error| format!("the answer broke off: {error}"))?;
-        Ok((status, body.to_bytes().to_vec()))
+        Ok(Fetched {
+            status,
+            body: body.to_bytes().to_vec(),
+            retry_after,
+        })
     }
 }
 

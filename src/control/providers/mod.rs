@@ -93,8 +93,17 @@ pub(crate) trait Outside: Send + Sync + fmt::Debug {
         timeout: Duration,
     ) -> BoxFuture<'static, Result<(), String>>;
 
-    /// Asks, and gives the status and the body.
-    fn fetch(&self, question: Question) -> BoxFuture<'static, Result<(u16, Vec<u8>), String>>;
+    /// Asks.
+    fn fetch(&self, question: Question) -> BoxFuture<'static, Result<Fetched, String>>;
+}
+
+/// An HTTP answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fetched {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+    /// `Retry-After`, as it was written.
+    pub(crate) retry_after: Option<String>,
 }
 
 /// The real network.
@@ -115,7 +124,7 @@ impl Outside for Network {
         Box::pin(async move { super::ready::probe(&tls, &endpoint, path.as_deref(), timeout).await })
     }
 
-    fn fetch(&self, question: Question) -> BoxFuture<'static, Result<(u16, Vec<u8>), String>> {
+    fn fetch(&self, question: Question) -> BoxFuture<'static, Result<Fetched, String>> {
         let clients = self.clients.clone();
         Box::pin(async move { clients.fetch(question).await })
     }
@@ -160,12 +169,12 @@ impl External {
     pub(crate) async fn ask(self, outside: std::sync::Arc<dyn Outside>) -> Result<Reply, String> {
         match self {
             External::Prometheus(question) => {
-                let (status, body) = outside.fetch(question).await?;
-                prometheus::parse(status, &body)
+                let fetched = outside.fetch(question).await?;
+                prometheus::parse(fetched.status, &fetched.body)
             }
             External::Web(question, path) => {
-                let (status, body) = outside.fetch(question).await?;
-                web::parse(status, &body, path.as_ref())
+                let fetched = outside.fetch(question).await?;
+                web::parse(fetched.status, &fetched.body, path.as_ref())
             }
         }
     }

@@ -19,7 +19,7 @@ mod together;
 
 use super::{
     Accepted, Caller, Command, Control, Deploy, Expect, OpenStore, Refusal, ServiceStatus, StartOptions,
-    providers::{Outside, Question},
+    providers::{Fetched, Outside, Question},
     store::{
         Appended, Begun, JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, SqliteStore, Store,
         StoreError, StoredService, StretchRow, Tried,
@@ -75,13 +75,15 @@ impl Clock for PausedClock {
 }
 
 /// A status and a body, or why there are none.
-type Fetched = Result<(u16, Vec<u8>), String>;
+type Answer = Result<(u16, Vec<u8>), String>;
 
 /// A network on which everything is ready unless it is said to be down.
 #[derive(Debug, Default)]
 pub(super) struct Pretend {
     pub(super) down: Mutex<BTreeSet<String>>,
-    pub(super) answers: Mutex<VecDeque<Fetched>>,
+    pub(super) answers: Mutex<VecDeque<Answer>>,
+    /// What every answer says of when to come again.
+    pub(super) retry_after: Mutex<Option<String>>,
     /// Everything that was asked.
     pub(super) asked: Mutex<Vec<Question>>,
 }
@@ -98,11 +100,17 @@ impl Outside for Pretend {
         Box::pin(async move { if down { Err("refused".to_owned()) } else { Ok(()) } })
     }
 
-    fn fetch(&self, question: Question) -> BoxFuture<'static, Result<(u16, Vec<u8>), String>> {
+    fn fetch(&self, question: Question) -> BoxFuture<'static, Result<Fetched, String>> {
         self.asked.lock().unwrap().push(question);
         let answer = self.answers.lock().unwrap().pop_front();
         let answer = answer.unwrap_or_else(|| Err("unreachable".to_owned()));
-        Box::pin(async move { answer })
+        let retry_after = self.retry_after.lock().unwrap().clone();
+        let fetched = answer.map(|(status, body)| Fetched {
+            status,
+            body,
+            retry_after,
+        });
+        Box::pin(async move { fetched })
     }
 }
 

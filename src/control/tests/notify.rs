@@ -120,6 +120,27 @@ async fn nothing_overtakes_a_message_that_is_tried_again_and_it_counts_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_receiver_that_asks_to_be_left_alone_is_and_by_a_date_too() {
+    let lab = Lab::new(config(MANUAL, &told_by(", on: [on-rollout-paused]")));
+    let says = |text: &str| *lab.outside.retry_after.lock().unwrap() = Some(text.to_owned());
+    says("20");
+    lab.answers(&[429]);
+    lab.try_v2().await;
+    lab.until_posts(1).await;
+    // The wall clock of the tests began at 2027-01-15T08:00:00Z.
+    says("Fri, 15 Jan 2027 08:00:50 GMT");
+    lab.answers(&[503, 200]);
+    seconds(15).await;
+    assert_eq!(lab.posts().len(), 1);
+    seconds(10).await;
+    assert_eq!(lab.posts().len(), 2);
+    seconds(20).await;
+    assert_eq!(lab.posts().len(), 2);
+    seconds(10).await;
+    assert_eq!((lab.posts().len(), lab.ended("delivered")), (3, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_message_is_not_sent_again_and_an_unreachable_receiver_is_given_up() {
     let lab = Lab::new(config(MANUAL, &told_by("")));
     lab.answers(&[400]);
