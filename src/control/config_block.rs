@@ -161,6 +161,7 @@ impl Engine {
         }
         self.config = Arc::clone(config);
         self.notifier.configure(config);
+        self.notifier.are_heard(config);
         let mut changes = Vec::new();
         let change = |service: &ServiceName, text: String| Change {
             service: service.clone(),

@@ -205,6 +205,8 @@ impl Engine {
             Arc::clone(&parts.outside),
             Arc::clone(&parts.clock),
             parts.services.metrics().control.clone(),
+            Arc::clone(&parts.store),
+            secret,
             parts.seed,
         );
         notifier.configure(&parts.config);
@@ -246,6 +248,8 @@ impl Engine {
             };
             engine.resting.insert(service.name, saved);
         }
+        engine.tell_again();
+        engine.notifier.are_heard(&parts.config);
         engine.begin(&parts.config).map_err(|refusal| {
             let why = refusal.message;
             StartError::Store(format!("{why}; `--stateless` serves stable meanwhile"))

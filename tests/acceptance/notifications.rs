@@ -160,6 +160,31 @@ fn a_receiver_that_never_answers_holds_up_neither_a_rollout_nor_a_stop() {
 }
 
 #[test]
+fn what_a_killed_serin_has_not_told_the_next_one_tells_by_the_same_id_and_once() {
+    let (v1, v2) = (Upstream::start("v1"), Upstream::start("v2"));
+    // The first attempt is never answered: meanwhile it is killed.
+    let (receiver, posts) = recorder_that(|number| (number > 0).then_some("204 No Content"));
+    let serin = Serin::start_with(&with(&shop(&v1, STEPS, ""), receiver, ", timeout: 60s"));
+    ends(&serin, 0, &deploy(&v2, "paused"));
+    let (head, body) = next(&posts);
+    let serin = serin.crash_and_restart();
+    let (head_again, again) = next(&posts);
+    assert_eq!(header(&head_again, "webhook-id"), header(&head, "webhook-id"));
+    assert_eq!(
+        (&again["type"], &again["text"]),
+        (&"on-rollout-paused".into(), &body["text"])
+    );
+    wait_for("the answer", SOON, || {
+        (ended(&serin, "delivered") == 1).then_some(())
+    });
+    // Whoever reads the history has what was to be stored before stored.
+    ends(&serin, 0, "history shop");
+    let serin = serin.crash_and_restart();
+    ends(&serin, 0, "abort shop");
+    assert_eq!(next(&posts).1["type"], "on-rollout-aborted");
+}
+
+#[test]
 fn whether_somebody_can_be_told_is_tried_before_anything_happens() {
     let v1 = Upstream::start("v1");
     let (receiver, posts) = recorder_that(|number| Some(["200 OK", "403 Forbidden"][number]));

@@ -8,9 +8,12 @@ use super::{
 };
 use crate::{
     config::Notification,
-    control::providers::{Outside, Question},
+    control::{
+        providers::{Outside, Question},
+        store::Store,
+    },
     metrics::ControlMetrics,
-    model::{Clock, Timestamp},
+    model::{Clock, ServiceName, Timestamp},
 };
 use rand::{RngExt, rngs::StdRng};
 use std::{sync::Arc, time::Duration};
@@ -21,6 +24,8 @@ use tracing::{debug, warn};
 #[derive(Debug)]
 pub(super) struct Queued {
     pub(super) message: Message,
+    /// Whose event it is about.
+    pub(super) service: ServiceName,
     /// Of the event, once it is stored.
     pub(super) number: watch::Receiver<Option<u64>>,
     /// Since when, by the monotonic clock.
@@ -36,6 +41,7 @@ pub(super) struct Delivery {
     pub(super) config: watch::Receiver<Arc<Notification>>,
     pub(super) outside: Arc<dyn Outside>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) store: Arc<dyn Store>,
     pub(super) metrics: ControlMetrics,
     pub(super) rng: StdRng,
 }
@@ -74,12 +80,14 @@ impl Delivery {
             });
             let why = match Verdict::of(answer.as_ref()) {
                 Verdict::Delivered => {
+                    self.is_over(queued);
                     count(&self.metrics, &self.name, Outcome::Delivered, 1);
                     debug!(notification = %self.name, id = message.id, attempts, "`{}` has been told", self.name);
                     return Ok(());
                 }
                 Verdict::Never(why) => {
                     self.failed(message, attempts, &format!("refused, {why}"));
+                    self.is_over(queued);
                     return Ok(());
                 }
                 Verdict::Again(why) => why,
@@ -89,6 +97,10 @@ impl Delivery {
             let wait = retry::wait(attempts, age, chance, asked_for).filter(|_| !queue.is_closed());
             let Some(wait) = wait else {
                 self.failed(message, attempts, &format!("given up, {why}"));
+                // After a stop it is told again.
+                if !queue.is_closed() {
+                    self.is_over(queued);
+                }
                 return Ok(());
             };
             if attempts == 1 {
@@ -99,6 +111,16 @@ impl Delivery {
                 // With another address or key it may get through at once; and at a stop there is no other time.
                 _ = self.config.changed() => {}
             }
+        }
+    }
+
+    /// It need not be told again after a restart. An event that is not stored would not be.
+    fn is_over(&self, queued: &Queued) {
+        let Some(number) = *queued.number.borrow() else {
+            return;
+        };
+        if let Err(error) = self.store.heard(&self.name, queued.service.as_str(), number) {
+            debug!(notification = %self.name, %error, "`{}` may be told again after a restart: {error}", self.name);
         }
     }
 

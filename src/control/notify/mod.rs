@@ -8,11 +8,17 @@ mod message;
 mod retry;
 mod sign;
 
-use super::{NotificationTest, StoredEvent, engine::Engine, providers::Outside, report, store::Row};
+use super::{
+    NotificationTest, StoredEvent,
+    engine::Engine,
+    providers::Outside,
+    report,
+    store::{Row, Store, Untold},
+};
 use crate::{
     config::{Config, Notification},
     metrics::ControlMetrics,
-    model::{Clock, ServiceName},
+    model::{Clock, ServiceName, Timestamp},
     rollout::{Effect, Notice},
 };
 use deliver::{Delivery, Queued};
@@ -73,6 +79,8 @@ struct News<'a> {
     event: StoredEvent,
     /// What the judge says, or said last in this rollout, when there is one.
     judged: Option<&'a str>,
+    /// It is the service's so-manieth fact.
+    count: u64,
 }
 
 impl Engine {
@@ -81,18 +89,76 @@ impl Engine {
         if rows.iter().all(|row| row.telling.is_none()) {
             return;
         }
-        let status = self.managed.get(name).map(|managed| self.status_of(managed));
-        let judged = status.as_ref().and_then(report::judged);
-        for row in rows {
+        let Some(managed) = self.managed.get(name) else {
+            return;
+        };
+        let judged = report::judged(&self.status_of(managed));
+        let since = self.clock.monotonic();
+        // The last of them is the last of all.
+        let counts = (0..=managed.saved.facts).rev();
+        let counts: Vec<u64> = counts.take(rows.len()).collect();
+        for (row, count) in rows.iter().zip(counts.into_iter().rev()) {
             let Some(telling) = &row.telling else { continue };
-            self.notifier.tell(&News {
+            let news = News {
                 service: name,
                 telling,
                 event: row.shown(0, name),
                 judged: judged.as_deref(),
-            });
+                count,
+            };
+            self.notifier.tell(&news, since, |_| true);
         }
     }
+
+    /// Tells what was stored before this start and may not have been told: the process was killed, or stopped while somebody could
+    /// not be reached. What is older than any message that is tried again is not told any more.
+    pub(super) fn tell_again(&mut self) {
+        let now = self.now();
+        let (told, untold) = match self.store.untold(now.minus(retry::GIVE_UP)) {
+            Ok(found) => found,
+            Err(error) => {
+                warn!(%error, "what was not notified before the start cannot be read: {error}");
+                return;
+            }
+        };
+        let mut all: Vec<(StoredEvent, Vec<Notice>, u64)> = Vec::new();
+        for Untold { before, events } in untold {
+            let mut saved = before;
+            for (event, fact) in events {
+                let Ok((next, effects)) = saved.apply(&fact, event.at) else {
+                    break;
+                };
+                saved = next;
+                all.push((event, notices(effects), saved.facts));
+            }
+        }
+        all.sort_by_key(|(event, _, _)| event.id);
+        for (event, notices, count) in all {
+            let (service, id) = (event.service.clone(), event.id);
+            let telling = Telling {
+                notices,
+                number: watch::Sender::new(Some(id)),
+            };
+            // By the clock that goes on from here: no older than the process.
+            let since = self.clock.monotonic().saturating_sub(now.since(event.at));
+            let news = News {
+                service: &service,
+                telling: &telling,
+                event,
+                judged: None,
+                count,
+            };
+            let waits = |receiver: &str| {
+                let told = told.get(receiver);
+                told.is_some_and(|told| !told.knows(service.as_str(), id))
+            };
+            self.notifier.tell(&news, since, waits);
+        }
+    }
+}
+
+fn notices(effects: Vec<Effect>) -> Vec<Notice> {
+    effects.into_iter().filter_map(Effect::into_notice).collect()
 }
 
 /// Everybody who is told.
@@ -102,6 +168,9 @@ pub(super) struct Notifier {
     outside: Arc<dyn Outside>,
     clock: Arc<dyn Clock>,
     metrics: ControlMetrics,
+    store: Arc<dyn Store>,
+    /// Of the store: ids that others cannot know and that stay what they are over a restart.
+    secret: [u8; 16],
     rng: StdRng,
 }
 
@@ -117,14 +186,18 @@ struct Receiver {
 }
 
 impl Notifier {
-    /// Nobody yet. Ids and the chance in waiting follow from `seed` and tell nothing of what else does.
+    /// Nobody yet. The ids of tests and the chance in waiting follow from `seed` and tell nothing of what else does.
     pub(super) fn new(
         outside: Arc<dyn Outside>,
         clock: Arc<dyn Clock>,
         metrics: ControlMetrics,
+        store: Arc<dyn Store>,
+        secret: [u8; 16],
         seed: [u8; 32],
     ) -> Notifier {
         Notifier {
+            store,
+            secret,
             receivers: BTreeMap::new(),
             outside,
             clock,
@@ -135,6 +208,15 @@ impl Notifier {
                     .finalize()
                     .into(),
             ),
+        }
+    }
+
+    /// It is kept from which event on those whom a configuration names are told, also after a restart.
+    pub(super) fn are_heard(&self, config: &Config) {
+        let names = config.notifications.iter().map(|one| one.name.clone());
+        let names: Vec<String> = names.collect();
+        if let Err(error) = self.store.hear(&names) {
+            warn!(%error, "who is notified cannot be kept: after a crash nobody is told again: {error}");
         }
     }
 
@@ -181,6 +263,7 @@ impl Notifier {
             config: watched,
             outside: Arc::clone(&self.outside),
             clock: Arc::clone(&self.clock),
+            store: Arc::clone(&self.store),
             metrics: self.metrics.clone(),
             rng: StdRng::from_seed(seed),
         };
@@ -198,7 +281,7 @@ impl Notifier {
 
     /// What is to be told of a fact with these effects; nothing, when nobody wants to hear of it.
     pub(super) fn telling(&self, service: &ServiceName, effects: Vec<Effect>) -> Option<Arc<Telling>> {
-        let notices: Vec<Notice> = effects.into_iter().filter_map(Effect::into_notice).collect();
+        let notices = notices(effects);
         let wanted = self.receivers.values().any(|receiver| {
             let config = receiver.config.borrow();
             notices.iter().any(|notice| config.wants(service, notice.trigger))
@@ -207,11 +290,14 @@ impl Notifier {
         wanted.then(|| Arc::new(Telling { notices, number }))
     }
 
-    /// Offers news to everybody who wants them; waits for nobody. Each hears of one event once.
-    fn tell(&mut self, news: &News<'_>) {
-        let id = self.fresh_id();
-        let now = self.clock.monotonic();
+    /// Offers news that are there `since` then to everybody who wants them and `waits` for them; waits for nobody. Each hears of
+    /// one event once.
+    fn tell(&mut self, news: &News<'_>, since: Duration, waits: impl Fn(&str) -> bool) {
+        let id = self.id_of(news.service, news.count, news.event.at);
         for (name, receiver) in &mut self.receivers {
+            if !waits(name) {
+                continue;
+            }
             let message = {
                 let config = receiver.config.borrow();
                 let wanted = news.telling.notices.iter();
@@ -221,8 +307,9 @@ impl Notifier {
             let Some(message) = message else { continue };
             let queued = Queued {
                 message,
+                service: news.service.clone(),
                 number: news.telling.number.subscribe(),
-                since: now,
+                since,
             };
             if receiver.queue.try_send(queued).is_ok() {
                 receiver.full = false;
@@ -256,6 +343,21 @@ impl Notifier {
             // The asker may have given up waiting.
             let _ = reply.send(NotificationTest { delivered, message });
         });
+    }
+
+    /// The id of a service's so-manieth fact: the same when it is told again after a restart.
+    fn id_of(&self, service: &ServiceName, count: u64, at: Timestamp) -> String {
+        let hash = Sha256::new_with_prefix(self.secret)
+            .chain_update("notification")
+            .chain_update(count.to_be_bytes())
+            .chain_update(at.as_millis().to_be_bytes())
+            .chain_update(service.as_str())
+            .finalize();
+        let half = hash.iter().take(16);
+        format!(
+            "msg_{:032x}",
+            half.fold(0, |id, byte| id << 8 | u128::from(*byte))
+        )
     }
 
     fn fresh_id(&mut self) -> String {

@@ -10,10 +10,12 @@ mod patient;
 mod recorded;
 mod schema;
 mod sqlite;
+mod told;
 
 pub(crate) use begun::{Begun, OnItsWay, Stored, Wanted};
 pub(crate) use patient::Patient;
 pub(crate) use sqlite::{KEY_LIFE, SqliteStore};
+pub(crate) use told::Told;
 
 use super::{
     Attempt, Caller, RolloutStatus, StoredEvent, Unrecorded,
@@ -25,6 +27,7 @@ use crate::{
     rollout::Phase,
 };
 use std::{
+    collections::BTreeMap,
     fmt,
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
@@ -205,6 +208,15 @@ pub(crate) struct StretchRow {
     pub(crate) missing: Option<u64>,
 }
 
+/// Facts of a service of which somebody may have to be notified still.
+#[derive(Debug, Clone)]
+pub(crate) struct Untold {
+    /// The state before the first of them.
+    pub(crate) before: Saved,
+    /// In their order: as they are shown, and themselves.
+    pub(crate) events: Vec<(StoredEvent, Fact)>,
+}
+
 /// The answer kept for an idempotency key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyRow {
@@ -325,6 +337,12 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn recorded(&self, service: &str, rollout: &str) -> Result<Vec<StretchRow>, StoreError>;
     /// Why there may be nothing of what they were fed.
     fn unrecorded(&self, service: &str, rollout: &str) -> Result<Unrecorded, StoreError>;
+    /// What every receiver of notifications has heard, and facts since `since` that one of them may not have.
+    fn untold(&self, since: Timestamp) -> Result<(BTreeMap<String, Told>, Vec<Untold>), StoreError>;
+    /// Whom notifications go to from now on. May come about later.
+    fn hear(&self, receivers: &[String]) -> Result<(), StoreError>;
+    /// A receiver need not be notified of this fact of a service again. May come about later.
+    fn heard(&self, receiver: &str, service: &str, event: u64) -> Result<(), StoreError>;
     /// Forgets what is older than it must be. May come about later.
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError>;
 }

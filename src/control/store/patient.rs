@@ -10,7 +10,7 @@
 
 use super::{
     Appended, JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, Store, StoreError, StoredService,
-    StretchRow, Tried,
+    StretchRow, Told, Tried, Untold,
     begun::{Begun, OnItsWay, Stage, Wanted},
     later::{Later, Write},
 };
@@ -482,6 +482,21 @@ impl Store for Patient {
     fn unrecorded(&self, service: &str, rollout: &str) -> Result<Unrecorded, StoreError> {
         self.settle();
         self.inner.unrecorded(service, rollout)
+    }
+
+    /// At a start, as what is known is.
+    fn untold(&self, since: Timestamp) -> Result<(BTreeMap<String, Told>, Vec<Untold>), StoreError> {
+        self.inner.untold(since)
+    }
+
+    fn hear(&self, receivers: &[String]) -> Result<(), StoreError> {
+        let receivers = receivers.to_vec();
+        self.later(Box::new(move |store| store.hear(&receivers)))
+    }
+
+    fn heard(&self, receiver: &str, service: &str, event: u64) -> Result<(), StoreError> {
+        let (receiver, service) = (receiver.to_owned(), service.to_owned());
+        self.later(Box::new(move |store| store.heard(&receiver, &service, event)))
     }
 
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {

@@ -4,9 +4,10 @@
 
 use super::{
     Appended, JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, Store, StoreError, StoredService,
-    StretchRow,
+    StretchRow, Untold,
     lock::{self, Lock},
     recorded, schema,
+    told::{self, Told},
 };
 use crate::{
     control::{
@@ -18,6 +19,7 @@ use crate::{
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
@@ -769,6 +771,62 @@ impl Store for SqliteStore {
 
     fn unrecorded(&self, service: &str, rollout: &str) -> Result<Unrecorded, StoreError> {
         recorded::unrecorded(&self.connection(), service, rollout).map_err(|error| self.failed(&error))
+    }
+
+    fn untold(&self, since: Timestamp) -> Result<(BTreeMap<String, Told>, Vec<Untold>), StoreError> {
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let told = told::read(&connection).map_err(failed)?;
+        let Some(began) = told.values().map(Told::began).min() else {
+            return Ok((told, Vec::new()));
+        };
+        let mut recent = connection
+            .prepare(
+                "SELECT service, min(events.id), base, base_event FROM events JOIN services ON name = service
+                 WHERE at >= ?1 AND events.id > ?2 AND events.id > base_event GROUP BY service",
+            )
+            .map_err(failed)?;
+        let mut recent = recent
+            .query(params![millis(since), i64::try_from(began).unwrap_or(i64::MAX)])
+            .map_err(failed)?;
+        let mut all = Vec::new();
+        while let Some(row) = recent.next().map_err(failed)? {
+            let (service, first): (String, i64) = (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+            let (base, base_event): (String, i64) =
+                (row.get(2).map_err(failed)?, row.get(3).map_err(failed)?);
+            let base =
+                serde_json::from_str(&base).map_err(|error| self.content(&service)(error.to_string()))?;
+            // What cannot be folded is told of at the start.
+            let Some(before) = fold(base, &self.facts(&connection, &service, base_event, first - 1)?) else {
+                continue;
+            };
+            let facts = self.facts(&connection, &service, first - 1, i64::MAX)?;
+            let sql =
+                format!("SELECT {EVENT_COLUMNS} FROM events WHERE service = ?1 AND id >= ?2 ORDER BY id");
+            let mut shown = connection.prepare_cached(&sql).map_err(failed)?;
+            let shown = shown
+                .query_map(params![service, first], |row| Ok(read_event(row, &service)))
+                .map_err(failed)?;
+            let shown: Vec<StoredEvent> = shown
+                .map(|event| event.map_err(failed)?.map_err(self.content(&service)))
+                .collect::<Result<_, _>>()?;
+            let facts = facts.into_iter().map(|(fact, _)| fact);
+            let events = shown.into_iter().zip(facts).collect();
+            all.push(Untold { before, events });
+        }
+        Ok((told, all))
+    }
+
+    fn hear(&self, receivers: &[String]) -> Result<(), StoreError> {
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let transaction = connection.unchecked_transaction().map_err(failed)?;
+        told::hear(&transaction, receivers).map_err(failed)?;
+        transaction.commit().map_err(failed)
+    }
+
+    fn heard(&self, receiver: &str, service: &str, event: u64) -> Result<(), StoreError> {
+        told::heard(&self.connection(), receiver, service, event).map_err(|error| self.failed(&error))
     }
 
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {

@@ -133,6 +133,15 @@ impl Store for Hanging {
     fn unrecorded(&self, service: &str, rollout: &str) -> Result<Unrecorded, StoreError> {
         self.inner.unrecorded(service, rollout)
     }
+    fn untold(&self, since: Timestamp) -> Result<(BTreeMap<String, Told>, Vec<Untold>), StoreError> {
+        self.inner.untold(since)
+    }
+    fn hear(&self, receivers: &[String]) -> Result<(), StoreError> {
+        self.inner.hear(receivers)
+    }
+    fn heard(&self, receiver: &str, service: &str, event: u64) -> Result<(), StoreError> {
+        self.inner.heard(receiver, service, event)
+    }
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
         self.inner.sweep(retention, now)
     }

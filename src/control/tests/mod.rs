@@ -22,7 +22,7 @@ use super::{
     providers::{Fetched, Outside, Question},
     store::{
         Appended, Begun, JudgeRow, KeyRow, RecordPart, Retention, Row, RunRow, SqliteStore, Store,
-        StoreError, StoredService, StretchRow, Tried,
+        StoreError, StoredService, StretchRow, Told, Tried, Untold,
     },
 };
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
 };
 use futures_util::future::BoxFuture;
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -311,6 +311,17 @@ impl Store for Faulty {
     }
     fn unrecorded(&self, service: &str, rollout: &str) -> Result<Unrecorded, StoreError> {
         self.inner.unrecorded(service, rollout)
+    }
+    fn untold(&self, since: Timestamp) -> Result<(BTreeMap<String, Told>, Vec<Untold>), StoreError> {
+        self.inner.untold(since)
+    }
+    fn hear(&self, receivers: &[String]) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.hear(receivers)
+    }
+    fn heard(&self, receiver: &str, service: &str, event: u64) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.heard(receiver, service, event)
     }
     fn sweep(&self, retention: Retention, now: Timestamp) -> Result<(), StoreError> {
         self.check()?;

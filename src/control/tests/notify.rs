@@ -291,3 +291,54 @@ async fn an_alarm_is_told_when_it_rings_and_when_it_is_over() {
     let posts = lab.until_posts(2).await;
     assert_eq!(posts[1].1["type"], "on-alarm-cleared");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_told_before_a_crash_is_told_after_it_once_and_by_the_same_id() {
+    let on = ", on: [on-rollout-paused, on-rollout-aborted]";
+    let lab = Lab::new(config(MANUAL, &told_by(on)));
+    lab.answers(&[200]);
+    lab.try_v2().await;
+    lab.until("told", |_| lab.ended("delivered") == 1).await;
+    // From here on nobody answers.
+    lab.command(Command::Abort).await.unwrap();
+    let before = lab.until_posts(2).await;
+    let audit = told_by(&format!(
+        "{on}}}, {{name: audit, url: \"http://127.0.0.1:7001/hook\""
+    ));
+    let config = config(MANUAL, &audit);
+    let lab = lab
+        .kill_and_restart(config.clone(), Duration::from_secs(30))
+        .await;
+    let tried = lab.posts().len();
+    lab.answers(&[200; 10]);
+    let posts = lab.until_posts(tried + 1).await;
+    lab.until("told", |_| lab.ended("delivered") == 1).await;
+    let (told, again) = (&before[1], posts.last().unwrap());
+    assert_eq!(again.1["type"], "on-rollout-aborted");
+    let sent = |post: &(Vec<(String, String)>, Value)| header(&post.0, "webhook-id").to_owned();
+    assert_eq!(sent(told), sent(again));
+    assert_eq!(
+        (&told.1["data"], &told.1["text"]),
+        (&again.1["data"], &again.1["text"])
+    );
+    // What had been told is not, nor is who is new told of the past, nor is anybody after the next start.
+    seconds(60).await;
+    assert_eq!(lab.posts().len(), tried + 1);
+    let lab = lab.kill_and_restart(config, Duration::from_secs(30)).await;
+    seconds(60).await;
+    assert_eq!(lab.posts().len(), tried + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_old_after_a_crash_is_not_told_any_more() {
+    let config = config(MANUAL, &told_by(", on: [on-rollout-aborted]"));
+    let lab = Lab::new(config.clone());
+    lab.try_v2().await;
+    lab.command(Command::Abort).await.unwrap();
+    lab.until_posts(1).await;
+    let lab = lab.kill_and_restart(config, Duration::from_secs(601)).await;
+    let tried = lab.posts().len();
+    lab.answers(&[200; 10]);
+    seconds(60).await;
+    assert_eq!(lab.posts().len(), tried);
+}
