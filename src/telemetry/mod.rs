@@ -1,12 +1,13 @@
 //! Logs: what Serin says about itself, and in which form.
 //!
 //! Lines go to standard error. `SERIN_LOG` filters them (`info` when absent, for example `serin=debug`), `SERIN_LOG_FORMAT`
-//! is `text` or `json`. Nothing is written per request at `info`. `otlp` next door sends spans to a collector.
+//! is `text` or `json`. Nothing is written per request at `info`, and nothing that a peer could repeat at will. `otlp` next door
+//! sends spans to a collector.
 
 pub mod otlp;
 
 use std::{error::Error, fmt, io::IsTerminal};
-use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
+use tracing_subscriber::{EnvFilter, filter::ParseError, fmt::format::FmtSpan};
 
 /// An error with what it came from, on one line: most say only what was attempted.
 #[derive(Debug)]
@@ -34,6 +35,10 @@ pub enum LogFormat {
     Json,
 }
 
+/// What libraries may say unless `SERIN_LOG` names them. `h2` warns of single frames, thousands of which cost a client nothing; what
+/// comes of them is counted and said by Serin.
+const LIBRARIES: &str = "h2=error";
+
 /// Logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -43,7 +48,7 @@ pub enum LogError {
         /// What it says.
         value: String,
         /// Why not.
-        source: tracing_subscriber::filter::ParseError,
+        source: ParseError,
     },
     /// `SERIN_LOG_FORMAT` is neither `text` nor `json`.
     #[error("SERIN_LOG_FORMAT={0} is neither `text` nor `json`")]
@@ -61,7 +66,7 @@ pub fn init() -> Result<(), LogError> {
         .ok()
         .filter(|value| !value.is_empty())
         .unwrap_or_else(|| "info".to_owned());
-    let filter = EnvFilter::try_new(&value).map_err(|source| LogError::Filter { value, source })?;
+    let filter = filter(&value).map_err(|source| LogError::Filter { value, source })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -73,4 +78,26 @@ pub fn init() -> Result<(), LogError> {
         LogFormat::Json => builder.json().try_init(),
     };
     Ok(())
+}
+
+/// What an operator asks for goes before what holds for libraries: of two directives for one target the later counts.
+fn filter(value: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(format!("{LIBRARIES},{value}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_heard_when_they_are_named() {
+        for (value, expected) in [
+            ("info", "h2=error,info"),
+            ("debug,h2=trace", "h2=trace,debug"),
+            ("serin=debug", "serin=debug,h2=error"),
+        ] {
+            assert_eq!(filter(value).unwrap().to_string(), expected);
+        }
+        assert!(filter("serin=loud").is_err());
+    }
 }

@@ -255,6 +255,20 @@ fn stays_open_for(time: Duration, client: &mut H2) {
 }
 
 #[test]
+fn frames_that_mean_nothing_leave_no_word_in_the_log_however_many_they_are() {
+    let upstream = Upstream::start("v1");
+    let serin = start(&upstream, "{}");
+    let mut client = H2::connect(serin.web);
+    let before = serin.log();
+    for _ in 0..100 {
+        client.send(PING, ACK, 0, b"no ping!");
+    }
+    client.head(1, &request("GET", "/"), true);
+    assert_eq!(client.response(1).unwrap().body, b"v1");
+    assert_eq!(serin.log(), before);
+}
+
+#[test]
 fn a_stop_waits_for_the_end_of_an_answer_whose_client_has_closed_its_window() {
     let upstream = Upstream::start("v1");
     let mut serin = start(&upstream, "{drain: 1m}");
