@@ -168,11 +168,19 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         telemetry: old.telemetry != new.telemetry,
         state: old.state != new.state,
         notifications: old.notifications != new.notifications,
-        keys: differing(old.redacted_json(), new.redacted_json())
-            .into_iter()
-            .filter(|key| !["services", "analysisTemplates"].contains(&key.as_str()))
-            .collect(),
+        keys: keys(old, new),
     }
+}
+
+/// The keys of the whole file under which something is different, also where that is a secret.
+fn keys(old: &Config, new: &Config) -> Vec<String> {
+    let mut keys = differing(old.redacted_json(), new.redacted_json());
+    keys.retain(|key| !["services", "analysisTemplates"].contains(&key.as_str()));
+    let tracing = "tracing".to_owned();
+    if old.tracing != new.tracing && !keys.contains(&tracing) {
+        keys.push(tracing);
+    }
+    keys
 }
 
 fn by_name(config: &Config) -> BTreeMap<&str, &Service> {

@@ -11,12 +11,14 @@ pub(super) fn show<'a>(mut files: impl Iterator<Item = &'a Node>) -> Value {
         None => return Value::Null,
     };
     let notifications = shown.get_mut("notifications").and_then(Value::as_array_mut);
-    for url in notifications
-        .into_iter()
-        .flatten()
-        .filter_map(|one| one.get_mut("url"))
-    {
-        *url = Value::String(without_path(url.as_str().unwrap_or_default()));
+    for one in notifications.into_iter().flatten() {
+        if let Some(url) = one.get_mut("url") {
+            *url = Value::String(without_path(url.as_str().unwrap_or_default()));
+        }
+        hide_headers(one);
+    }
+    if let Some(otlp) = shown.pointer_mut("/tracing/otlp") {
+        hide_headers(otlp);
     }
     for file in files {
         for key in ["services", "analysisTemplates"] {
@@ -97,6 +99,14 @@ fn shown_scalar(scalar: &Scalar) -> Value {
         }
     }
     Value::String(without_user(text))
+}
+
+/// What is sent along to somebody is there to be let in by, whatever it is called: `x-honeycomb-team` is a key.
+fn hide_headers(of: &mut Value) {
+    let headers = of.get_mut("headers").and_then(Value::as_object_mut);
+    for value in headers.into_iter().flat_map(Map::values_mut) {
+        *value = Value::String(REDACTED.to_owned());
+    }
 }
 
 /// Who can post to an address may need nothing else: only whose it is is shown.

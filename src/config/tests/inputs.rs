@@ -82,6 +82,23 @@ fn secrets_come_in_and_never_go_out() {
 }
 
 #[test]
+fn what_is_sent_along_to_a_collector_or_a_receiver_is_not_shown_whatever_it_is_called() {
+    let text = |key: &str| {
+        format!(
+            "{MINIMAL}tracing: {{otlp: {{endpoint: 'http://c:4318', headers: {{x-honeycomb-team: {key}}}}}}}\n\
+             notifications: [{{name: n, url: 'https://h/x', headers: {{x-team: {key}}}}}]\n"
+        )
+    };
+    let (old, new) = (good(&text("abc123")), good(&text("def456")));
+    let shown = old.redacted_json().to_string();
+    assert!(
+        shown.contains("x-honeycomb-team") && shown.contains("x-team") && !shown.contains("abc123"),
+        "{shown}"
+    );
+    assert_eq!(diff(&old, &new).keys, ["tracing"]);
+}
+
+#[test]
 fn an_argument_from_the_environment_is_a_secret() {
     let text = |value: &str, header: &str| {
         with_template(&format!(
