@@ -23,9 +23,6 @@ const REFUSES: Fault = Fault::ClientErrors {
 };
 /// A release in which this much fails must be noticed, unless a threshold allows more.
 const BAD: f64 = 0.05;
-/// What a table of a judge's means where stickiness assigns.
-const STICKY: &str = "    users are sticky: a request is here a user's first one at a weight; known users bring no more evidence, and \
-                      --rps is new users per second\n";
 /// A rank test that is wrong more often than this in one plan is warned of: it was written for one question.
 const RISKY: f64 = 0.025;
 
@@ -48,7 +45,7 @@ impl Sight {
                 Provider::Judge(judge) => {
                     sight.judge(gate, judge, traffic);
                     if service.sticky.is_some() {
-                        sight.text.push_str(STICKY);
+                        sight.users(gate, judge, traffic);
                     }
                     let first = gate.weights.first().map(|(weight, _)| *weight);
                     judges.extend(first.filter(|_| !gate.metric.dry_run).map(|first| (judge, first)));
@@ -120,6 +117,22 @@ impl Sight {
                 percent(judge.freeze_stable_err)
             ));
         }
+    }
+
+    /// Where stickiness assigns, users are what is counted, and there are only so many.
+    fn users(&mut self, gate: &Gate<'_>, judge: &JudgeConfig, traffic: Traffic) {
+        let stable = traffic.error_rate.unwrap_or(USUAL);
+        let all = gate.weights.iter().filter_map(|(weight, next)| {
+            let canary = judge.lets_go_on(weight.as_ratio(), next.as_ratio(), stable)?;
+            Some(canary / weight.as_ratio())
+        });
+        let most = thousands(whole(all.fold(0.0, f64::max)));
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            self.text,
+            "    users are sticky: a request is here a user's first one at a weight, and --rps is new users per second; a service with \
+             fewer than about {most} users never shows enough for every weight, and somebody must promote it"
+        );
     }
 
     fn threshold(&mut self, gate: &Gate<'_>, traffic: Traffic) {
@@ -451,6 +464,12 @@ analysisTemplates:
         let sticky = sight("  sticky: {header: x-user-id}\n", at(10.0));
         assert!(
             sticky.text.contains("--rps is new users per second"),
+            "{}",
+            sticky.text
+        );
+        // At 1 % the 902 canary users of the table are one of a hundred.
+        assert!(
+            sticky.text.contains("fewer than about 90,200 users"),
             "{}",
             sticky.text
         );
