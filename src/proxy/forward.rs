@@ -47,6 +47,9 @@ const MOST_ON_CANARY: usize = 3;
 /// How long a version is waited for to say 100, and one that said nothing the last time.
 const PATIENCE: Duration = Duration::from_secs(1);
 const LITTLE_PATIENCE: Duration = Duration::from_millis(20);
+/// A kept connection that ends later than this after a request went out over it was not closed for being idle: the version has
+/// worked on the request, and failed.
+const LONGEST_RACE: Duration = Duration::from_secs(1);
 
 /// What does not change between attempts.
 #[derive(Clone, Copy)]
@@ -288,7 +291,7 @@ impl Outbound<'_> {
                     let said = said(&error);
                     // The keep-alive race: the other side closed an idle connection while we wrote to it. Whether we learn of
                     // it by an end, a reset or a broken pipe is a matter of microseconds. Once: then a new connection tells.
-                    let race = reused && !new && !error.is_parse() && said == Said::Nothing;
+                    let race = reused && !new && said == Said::Nothing && may_have_idled(&error, begun);
                     let again = match said {
                         // Once is enough for a head that may be the reason.
                         _ if apart || !body.is_none_or(BodyHandle::is_replayable) => None,
@@ -536,6 +539,11 @@ fn invalid(exchange: &mut Exchange) -> Missed {
     exchange.attempted(Attempt::Protocol);
     exchange.judge(Outcome::Failed);
     Missed::Final(Failure::INVALID, Outcome::Failed)
+}
+
+/// Whether a kept connection may have ended for being idle, with a request that went out over it at `begun`.
+fn may_have_idled(error: &hyper::Error, begun: Instant) -> bool {
+    !error.is_parse() && begun.elapsed() < LONGEST_RACE
 }
 
 /// Whether an answer did not even begin with `HTTP/1.`: an SSH banner, a TLS alert. Asked of new connections only: on one

@@ -6,13 +6,14 @@ use crate::support::{
     client::{Answer, Plan, ask, get, request},
     h2::{DATA, END_HEADERS, END_STREAM, GOAWAY, H2, HEADERS, PING, RST_STREAM, SETTINGS, block},
     now,
-    raw::{Next, RawUpstream},
+    raw::{Next, RawUpstream, ok},
     upstream::Upstream,
     wait_for,
 };
 use hyper::Request;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::Read,
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
@@ -336,6 +337,32 @@ fn the_budget_bounds_what_a_failing_version_gets_beside_what_it_is_due() {
             "{arrived}: each attempt is one request"
         );
     }
+}
+
+#[test]
+fn a_version_that_works_on_a_request_and_breaks_off_has_failed_on_a_kept_connection_too() {
+    let broken = AtomicBool::new(false);
+    let version = RawUpstream::start(move |seen, stream| {
+        if seen.target() == "/" || broken.swap(true, Ordering::SeqCst) {
+            return ok(seen, stream);
+        }
+        // A worker that is killed over it: nothing else is sent, so this is a time to wait.
+        stream
+            .set_read_timeout(Some(Duration::from_millis(1500)))
+            .unwrap();
+        let _ = stream.read(&mut [0]);
+        Next::Close
+    });
+    let serin = one(&version.url());
+    let paths = |n| get(if n == 0 { "/" } else { "/work" });
+    let tally = Plan::new(serin.web, 1).total(2).requests(paths).start().finish();
+    assert_eq!(tally.total(), 2);
+    // The first attempt's verdict, whoever has saved the client.
+    assert!(
+        (outcomes(&serin, "failed") - 1.0).abs() < 0.5,
+        "{:?}",
+        tally.answers
+    );
 }
 
 #[test]
