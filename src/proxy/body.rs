@@ -490,6 +490,8 @@ pub(super) struct OutBody {
     in_service: Option<InService>,
     /// HTTP/2: who is told when a piece waits to be taken.
     stream: Option<Rc<Stream>>,
+    /// The last byte of a piece that may not fit (`windows`).
+    last_byte: Option<Bytes>,
 }
 
 #[derive(Debug)]
@@ -532,6 +534,7 @@ impl OutBody {
             kind: Kind::Own(Some(bytes)),
             in_service: None,
             stream: None,
+            last_byte: None,
         }
     }
 
@@ -569,6 +572,7 @@ impl OutBody {
             kind: Kind::Upstream(Box::new(upstream)),
             in_service: None,
             stream: None,
+            last_byte: None,
         }
     }
 
@@ -576,6 +580,21 @@ impl OutBody {
     /// a closed window, so that nobody else would notice.
     pub(super) fn hold(&mut self, in_service: InService, stream: Option<Rc<Stream>>) {
         (self.in_service, self.stream) = (Some(in_service), stream);
+    }
+
+    /// Lets the last byte of a piece follow by itself, if the piece may be the last.
+    fn parts(&mut self, piece: &mut Bytes) {
+        let ended = self.is_end_stream();
+        if piece.len() < 2 || !(ended || self.size_hint().exact().is_none()) {
+            return;
+        }
+        self.last_byte = Some(piece.split_off(piece.len() - 1));
+        if let Kind::Upstream(upstream) = &mut self.kind
+            && ended
+        {
+            // The version is done, however long the client takes for the rest.
+            upstream.end(End::Complete);
+        }
     }
 
     fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -723,16 +742,28 @@ impl Body for OutBody {
         if let Some(stream) = &this.stream {
             stream.taken();
         }
-        let polled = this.poll_kind(cx);
+        if let (Some(last), Some(stream)) = (this.last_byte.take(), &this.stream) {
+            stream.offers();
+            return Poll::Ready(Some(Ok(Frame::data(last))));
+        }
+        let mut polled = this.poll_kind(cx);
         if let Some(stream) = &this.stream
-            && matches!(polled, Poll::Ready(Some(Ok(_))))
+            && let Poll::Ready(Some(Ok(frame))) = &mut polled
         {
             stream.offers();
+            if let Some(data) = frame.data_mut()
+                && !stream.has_room(data.len())
+            {
+                this.parts(data);
+            }
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.last_byte.is_some() {
+            return false;
+        }
         match &self.kind {
             Kind::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Kind::Upstream(upstream) => upstream.incoming.is_end_stream(),
@@ -740,6 +771,10 @@ impl Body for OutBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.last_byte.is_some() {
+            // Asked for by nobody once the body is being read.
+            return SizeHint::default();
+        }
         match &self.kind {
             Kind::Own(bytes) => SizeHint::with_exact(
                 bytes

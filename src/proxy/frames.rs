@@ -9,7 +9,7 @@
 //! that are reset when a version has been asked already; the library limits only those that are reset before (CVE-2023-44487).
 
 use super::{closing::Resets, io::Progress, worker::ListenerState};
-use crate::metrics::Rejection;
+use crate::{metrics::Rejection, upstream::setting};
 use std::{
     collections::HashSet,
     io,
@@ -42,6 +42,9 @@ const MOST_ANSWERING: usize = 4096;
 
 /// The longest header block that can be a lone `:status`: its name's index, a length, three digits.
 const STATUS: usize = 5;
+/// What is looked at of SETTINGS: nine of them, where clients send up to seven.
+const MOST_SETTINGS: usize = 9 * 6;
+const INITIAL_WINDOW_SIZE: u16 = 4;
 
 /// A frame's header, and its error code where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,19 +52,34 @@ pub(super) struct Frame {
     pub(super) kind: u8,
     pub(super) flags: u8,
     pub(super) stream: u32,
+    pub(super) length: usize,
+    /// The error of `RST_STREAM` and `GOAWAY`, how much a `WINDOW_UPDATE` adds.
     pub(super) error: u32,
+    /// The window that SETTINGS give each stream.
+    pub(super) window: Option<u32>,
     /// The last header block of a stream, with one field in it that can be a `:status`.
     pub(super) lone: bool,
 }
 
 /// Follows one direction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Follower {
-    /// The header, and of `RST_STREAM` and `GOAWAY` the bytes up to the error code, of a short block of fields all of it.
-    head: [u8; 17],
+    /// The header, and of `RST_STREAM`, `GOAWAY` and `WINDOW_UPDATE` the bytes up to the number, of SETTINGS and of a short
+    /// block of fields all of it.
+    head: [u8; 9 + MOST_SETTINGS],
     have: usize,
     /// Bytes of a payload that are still to come.
     skip: usize,
+}
+
+impl Default for Follower {
+    fn default() -> Self {
+        Follower {
+            head: [0; 9 + MOST_SETTINGS],
+            have: 0,
+            skip: 0,
+        }
+    }
 }
 
 impl Follower {
@@ -90,7 +108,9 @@ impl Follower {
                     kind,
                     flags,
                     stream: number(&self.head[5..9]) & 0x7fff_ffff,
+                    length,
                     error: number(error),
+                    window: (kind == SETTINGS).then(|| window(block, length)).flatten(),
                     lone: kind == HEADERS && is_lone_status(block),
                 });
                 self.skip = length.saturating_sub(self.have - 9);
@@ -110,8 +130,9 @@ impl Follower {
             return 9;
         }
         match self.head[3] {
-            RST_STREAM => 13,
+            RST_STREAM | WINDOW_UPDATE => 13,
             GOAWAY => 17,
+            SETTINGS => 9 + self.length().min(MOST_SETTINGS),
             HEADERS if self.head[4] == END_STREAM | END_HEADERS && self.length() <= STATUS => {
                 9 + self.length()
             }
@@ -123,6 +144,14 @@ impl Follower {
     pub(super) const fn is_within(&self) -> bool {
         self.have > 0 || self.skip > 0
     }
+}
+
+/// The window that these settings give each stream, if they do. When they are more than is looked at, nothing is known of it.
+fn window(settings: &[u8], length: usize) -> Option<u32> {
+    if length > settings.len() {
+        return Some(0);
+    }
+    setting(settings, INITIAL_WINDOW_SIZE)
 }
 
 /// Why a stream or connection was ended with this error code (RFC 9113 7), if that is a refusal.
@@ -227,6 +256,7 @@ impl<S> Watched<S> {
         let (mut settled, mut cut) = (self.settled, self.cut);
         let (answering, gone) = (&mut self.answering, &mut self.gone);
         let unsent = self.progress.is_unsent();
+        let windows = &self.progress.windows;
         self.incoming.follow(bytes, |frame| {
             if !settled {
                 settled = true;
@@ -242,7 +272,14 @@ impl<S> Watched<S> {
                     }
                 }
                 // Those have limits of the library's, or come with the data that a client reads.
+                WINDOW_UPDATE if frame.stream == 0 => windows.grants(frame.error),
                 DATA | WINDOW_UPDATE => {}
+                SETTINGS => {
+                    control += 1;
+                    if let Some(window) = frame.window {
+                        windows.gives_each(window);
+                    }
+                }
                 _ => control += 1,
             }
         });
@@ -263,8 +300,12 @@ impl<S> Watched<S> {
     fn sent(&mut self, bytes: &[u8]) {
         let (listener, answering, gone) = (&self.listener, &mut self.answering, &mut self.gone);
         let mut moved = false;
+        let windows = &self.progress.windows;
         self.outgoing.follow(bytes, |frame| {
             let ends = frame.flags & END_STREAM != 0;
+            if frame.kind == DATA {
+                windows.written(frame.length);
+            }
             moved |= frame.kind == DATA || frame.kind == HEADERS;
             let begun = match frame.kind {
                 HEADERS if !ends && gone.remove(&frame.stream) => true,
@@ -397,6 +438,34 @@ mod tests {
             assert_eq!(kinds, [HEADERS, RST_STREAM, GOAWAY, DATA], "pieces of {size}");
             assert_eq!((seen[1].1, seen[2].1), (1, 11));
             assert!(!follower.is_within());
+        }
+    }
+
+    #[test]
+    fn what_settings_and_updates_say_of_windows_is_seen_however_the_bytes_are_cut() {
+        let settings = [0, 3, 0, 0, 0, 100, 0, 4, 0, 0, 0, 10, 0, 4, 0, 0x60, 0, 0];
+        let bytes = [
+            frame(SETTINGS, 0, &settings),
+            frame(WINDOW_UPDATE, 0, &[0, 0, 1, 0]),
+            frame(SETTINGS, 0, &[0, 3, 0, 0, 0, 100]),
+            // More than is looked at.
+            frame(SETTINGS, 0, &[0; MOST_SETTINGS + 6]),
+            frame(DATA, 0, b"abc"),
+        ]
+        .concat();
+        for size in 1..bytes.len() {
+            let (mut follower, mut seen) = (Follower::default(), Vec::new());
+            for piece in bytes.chunks(size) {
+                follower.follow(piece, |frame| seen.push((frame.length, frame.window)));
+            }
+            let expected = [
+                (18, Some(0x60_0000)),
+                (4, None),
+                (6, None),
+                (MOST_SETTINGS + 6, Some(0)),
+                (3, None),
+            ];
+            assert_eq!(seen, expected, "pieces of {size}");
         }
     }
 

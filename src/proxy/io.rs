@@ -4,7 +4,7 @@
 //! request is served none does here (its body and its response have their own). A client that does not read has the
 //! write-stall deadline at any time. One timer serves them all.
 
-use super::{closing::Resets, streams::Stream, timer::LazyTimer, upgrade::Ending};
+use super::{closing::Resets, streams::Stream, timer::LazyTimer, upgrade::Ending, windows::Windows};
 use bytes::Bytes;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
@@ -115,6 +115,8 @@ pub(super) struct Progress {
     unsent_since: Cell<Option<Instant>>,
     /// HTTP/2: answers that have begun, and whose ends have not been written.
     unfinished: Cell<usize>,
+    /// HTTP/2: how much the client takes.
+    pub(super) windows: Windows,
     /// The timer of the request being served (HTTP/1.1 serves one at a time, on the connection's own task).
     pub(super) request_timer: RefCell<LazyTimer>,
 }
@@ -137,6 +139,7 @@ impl Progress {
             look: Cell::new(Look::Due),
             unsent_since: Cell::new(None),
             unfinished: Cell::new(0),
+            windows: Windows::default(),
             request_timer: RefCell::default(),
         })
     }
@@ -253,6 +256,13 @@ impl Progress {
             && let Some(waker) = &*self.waker.borrow()
         {
             waker.wake_by_ref();
+        }
+    }
+
+    /// HTTP/2: a request has come, before anybody serves it.
+    pub(super) fn stream_begins(&self) {
+        if self.requests.get() == 0 && self.unfinished.get() == 0 && !self.is_unsent() {
+            self.windows.settle();
         }
     }
 

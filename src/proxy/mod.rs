@@ -52,6 +52,7 @@ mod untouched;
 mod upgrade;
 mod websocket;
 mod who;
+mod windows;
 mod withdrawn;
 mod worker;
 

@@ -30,6 +30,8 @@ pub(super) struct Stream {
     offered: Cell<bool>,
     /// The first look that found that piece.
     since: Cell<Option<Instant>>,
+    /// How many bytes of the answer have been handed to the library.
+    handed: Cell<u64>,
     /// How long it may wait.
     limit: Duration,
     progress: Rc<Progress>,
@@ -43,6 +45,11 @@ impl Stream {
     /// A piece of the answer waits for room in the client's window.
     pub(super) fn offers(&self) {
         self.offered.set(true);
+    }
+
+    /// A piece of so many bytes is to be offered; whether all of it has room for certain.
+    pub(super) fn has_room(&self, length: usize) -> bool {
+        self.progress.windows.take(length, &self.handed)
     }
 
     /// It has been taken.
@@ -81,6 +88,7 @@ impl Streams {
         let stream = Rc::new(Stream {
             offered: Cell::new(false),
             since: Cell::new(None),
+            handed: Cell::new(0),
             limit,
             progress: Rc::clone(progress),
             stalled: Cell::new(false),
@@ -156,6 +164,7 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for StreamExecutor
     fn execute(&self, task: F) {
         let stream = self.0.streams.add(self.0.write_stall, &self.0.progress);
         let scope = Rc::clone(&self.0);
+        scope.progress.stream_begins();
         tokio::task::spawn_local(Running {
             task,
             on: On { scope, stream },

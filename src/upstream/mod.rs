@@ -37,5 +37,6 @@ pub use pool::{Connections, Lease, Pools, SendError};
 pub use rotation::{Policy, Rotation};
 pub use scrape::ServicesSource;
 pub use seats::Seats;
+pub use settings::setting;
 pub use tls::{AnyCertificate, ClientTls};
 pub use version::{FollowedEndpoints, Target, Version};

@@ -38,7 +38,7 @@ impl<S> Announcing<S> {
         let room = (HEADER + LONGEST).saturating_sub(first.len()).min(bytes.len());
         first.extend_from_slice(bytes.get(..room).unwrap_or_default());
         if let Some(first) = whole(first) {
-            self.seats.limit_heads(limit(first));
+            self.seats.limit_heads(setting(first, MAX_HEADER_LIST_SIZE));
             self.first = None;
         }
     }
@@ -56,17 +56,16 @@ fn whole(bytes: &[u8]) -> Option<&[u8]> {
     rest.get(..length)
 }
 
-/// How large a head may be by these settings; none: they do not say.
-fn limit(settings: &[u8]) -> Option<u32> {
-    let mut limit = None;
-    for setting in settings.chunks_exact(6) {
-        if let [id0, id1, value @ ..] = setting
-            && u16::from_be_bytes([*id0, *id1]) == MAX_HEADER_LIST_SIZE
-        {
-            limit = value.try_into().ok().map(u32::from_be_bytes);
+/// The value of a setting in the payload of SETTINGS (RFC 9113 6.5.1), the last one when it is there more than once; none: they
+/// do not say.
+pub fn setting(settings: &[u8], wanted: u16) -> Option<u32> {
+    let value = |setting: &[u8]| match setting {
+        [id0, id1, value @ ..] if u16::from_be_bytes([*id0, *id1]) == wanted => {
+            value.try_into().ok().map(u32::from_be_bytes)
         }
-    }
-    limit
+        _ => None,
+    };
+    settings.chunks_exact(6).rev().find_map(value)
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Announcing<S> {
@@ -114,6 +113,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Announcing<S> {
 mod tests {
     use super::*;
 
+    fn limit(settings: &[u8]) -> Option<u32> {
+        setting(settings, MAX_HEADER_LIST_SIZE)
+    }
+
     #[test]
     fn a_limit_is_found_when_the_whole_frame_has_come() {
         // MAX_CONCURRENT_STREAMS 100, MAX_HEADER_LIST_SIZE 16,384.
@@ -125,6 +128,7 @@ mod tests {
         }
         let more = [&frame[..], b"and what follows"].concat();
         assert_eq!(whole(&more).and_then(limit), Some(16_384));
+        assert_eq!(whole(&more).and_then(|all| setting(all, 4)), None);
     }
 
     #[test]

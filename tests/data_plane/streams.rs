@@ -230,7 +230,7 @@ fn requests_beyond_what_all_connections_may_carry_wait_for_one_that_ends() {
 fn takes_a_beginning(serin: &Serin) -> H2 {
     let mut client = H2::connect(serin.web);
     client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 10]);
-    client.head(1, &request("GET", "/stream/1000"), true);
+    client.head(1, &request("GET", "/bytes/1000"), true);
     let beginning = loop {
         let frame = client.read().expect("an answer");
         match frame.kind {
@@ -284,16 +284,79 @@ fn a_stop_waits_for_the_end_of_an_answer_whose_client_has_closed_its_window() {
     assert_eq!(serin.wait_end(LONG), 0);
 }
 
+/// Asks for this in a stream whose window is never opened again, and for a drip beside it; the answer is given up, and the drip
+/// goes on.
+fn is_given_up(serin: &Serin, path: &'static str, window: u32) {
+    let mut client = H2::connect(serin.web);
+    let setting = [&[0, 4][..], &window.to_be_bytes()].concat();
+    client.send(SETTINGS, 0, 0, &setting);
+    // Room on the connection, and for the other stream alone.
+    client.send(WINDOW_UPDATE, 0, 0, &(1u32 << 24).to_be_bytes());
+    client.head(1, &request("GET", path), true);
+    client.head(3, &request("GET", "/drip/60/50"), true);
+    client.send(WINDOW_UPDATE, 0, 3, &(1u32 << 16).to_be_bytes());
+    let (mut taken, mut moving) = (0, 0);
+    let code = loop {
+        let frame = client.read().expect("the connection goes on");
+        match (frame.kind, frame.stream) {
+            (DATA, 1) => taken += frame.payload.len(),
+            (DATA, 3) => moving += frame.payload.len(),
+            (HEADERS, _) => drop(client.decode(frame.payload, frame.flags)),
+            (RST_STREAM, 1) => break frame.error(),
+            _ => {}
+        }
+        assert!(
+            moving < 60,
+            "{path}: held as long as the connection serves others"
+        );
+    };
+    assert_eq!(
+        (code, taken),
+        (Some(CANCEL), usize::try_from(window).unwrap()),
+        "{path}"
+    );
+    let rest = client.response(3).unwrap();
+    assert_eq!((rest.reset, moving + rest.body.len()), (None, 60), "{path}");
+}
+
 #[test]
-fn a_client_that_never_takes_the_end_of_an_answer_is_closed_after_the_write_stall() {
+fn the_end_of_an_answer_that_its_client_never_takes_is_given_up_after_the_write_stall_and_the_others_go_on() {
+    for upstream in [Upstream::start("v1"), Upstream::h2c("v1")] {
+        let serin = start(&upstream, "{writeStall: 1s, keepAlive: 1h}");
+        // With a length and without, in a window that is as large as ever and in a small one.
+        let answers = [
+            ("/bytes/100000", 65_535),
+            ("/stream/100000", 65_535),
+            ("/bytes/1000", 10),
+            ("/stream/1000", 10),
+        ];
+        std::thread::scope(|scope| {
+            for (path, window) in answers {
+                let serin = &serin;
+                scope.spawn(move || is_given_up(serin, path, window));
+            }
+        });
+        assert_eq!(timed_out(&serin), 4, "{}", upstream.url());
+        let failed = serin.count("serin_version_outcomes_total", &[("outcome", "failed")]);
+        assert_eq!(failed, 0, "no fault of the version");
+    }
+}
+
+#[test]
+fn an_answer_whose_client_takes_it_in_small_steps_arrives_whole() {
     let upstream = Upstream::start("v1");
-    let serin = start(&upstream, "{writeStall: 1s, keepAlive: 1h}");
-    let mut client = takes_a_beginning(&serin);
-    wait_for("the end of the connection", LONG, || {
-        (serin.count("serin_client_connections", &[]) == 0).then_some(())
-    });
-    while client.read().is_some() {}
-    assert_eq!(timed_out(&serin), 1);
+    let serin = start(&upstream, "{writeStall: 30s}");
+    for path in ["/bytes/100000", "/stream/100000"] {
+        let mut client = H2::connect(serin.web);
+        client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0x04, 0]);
+        client.head(1, &request("GET", path), true);
+        let whole = client.response(1).unwrap();
+        assert_eq!(
+            (whole.status, whole.body.len(), whole.reset),
+            (200, 100_000, None)
+        );
+    }
+    assert_eq!(timed_out(&serin), 0);
 }
 
 #[test]

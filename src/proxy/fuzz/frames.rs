@@ -4,7 +4,9 @@ use crate::proxy::frames::{Follower, Frame};
 
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 /// The end of a stream and of its fields.
 const LAST: u8 = 5;
 
@@ -46,7 +48,9 @@ fn there(mut bytes: &[u8]) -> Vec<(u8, u8, u32)> {
         let code = match *kind {
             RST_STREAM if length == 4 => rest.get(..4),
             GOAWAY if length >= 8 => rest.get(4..8),
-            RST_STREAM | GOAWAY => None,
+            WINDOW_UPDATE if length == 4 => rest.get(..4).map(|_| &[0; 4][..]),
+            RST_STREAM | GOAWAY | WINDOW_UPDATE => None,
+            SETTINGS if rest.len() < length.min(54) => None,
             // So short that all of it is looked at.
             HEADERS if *flags == LAST && length <= 5 && rest.len() < length => None,
             _ => Some(&[0; 4][..]),
