@@ -16,11 +16,8 @@ use crate::{
     model::{EndpointUrl, ServiceName, VersionName},
     rollout::{Event, Plan, Stage, Step, Strategy},
 };
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tokio::sync::oneshot;
-
-/// For how long an idempotency key is honoured.
-const KEY_LIFE: Duration = super::store::KEY_LIFE;
 
 /// What a command comes to: facts to record, and whether a new rollout begins.
 pub(super) struct Decision {
@@ -115,20 +112,8 @@ impl Engine {
             .hint("start it without --stateless"));
         }
         let asked = format!("{command:?}");
-        // While the store has to do with what raises, nobody who wants to go back waits to be told that he has said so before.
-        let busy =
-            command.is_towards_stable() && self.managed.values().any(|managed| managed.raising.is_some());
-        let recalled = if busy {
-            Ok(None)
-        } else {
-            self.recalled(&name, &asked, caller)
-        };
-        match recalled {
-            Ok(Some(created)) => return self.accepted(&name, created, true).map(Done::Now),
-            Ok(None) => {}
-            // Towards stable acts first: it is safe to repeat, and no store may stand in its way.
-            Err(refusal) if refusal.kind == RefusalKind::Unavailable && command.is_towards_stable() => {}
-            Err(refusal) => return Err(refusal),
+        if let Some(created) = self.recalled(&name, &asked, caller)? {
+            return self.accepted(&name, created, true).map(Done::Now);
         }
         let managed = self.managed.get(&name).ok_or_else(|| no_service(service))?;
         managed.check(expect)?;
@@ -161,15 +146,7 @@ impl Engine {
         let Some(key) = &caller.idempotency_key else {
             return Ok(None);
         };
-        let since = self.now().minus(KEY_LIFE);
-        let row = self.store.recall(name.as_str(), key, since).map_err(|error| {
-            Refusal::new(
-                RefusalKind::Unavailable,
-                "storeUnhealthy",
-                format!("whether this key was used cannot be told: {error}"),
-            )
-        })?;
-        match row {
+        match self.keys.recall(name, key, self.now()) {
             None => Ok(None),
             Some(row) if row.asked == asked => Ok(Some(row.answer == "true")),
             Some(_) => Err(Refusal::new(

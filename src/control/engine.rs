@@ -10,13 +10,14 @@ use super::{
     handle::Shared,
     judging,
     keeping::Keeping,
+    keys::Keys,
     ledger::{Fact, Saved},
     managed::Managed,
     notify::Notifier,
     order,
     providers::{Outside, Reply},
     raising::Waiter,
-    store::{KeyRow, Row, Store, StoreError},
+    store::{KEY_LIFE, KeyRow, Row, Store, StoreError},
 };
 use crate::{
     config::Config,
@@ -170,6 +171,8 @@ pub(crate) struct Engine {
     alarmed: Duration,
     /// Comes when what was just acted upon has been tried to be stored.
     pub(super) storing: Option<oneshot::Receiver<()>>,
+    /// What was answered to whom.
+    pub(super) keys: Keys,
     /// Waits for what comes into force when it is stored.
     pub(super) waiter: Waiter,
     /// What had to wait for that, and is answered in this turn.
@@ -210,6 +213,10 @@ impl Engine {
             parts.seed,
         );
         notifier.configure(&parts.config);
+        let mut keys = Keys::default();
+        for (service, at, key) in parts.store.keys(wall.minus(KEY_LIFE)).map_err(failed)? {
+            keys.keep(service, at, key);
+        }
         let mut engine = Engine {
             notifier,
             epoch: (wall, parts.clock.monotonic()),
@@ -232,6 +239,7 @@ impl Engine {
             judged: wall,
             alarmed: Duration::ZERO,
             storing: None,
+            keys,
             waiter: Waiter::default(),
             put_off: VecDeque::new(),
         };
@@ -562,7 +570,7 @@ impl Engine {
         key: Option<KeyRow>,
     ) -> Result<Recorded, Refusal> {
         if !step.acts_first {
-            return self.raise(name, step, key.as_ref());
+            return self.raise(name, step, key);
         }
         let Step {
             at,
@@ -573,6 +581,9 @@ impl Engine {
         } = step;
         let saved = next.clone();
         self.commit(name, next, at);
+        if let Some(key) = &key {
+            self.keys.keep(name.clone(), at, key.clone());
+        }
         // Those who follow the events hear of it once it is stored and has a number.
         self.tell(name, &rows, &[], was_aborted);
         self.append_later(name, rows, &saved, key);

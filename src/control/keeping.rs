@@ -267,6 +267,7 @@ impl Engine {
     }
 
     fn sweep(&mut self, now: Timestamp) {
+        self.keys.sweep(now);
         let retention = Retention {
             rollouts: self.config.state.keep_rollouts,
             events: self.config.state.keep_events,

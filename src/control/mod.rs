@@ -15,6 +15,7 @@ mod handle;
 mod hard_failure;
 mod judging;
 mod keeping;
+mod keys;
 mod ledger;
 mod managed;
 mod notify;

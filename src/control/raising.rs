@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 #[derive(Debug)]
 pub(super) struct Raising {
     step: Step,
+    key: Option<KeyRow>,
     wanted: Wanted,
     answer: mpsc::Receiver<Stored>,
     /// The person who asked for it, if it was one.
@@ -91,28 +92,32 @@ impl Engine {
         &mut self,
         name: &ServiceName,
         step: Step,
-        key: Option<&KeyRow>,
+        key: Option<KeyRow>,
     ) -> Result<Recorded, Refusal> {
         if self.has_unsaved(name) {
             return Err(not_stored(self.store_trouble().unwrap_or_default()));
         }
         self.store_evidence(name);
-        match self.store.begin_append(name, &step.rows, &step.next, key) {
-            Begun::Done(stored) => self.raised(name, step, stored).map(|()| Recorded::InForce),
+        match self
+            .store
+            .begin_append(name, &step.rows, &step.next, key.as_ref())
+        {
+            Begun::Done(stored) => self.raised(name, step, key, stored).map(|()| Recorded::InForce),
             Begun::OnItsWay(coming) => {
-                self.is_coming(name, step, coming);
+                self.is_coming(name, step, key, coming);
                 Ok(Recorded::OnItsWay)
             }
         }
     }
 
-    fn is_coming(&mut self, name: &ServiceName, step: Step, coming: OnItsWay) {
+    fn is_coming(&mut self, name: &ServiceName, step: Step, key: Option<KeyRow>, coming: OnItsWay) {
         let Some(managed) = self.managed.get_mut(name) else {
             return;
         };
         let (reply, answer) = mpsc::channel();
         managed.raising = Some(Raising {
             step,
+            key,
             wanted: coming.wanted(),
             answer,
             asker: None,
@@ -127,10 +132,19 @@ impl Engine {
     }
 
     /// It has been stored, or not.
-    fn raised(&mut self, name: &ServiceName, step: Step, stored: Stored) -> Result<(), Refusal> {
+    fn raised(
+        &mut self,
+        name: &ServiceName,
+        step: Step,
+        key: Option<KeyRow>,
+        stored: Stored,
+    ) -> Result<(), Refusal> {
         let ids = stored.map_err(|error| not_stored(&self.store_failed(&error)))?;
         self.store_works();
         let now = self.now();
+        if let Some(key) = key {
+            self.keys.keep(name.clone(), step.at, key);
+        }
         self.commit(name, step.next, now);
         self.tell(name, &step.rows, &ids, step.was_aborted);
         Ok(())
@@ -173,7 +187,7 @@ impl Engine {
             .get_mut(name)
             .and_then(|managed| managed.raising.take());
         let Some(raising) = raising else { return };
-        let result = self.raised(name, raising.step, stored);
+        let result = self.raised(name, raising.step, raising.key, stored);
         if result.is_err() && raising.asker.is_none() {
             self.come_again_later(name);
         }
@@ -261,7 +275,7 @@ impl Engine {
         }
     }
 
-    /// The service whose step a command waits for.
+    /// The service, when a command waits for its step.
     fn waits_for(
         &mut self,
         service: &str,
@@ -270,16 +284,9 @@ impl Engine {
         warm: bool,
     ) -> Option<ServiceName> {
         let name = ServiceName::new(service).ok()?;
-        if self.is_raising(&name) {
-            let acts_first =
-                command.is_towards_stable() && self.would_act_first(&name, command, caller, warm);
-            return (!acts_first).then_some(name);
-        }
-        // Whether a key was used is read from the store, which has something else to do.
-        let reads = caller.idempotency_key.is_some() && !command.is_towards_stable();
-        let mut others = self.managed.iter().filter(|_| reads);
-        let other = others.find(|(_, managed)| managed.raising.is_some());
-        other.map(|(name, _)| name.clone())
+        let waits = self.is_raising(&name)
+            && !(command.is_towards_stable() && self.would_act_first(&name, command, caller, warm));
+        waits.then_some(name)
     }
 
     fn would_act_first(

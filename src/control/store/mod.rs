@@ -322,8 +322,8 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn audit(&self, attempt: &Attempt) -> Result<(), StoreError>;
     /// The last attempts on a service, newest first.
     fn attempts(&self, service: &str, limit: usize) -> Result<Vec<Attempt>, StoreError>;
-    /// What was answered to a key since `since`.
-    fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError>;
+    /// What was answered to keys since `since`, for a start.
+    fn keys(&self, since: Timestamp) -> Result<Vec<(ServiceName, Timestamp, KeyRow)>, StoreError>;
     /// Keeps how an analysis run stands. May come about later.
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError>;
     /// The last analysis runs of a service, newest first.

@@ -423,9 +423,8 @@ impl Store for Patient {
         self.inner.attempts(service, limit)
     }
 
-    fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError> {
-        let (service, key) = (service.to_owned(), key.to_owned());
-        self.ask_idempotent(move |store| store.recall(&service, &key, since))
+    fn keys(&self, since: Timestamp) -> Result<Vec<(ServiceName, Timestamp, KeyRow)>, StoreError> {
+        self.inner.keys(since)
     }
 
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError> {

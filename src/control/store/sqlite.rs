@@ -675,21 +675,26 @@ impl Store for SqliteStore {
         self.texts(sql, service, limit)
     }
 
-    fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError> {
-        self.connection()
-            .query_row(
-                "SELECT asked, answer FROM keys WHERE service = ?1 AND key = ?2 AND at >= ?3",
-                params![service, key, millis(since)],
-                |row| {
-                    Ok(KeyRow {
-                        key: key.to_owned(),
-                        asked: row.get(0)?,
-                        answer: row.get(1)?,
-                    })
-                },
-            )
-            .optional()
-            .map_err(|error| self.failed(&error))
+    fn keys(&self, since: Timestamp) -> Result<Vec<(ServiceName, Timestamp, KeyRow)>, StoreError> {
+        let connection = self.connection();
+        let failed = |error: rusqlite::Error| self.failed(&error);
+        let mut statement = connection
+            .prepare("SELECT service, at, key, asked, answer FROM keys WHERE at >= ?1")
+            .map_err(failed)?;
+        let mut rows = statement.query(params![millis(since)]).map_err(failed)?;
+        let mut keys = Vec::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            let service: String = row.get(0).map_err(failed)?;
+            let name =
+                ServiceName::new(&service).map_err(|error| self.content(&service)(error.to_string()))?;
+            let key = KeyRow {
+                key: row.get(2).map_err(failed)?,
+                asked: row.get(3).map_err(failed)?,
+                answer: row.get(4).map_err(failed)?,
+            };
+            keys.push((name, moment(row.get(1).map_err(failed)?), key));
+        }
+        Ok(keys)
     }
 
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError> {
@@ -1169,7 +1174,7 @@ mod tests {
             telling: None,
         };
         store.append(&service, &[row], &saved, Some(&key)).unwrap();
-        assert_eq!(store.recall("shop", "k", at).unwrap(), Some(key));
+        assert_eq!(store.keys(at).unwrap(), [(service, at, key)]);
         let retention = Retention {
             rollouts: 100,
             events: crate::model::Span::secs(90 * 86_400),
@@ -1178,7 +1183,7 @@ mod tests {
         store
             .sweep(retention, at.plus(KEY_LIFE + Duration::from_secs(1)))
             .unwrap();
-        assert_eq!(store.recall("shop", "k", at).unwrap(), None);
+        assert_eq!(store.keys(at).unwrap(), []);
     }
 
     #[test]

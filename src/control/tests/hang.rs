@@ -109,9 +109,8 @@ impl Store for Hanging {
     fn attempts(&self, service: &str, limit: usize) -> Result<Vec<Attempt>, StoreError> {
         self.inner.attempts(service, limit)
     }
-    fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError> {
-        self.wait();
-        self.inner.recall(service, key, since)
+    fn keys(&self, since: Timestamp) -> Result<Vec<(ServiceName, Timestamp, KeyRow)>, StoreError> {
+        self.inner.keys(since)
     }
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError> {
         self.wait();
@@ -304,6 +303,34 @@ async fn records_that_hang_are_told_of_and_kept_when_the_disk_answers() {
     assert_eq!(kept[0].verb, "promote", "{kept:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_command_with_a_key_waits_for_no_record_and_is_done_once() {
+    // Whoever waited for the disk would wait so long, and this would fail.
+    let (lab, disk) = paused_at_5_with(Duration::from_secs(60)).await;
+    disk.hang(Hangs::Records);
+    let keyed = async |command: Command| {
+        let caller = Caller {
+            idempotency_key: Some("once".into()),
+            ..caller()
+        };
+        lab.control
+            .command("shop", command, Expect::default(), caller)
+            .await
+    };
+    assert!(!keyed(Command::Abort).await.unwrap().repeated);
+    assert_eq!(lab.weight(), Weight::ZERO);
+    assert!(keyed(Command::Abort).await.unwrap().repeated);
+    assert_eq!(
+        keyed(Command::Retry).await.unwrap_err().code,
+        "idempotencyKeyReused"
+    );
+    assert!(lab.control.is_store_healthy());
+    disk.hang(Hangs::Nothing);
+    lab.control.history("shop", 1).await.unwrap();
+    let kept = disk.inner.keys(Timestamp::default()).unwrap();
+    assert_eq!((kept.len(), kept[0].2.key.as_str()), (1, "once"));
+}
+
 fn judge_row(json: &str) -> JudgeRow {
     JudgeRow {
         service: "shop".to_owned(),
@@ -342,7 +369,7 @@ fn a_disk_that_is_known_to_hang_is_not_waited_for_again() {
     // A call that waited would be given up, and from then on everything would fail until it came back.
     assert_eq!(patient.settled(Timestamp::from_secs(1)), Err(hung));
     disk.hang(Hangs::Nothing);
-    patient.recall("shop", "key", Timestamp::from_secs(1)).unwrap();
+    patient.judges("shop").unwrap();
     patient.settled(Timestamp::from_secs(1)).unwrap();
     assert_eq!(disk.inner.judges("shop").unwrap().len(), 1);
 }

@@ -273,10 +273,8 @@ impl Store for Faulty {
     fn attempts(&self, service: &str, limit: usize) -> Result<Vec<Attempt>, StoreError> {
         self.inner.attempts(service, limit)
     }
-    fn recall(&self, service: &str, key: &str, since: Timestamp) -> Result<Option<KeyRow>, StoreError> {
-        self.keeps_waiting();
-        self.check()?;
-        self.inner.recall(service, key, since)
+    fn keys(&self, since: Timestamp) -> Result<Vec<(ServiceName, Timestamp, KeyRow)>, StoreError> {
+        self.inner.keys(since)
     }
     fn save_run(&self, service: &str, row: &RunRow) -> Result<(), StoreError> {
         self.check()?;

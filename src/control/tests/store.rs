@@ -365,7 +365,11 @@ async fn an_abort_with_a_key_acts_although_the_store_cannot_even_be_read() {
         lab.control
             .command("shop", command, Expect::default(), keyed(key))
     };
-    let refusal = ask(Command::Resume, "a").await.unwrap_err();
+    let weight = Weight::percent(20);
+    let refusal = ask(Command::SetWeight { weight }, "a").await.unwrap_err();
+    assert_eq!(refusal.code, "storeUnhealthy");
+    // What was refused has not been answered yet.
+    let refusal = ask(Command::SetWeight { weight }, "a").await.unwrap_err();
     assert_eq!(refusal.code, "storeUnhealthy");
     ask(Command::Abort, "b").await.unwrap();
     assert_eq!(lab.weight(), Weight::ZERO);
