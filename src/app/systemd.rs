@@ -18,6 +18,9 @@ use std::{
 };
 use tokio::{task::JoinHandle, time::Instant};
 
+/// So many sockets a unit may pass: more than anybody has, and soon looked at.
+const MOST_PASSED: usize = 1024;
+
 /// A worker that has not looked up for so long is stuck; they do every second.
 const STUCK: Duration = Duration::from_secs(5);
 
@@ -28,6 +31,13 @@ pub struct Passed(Vec<(String, Socket)>);
 impl Passed {
     /// Takes what `LISTEN_FDS` announces. To be called once, before there are threads: it clears the variables.
     pub(super) fn from_env() -> Passed {
+        let announced = std::env::var("LISTEN_FDS").unwrap_or_default();
+        if is_beyond(&announced) {
+            tracing::warn!(
+                "LISTEN_FDS={announced} announces more sockets than the {MOST_PASSED} that a unit may pass; none is taken"
+            );
+            return Passed::default();
+        }
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut names = names.split(':');
         let mut all = ListenFd::from_env();
@@ -81,6 +91,12 @@ impl Passed {
             tracing::warn!("the passed socket `{name}` at {at} belongs to no listener; it is closed");
         }
     }
+}
+
+/// Whether `LISTEN_FDS` announces more than can be looked at. What is no number at all announces nothing.
+fn is_beyond(announced: &str) -> bool {
+    let is_number = !announced.is_empty() && announced.bytes().all(|byte| byte.is_ascii_digit());
+    is_number && announced.parse().map_or(true, |count: usize| count > MOST_PASSED)
 }
 
 /// Whether a socket takes connections at another address than the written one. All addresses of a machine are one, of whichever

@@ -76,7 +76,7 @@ impl Unit {
                 Stdio::from(OwnedFd::from(socket.try_clone().unwrap()))
             }
             None => {
-                command.args(["-c", "exec \"$0\" \"$@\""]);
+                command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""]);
                 Stdio::null()
             }
         };
@@ -165,6 +165,21 @@ fn a_passed_socket_keeps_its_queue_while_serin_is_killed_and_started_again() {
     let mut answer = String::new();
     waiting.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
+#[test]
+fn more_passed_sockets_than_there_can_be_are_not_looked_for() {
+    let v1 = Upstream::start("v1");
+    let web = free();
+    let unit = Unit::new(web, &v1);
+    let _serin = unit.start(&[("LISTEN_FDS", "999999999")], None);
+    unit.hears("READY=1");
+    assert_eq!(get(web, "/").0, 200, "its own listener is there");
+    let said = unit.said();
+    assert!(
+        said.contains("LISTEN_FDS=999999999 announces more sockets"),
+        "{said}"
+    );
 }
 
 #[test]
