@@ -243,7 +243,7 @@ impl Outbound<'_> {
                 Err(error) => return Err(self.unconnected(endpoint, &error, exchange, role)),
             };
             let reused = lease.reused;
-            if !lease.carries(size) {
+            if !lease.carries(size, now) {
                 // The version would say the same, and be judged by it.
                 return Err(Missed::Final(Failure::HEAD_TOO_LARGE, Outcome::Ok));
             }
@@ -291,7 +291,7 @@ impl Outbound<'_> {
                     let said = said(&error);
                     // The keep-alive race: the other side closed an idle connection while we wrote to it. Whether we learn of
                     // it by an end, a reset or a broken pipe is a matter of microseconds. Once: then a new connection tells.
-                    let race = reused && !new && said == Said::Nothing && may_have_idled(&error, begun);
+                    let race = !new && said == Said::Nothing && was_not_for_it(&lease, &error, begun);
                     let again = match said {
                         // Once is enough for a head that may be the reason.
                         _ if apart || !body.is_none_or(BodyHandle::is_replayable) => None,
@@ -539,6 +539,11 @@ fn invalid(exchange: &mut Exchange) -> Missed {
     exchange.attempted(Attempt::Protocol);
     exchange.judge(Outcome::Failed);
     Missed::Final(Failure::INVALID, Outcome::Failed)
+}
+
+/// Whether a connection may have ended for another reason than the request that went out over it at `begun`.
+fn was_not_for_it(lease: &Lease<RequestBody>, error: &hyper::Error, begun: Instant) -> bool {
+    lease.reused && may_have_idled(error, begun) || lease.broke_over_another(Instant::now(), LONGEST_RACE)
 }
 
 /// Whether a kept connection may have ended for being idle, with a request that went out over it at `begun`.

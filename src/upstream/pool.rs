@@ -610,7 +610,7 @@ where
     }
 
     /// Whether a request whose head has this size may go out on it; then it does.
-    pub fn carries(&mut self, head: u32) -> bool {
+    pub fn carries(&mut self, head: u32, now: Instant) -> bool {
         let Some(Sender::Http2(seated)) = &self.sender else {
             return true;
         };
@@ -618,8 +618,17 @@ where
             return false;
         }
         self.head = head;
-        seated.carries(head);
+        seated.carries(head, now);
         true
+    }
+
+    /// Whether a larger head than its own went out on the connection within the last `limit`: it may be why the connection
+    /// has ended.
+    pub fn broke_over_another(&self, now: Instant, limit: Duration) -> bool {
+        let Some(Sender::Http2(seated)) = &self.sender else {
+            return false;
+        };
+        seated.has_just_carried_more(self.head, now, limit)
     }
 
     /// Its request was answered.

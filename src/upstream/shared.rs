@@ -31,6 +31,8 @@ pub(super) struct Seats {
     most_head: Cell<Option<u32>>,
     /// The largest head that has been sent on it.
     largest_head: Cell<u32>,
+    /// When the last of that size was.
+    largest_at: Cell<Option<Instant>>,
     /// It has ended before an answer, and somebody knows.
     broken: Cell<bool>,
 }
@@ -162,9 +164,17 @@ impl<B> Shared<B> {
 
 impl<B> Seated<B> {
     /// A head of this size goes out on it.
-    pub(super) fn carries(&self, head: u32) {
-        let largest = &self.seat.largest_head;
-        largest.set(largest.get().max(head));
+    pub(super) fn carries(&self, head: u32, now: Instant) {
+        if head >= self.seat.largest_head.get() {
+            self.seat.largest_head.set(head);
+            self.seat.largest_at.set(Some(now));
+        }
+    }
+
+    /// Whether a head that is larger than this one was sent on it within the last `limit`.
+    pub(super) fn has_just_carried_more(&self, head: u32, now: Instant, limit: Duration) -> bool {
+        let within = |at| now.saturating_duration_since(at) < limit;
+        head < self.seat.largest_head.get() && self.seat.largest_at.get().is_some_and(within)
     }
 
     /// It has ended before an answer: the largest head that was sent on it, for the first who says so.
