@@ -399,8 +399,8 @@ impl Exchange {
         });
         let ticket = self.evidence.take();
         let assigned = self.assigned();
-        assigned.metrics.shard(worker).judge(outcome);
         if let Some(ticket) = ticket {
+            assigned.metrics.shard(worker).judge(outcome);
             // A failure is none of these, whatever its status is; nor is a status of ours, which is never the version's success.
             if outcome == Outcome::Ok && (refused || self.status.is_some_and(is_client_error)) {
                 assigned.evidence.client_error(worker, &ticket);

@@ -257,6 +257,33 @@ fn a_client_that_goes_away_is_a_499_and_no_verdict_on_the_version() {
 }
 
 #[test]
+fn what_a_client_forces_is_no_verdict_on_a_version() {
+    let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
+    let serin = start(&stable, &canary, "force: {header: x-canary}");
+    for (force, path) in [
+        ("always", "/status/500"),
+        ("never", "/status/500"),
+        ("always", "/"),
+    ] {
+        let mut forced = lost(get_request(path), false);
+        forced.headers_mut().insert("x-canary", force.parse().unwrap());
+        ask(serin.web, false, forced).unwrap();
+    }
+    let all = |name: &str| family(&serin, "/metrics", name);
+    let seen = || sum(&all("serin_http_requests_total"), &[]);
+    wait_for("three answers", SOON, || (seen() == 3).then_some(()));
+    assert_eq!(
+        sum(&all("serin_split_assignments_total"), &[("reason", "force")]),
+        3
+    );
+    assert_eq!(sum(&all("serin_version_outcomes_total"), &[]), 0);
+    ask(serin.web, false, lost(get_request("/status/500"), false)).unwrap();
+    wait_for("the verdict on one that was assigned", SOON, || {
+        (sum(&all("serin_version_outcomes_total"), &[("outcome", "failed")]) == 1).then_some(())
+    });
+}
+
+#[test]
 fn a_rescued_request_is_stables_answer_and_the_canarys_failure() {
     let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
     let serin = start(&stable, &canary, "hardFailure: {attempts: 100000, action: abort}");

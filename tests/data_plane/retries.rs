@@ -399,21 +399,15 @@ services:
   - name: shop
     stable: {{version: v1, endpoints: [\"{}\"]}}
     canary: {{version: v2, endpoints: [\"{}\", \"{}\"]}}
-    force: {{header: x-canary}}
     retries: {{budget: 100%}}
-    strategy: {{canary: {{steps: [{{setWeight: 5}}, {{pause: {{}}}}]}}}}
+    strategy: {{canary: {{steps: [{{setWeight: 100}}, {{pause: {{}}}}]}}}}
 ",
         stable.url(),
         good.url(),
         bad.url()
     ));
     serin.wait_status("shop", "the pause", |status| status["phase"] == "Paused");
-    let forced = |_| {
-        let mut get = get("/");
-        get.headers_mut().insert("x-canary", "always".parse().unwrap());
-        get
-    };
-    let plan = || Plan::new(serin.web, 2).requests(forced);
+    let plan = || Plan::new(serin.web, 2).requests(|_| get("/"));
     let tally = plan().total(60).start().finish();
     tally.assert_clean();
     assert_eq!((tally.version("v2"), stable.requests()), (60, 0));

@@ -125,8 +125,6 @@ fn a_version_that_drips_goes_on_while_bytes_flow_shows_in_its_own_latency_and_sl
         slow > 1.0 && fast < slow / 2.0,
         "stable {fast} s, canary {slow} s"
     );
-    let failed = [("outcome", "failed")];
-    assert_eq!(serin.count("serin_version_outcomes_total", &failed), 0);
     if full_form(0, 1) == 1 {
         a_drip_leaves_the_p99_of_stable_where_it_is(&pair);
     }
