@@ -18,6 +18,15 @@ pub(super) struct Blind {
     pub(super) hint: &'static str,
 }
 
+/// With a `max` somebody is asked in the end.
+fn waits_without_end(step: &Step) -> bool {
+    let Step::Pause(pause) = step else { return false };
+    pause
+        .until_evidence
+        .as_ref()
+        .is_some_and(|until| until.max.is_none())
+}
+
 /// Every step that waits for a judge at 0 or 100 %, and the background judge of a plan that goes to (nearly) everything before any
 /// share at which there is something to compare. `is_judge`: whether a template of this name has a judge with a say.
 pub(super) fn blind(canary: &Canary, is_judge: impl Fn(&str) -> bool) -> Vec<Blind> {
@@ -37,7 +46,7 @@ pub(super) fn blind(canary: &Canary, is_judge: impl Fn(&str) -> bool) -> Vec<Bli
         raised |= !compared && (to.is_full() || matches!(step, Step::Bake(_)));
         weight = to;
         compared |= serves_both(weight);
-        let waits = step.waits_for_evidence() || step.analysis().is_some_and(asks);
+        let waits = waits_without_end(step) || step.analysis().is_some_and(asks);
         if waits && !serves_both(weight) {
             found.push(Blind {
                 step: Some(index),

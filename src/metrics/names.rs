@@ -34,7 +34,7 @@ families! {
     REQUESTS_BY_CLASS = COUNTER "serin_http_requests_by_class_total" &["serin_service", "role", "version", "class"],
         "The same by status class, at 0 from the first scrape.";
     OUTCOMES = COUNTER "serin_version_outcomes_total" &["serin_service", "role", "version", "outcome"],
-        "The verdict of each request's first attempt, charged to the version that weight or stickiness assigned it to.";
+        "The verdict of each request's first attempt, charged to the version it was assigned to; forced requests are not among them.";
     DURATION = HISTOGRAM "serin_http_request_duration_seconds" VERSION,
         "From request head received to response body sent, by the role that answered.";
     FIRST_BYTE = HISTOGRAM "serin_http_response_first_byte_seconds" VERSION,

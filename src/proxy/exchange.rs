@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::Service,
-    metrics::{Attempt, Outcome, Retry, Ticket},
+    metrics::{AssignReason, Attempt, Outcome, Retry, Ticket},
     model::Role,
     upstream::{self, Endpoint, Lease, Target},
 };
@@ -94,6 +94,8 @@ pub(super) struct Exchange {
     /// The generation in which it was assigned.
     split: Rc<LiveSplit>,
     assigned: Role,
+    /// By the client, who is no judge of versions.
+    forced: bool,
     served: Role,
     /// Its place in the evidence, when it is any.
     evidence: Option<Ticket>,
@@ -147,6 +149,7 @@ impl Exchange {
             connecting: Duration::ZERO,
             split,
             assigned: choice.role,
+            forced: matches!(choice.reason, AssignReason::Force),
             served: choice.role,
             evidence,
             verdict: None,
@@ -399,8 +402,10 @@ impl Exchange {
         });
         let ticket = self.evidence.take();
         let assigned = self.assigned();
-        if let Some(ticket) = ticket {
+        if !self.forced {
             assigned.metrics.shard(worker).judge(outcome);
+        }
+        if let Some(ticket) = ticket {
             // A failure is none of these, whatever its status is; nor is a status of ours, which is never the version's success.
             if outcome == Outcome::Ok && (refused || self.status.is_some_and(is_client_error)) {
                 assigned.evidence.client_error(worker, &ticket);

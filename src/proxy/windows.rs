@@ -40,8 +40,10 @@ impl Windows {
         self.each.set(window.into());
     }
 
-    /// The client takes so much more on all its streams.
+    /// The client takes so much more on all its streams: a field whose first bit is reserved, and ignored by whoever receives it
+    /// (RFC 9113 6.9).
     pub(super) fn grants(&self, more: u32) {
+        let more = more & (u32::MAX >> 1);
         self.granted.set(self.granted.get().saturating_add(more.into()));
     }
 
@@ -85,6 +87,14 @@ mod tests {
         );
         windows.gives_each(10);
         assert!(windows.take(8, &two) && !windows.take(1, &two));
+    }
+
+    #[test]
+    fn the_reserved_bit_of_a_grant_grants_nothing() {
+        let windows = Windows::default();
+        windows.grants(1 << 31 | 1);
+        windows.gives_each(u32::MAX >> 1);
+        assert!(windows.take(65_536, &Cell::new(0)) && !windows.take(1, &Cell::new(0)));
     }
 
     #[test]

@@ -82,7 +82,8 @@ pub fn init() -> Result<(), LogError> {
 
 /// What an operator asks for goes before what holds for libraries: of two directives for one target the later counts.
 fn filter(value: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::try_new(format!("{LIBRARIES},{value}"))
+    let libraries = if value == "off" { "off" } else { LIBRARIES };
+    EnvFilter::try_new(format!("{libraries},{value}"))
 }
 
 #[cfg(test)]
@@ -93,6 +94,7 @@ mod tests {
     fn libraries_are_heard_when_they_are_named() {
         for (value, expected) in [
             ("info", "h2=error,info"),
+            ("off", "off"),
             ("debug,h2=trace", "h2=trace,debug"),
             ("serin=debug", "serin=debug,h2=error"),
         ] {

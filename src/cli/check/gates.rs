@@ -126,12 +126,19 @@ impl Sight {
             let canary = judge.lets_go_on(weight.as_ratio(), next.as_ratio(), stable)?;
             Some(canary / weight.as_ratio())
         });
-        let most = thousands(whole(all.fold(0.0, f64::max)));
+        let most = all.fold(0.0, f64::max);
+        let never = if most > 0.0 {
+            format!(
+                "; a service with fewer than about {} users never shows enough for every weight, and somebody must promote it",
+                thousands(whole(most))
+            )
+        } else {
+            String::new()
+        };
         // Writing to a string does not fail.
         let _ = writeln!(
             self.text,
-            "    users are sticky: a request is here a user's first one at a weight, and --rps is new users per second; a service with \
-             fewer than about {most} users never shows enough for every weight, and somebody must promote it"
+            "    users are sticky: a request is here a user's first one at a weight, and --rps is new users per second{never}"
         );
     }
 
@@ -473,6 +480,12 @@ analysisTemplates:
             "{}",
             sticky.text
         );
+        let failing = Traffic {
+            error_rate: Some(0.03),
+            ..at(10.0)
+        };
+        let never = sight("  sticky: {header: x-user-id}\n", failing);
+        assert!(!never.text.contains("users never shows"), "{}", never.text);
     }
 
     #[test]

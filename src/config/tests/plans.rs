@@ -394,6 +394,7 @@ fn a_judge_that_would_never_see_both_versions_is_a_fault_of_the_plan() {
         ),
         format!("{hold}, steps: [{{setWeight: 5}}, {waits}, {step}]"),
         format!("{hold}, auto: {{weights: [50]}}"),
+        "steps: [{pause: {untilEvidence: {max: 10m}}}, {setWeight: 5}, {pause: {}}]".to_owned(),
     ] {
         assert_eq!(plan(&canary), "", "{canary}");
     }
