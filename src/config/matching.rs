@@ -4,7 +4,7 @@ use super::cx::Cx;
 use super::decode::Located;
 use super::filters::FilterConfig;
 use super::problem::did_you_mean;
-use crate::route::{FieldMatch, HostMatch, PathMatch, RouteMatch, ValueMatch};
+use crate::route::{FieldMatch, HostMatch, PathMatch, RouteMatch, ValueMatch, plain_path};
 use http::{HeaderName, Method};
 use regex::{Regex, RegexBuilder};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
@@ -205,6 +205,14 @@ fn path_match(config: &PathConfig, path: &str, cx: &mut Cx) -> Option<PathMatch>
         (Some(text), None, None) => ("exact", text),
         (None, Some(text), None) => ("prefix", text),
         (None, None, Some(pattern)) => {
+            let plain = plain_path(pattern);
+            if plain != pattern.as_str() {
+                cx.warn(
+                    &format!("{path}.regex"),
+                    "paths are compared in one spelling, which this may never match",
+                    format!("write `{plain}`"),
+                );
+            }
             return match whole(pattern) {
                 Ok(regex) => Some(PathMatch::Regex(regex)),
                 Err(what) => {

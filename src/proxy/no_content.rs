@@ -28,7 +28,7 @@ pub(super) async fn ends_empty(body: &mut Incoming) -> bool {
                         return Poll::Ready(false);
                     }
                 }
-                // A stream that is reset with `NO_ERROR` has an end like a good one.
+                // A stream that is reset with `NO_ERROR` looks like one that ended, and has not.
                 None => return Poll::Ready(body.is_end_stream()),
                 Some(Err(_)) => return Poll::Ready(false),
             }

@@ -21,6 +21,8 @@ pub(super) struct Windows {
     handed: Cell<u64>,
     /// What the library has written.
     written: Cell<u64>,
+    /// Something was handed over after the last write: it is still to come.
+    fresh: Cell<bool>,
 }
 
 impl Default for Windows {
@@ -30,6 +32,7 @@ impl Default for Windows {
             granted: Cell::new(INITIAL),
             handed: Cell::new(0),
             written: Cell::new(0),
+            fresh: Cell::new(false),
         }
     }
 }
@@ -50,6 +53,7 @@ impl Windows {
     /// A piece of so many bytes has been written.
     pub(super) fn written(&self, length: usize) {
         add(&self.written, length);
+        self.fresh.set(false);
     }
 
     /// A piece of so many bytes goes to the library, on a stream that has been handed `before`. Whether it fits for certain: what
@@ -57,12 +61,16 @@ impl Windows {
     pub(super) fn take(&self, length: usize, before: &Cell<u64>) -> bool {
         add(before, length);
         add(&self.handed, length);
+        self.fresh.set(true);
         before.get() <= self.each.get() && self.handed.get() <= self.granted.get()
     }
 
-    /// Nothing waits to be written: what was handed over and not written was for streams that have been given up.
+    /// Nothing waits to be written: what was handed over before the last write and not written was for streams that have been
+    /// given up.
     pub(super) fn settle(&self) {
-        self.handed.set(self.written.get());
+        if !self.fresh.get() {
+            self.handed.set(self.written.get());
+        }
     }
 }
 
@@ -102,6 +110,8 @@ mod tests {
         let windows = Windows::default();
         let of = |stream: &Cell<u64>| windows.take(60_000, stream);
         assert!(of(&Cell::new(0)) && !of(&Cell::new(0)));
+        windows.settle();
+        assert!(!of(&Cell::new(0)), "all of it may still come");
         windows.written(5_000);
         windows.settle();
         assert!(of(&Cell::new(0)), "5,000 and 60,000");

@@ -171,6 +171,22 @@ fn what_is_wrong_with_who_is_told_says_where_and_how_to_mend_it() {
 }
 
 #[test]
+fn a_pattern_in_another_spelling_than_paths_are_compared_in_is_warned_of() {
+    let warned = |regex: &str| {
+        let service = with(&format!("match: [{{path: {{regex: '{regex}'}}}}]"));
+        shown(&read(&service).unwrap().warnings)
+    };
+    assert_eq!(warned("/a/[a-z]+%2F.*"), "");
+    for (regex, plain) in [("/a%2fb", "/a%2Fb"), ("/caf\u{e9}", "/caf%C3%A9"), ("/%61", "/a")] {
+        let said = warned(regex);
+        assert!(
+            said.contains("path.regex: ") && said.contains(&format!("write `{plain}`")),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn filters_are_compiled_for_each_alternative_and_their_faults_named() {
     let config = good(&with(
         "match:\n- {path: {prefix: /a/}}\n- {path: {exact: /b}, filters: [{requestRedirect: {hostname: Other.test}}]}\n\
