@@ -24,7 +24,7 @@ use crate::{
     metrics::{Attempt, Outcome, Retry},
     model::Role,
     telemetry::Causes,
-    upstream::{ConnectError, Connections, Endpoint, Fault, Lease, SendError, balance},
+    upstream::{ConnectError, Connections, Endpoint, Fault, Lease, Room, SendError, balance},
 };
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use http_body::Body;
@@ -77,16 +77,31 @@ enum Missed {
     Final(Failure, Outcome),
 }
 
+/// The version would say the same, and be judged by it.
+const HEAD_TOO_LARGE: Missed = Missed::Final(Failure::HEAD_TOO_LARGE, Outcome::Ok);
+
 /// How a connection ended on which a request got no answer.
 #[derive(Clone, Copy)]
 struct Ended {
     role: Role,
     /// It had served others before.
     reused: bool,
-    /// Nobody else was on it, for the head is larger than any that the endpoint has answered.
+    /// Nobody else was on it, for the head is larger than usual and than any that the endpoint has answered.
     apart: bool,
     /// Nobody has said so yet.
     first: bool,
+}
+
+impl Ended {
+    fn of(lease: &Lease<RequestBody>, said: Said, role: Role, apart: bool) -> Ended {
+        let whole = matches!(said, Said::Nothing | Said::Thrown);
+        Ended {
+            role,
+            reused: lease.reused,
+            apart,
+            first: !whole || lease.broke(Instant::now(), LONGEST_RACE),
+        }
+    }
 }
 
 /// Sends the request until something answers or nothing is left to try. What is large is lent: each hand-over of a head or of
@@ -230,29 +245,35 @@ impl Outbound<'_> {
             let mut apart = false;
             let leased = if self.upgrade.is_some() && connections.has_choice(live) {
                 connections.lease_http1(limit, live).await
-            } else if connections.keep_apart(size) {
-                apart = true;
-                connections.lease_apart(limit, live).await
-            } else if round < 2 && !new {
-                connections.lease(now, limit, spare.is_none(), live).await
             } else {
-                connections.lease_new(limit, live).await
+                match connections.room_for(size, now) {
+                    Room::Any if round < 2 && !new => {
+                        connections.lease(now, limit, spare.is_none(), live).await
+                    }
+                    Room::Any => connections.lease_new(limit, live).await,
+                    Room::Apart => {
+                        apart = true;
+                        connections.lease_apart(limit, live).await
+                    }
+                    Room::None => return Err(HEAD_TOO_LARGE),
+                }
             };
             let mut lease = match leased {
                 Ok(lease) => lease,
                 Err(error) => return Err(self.unconnected(endpoint, &error, exchange, role)),
             };
             let reused = lease.reused;
-            if !lease.carries(size, now) {
-                // The version would say the same, and be judged by it.
-                return Err(Missed::Final(Failure::HEAD_TOO_LARGE, Outcome::Ok));
+            // Over HTTP/1.1 nobody shares.
+            apart = apart && lease.is_http2();
+            // The time that connecting took is not the version's to answer in.
+            let begun = if reused { now } else { Instant::now() };
+            if !lease.carries(size, begun) {
+                return Err(HEAD_TOO_LARGE);
             }
             // There is one whenever an attempt begins, and after each round that has another.
             let Some(parts) = head.take() else { break };
             let own = spare_of_one(&parts, spare, body, &lease);
             let outgoing = self.outgoing(parts, body, &lease, endpoint);
-            // The time that connecting took is not the version's to answer in.
-            let begun = if reused { now } else { Instant::now() };
             exchange.connected(begun.saturating_duration_since(now));
             let sent = {
                 // Where it stays: the request is in it.
@@ -299,12 +320,7 @@ impl Outbound<'_> {
                         Said::Nothing if race => spare,
                         Said::Nothing | Said::Reset => None,
                     };
-                    let ended = Ended {
-                        role,
-                        reused,
-                        apart,
-                        first: !matches!(said, Said::Nothing | Said::Thrown) || lease.broke(),
-                    };
+                    let ended = Ended::of(&lease, said, role, apart);
                     if let Some(again) = again.and_then(Spare::restore) {
                         *head = Some(again);
                         if round < 2 {

@@ -4,19 +4,24 @@
 //! beforehand how much it takes (RFC 9113 6.5.2, 10.5.1). So a head that is larger than any that it has answered goes on a
 //! connection of its own, and costs at most itself.
 
-use std::cell::Cell;
+use std::{cell::Cell, time::Duration};
+use tokio::time::Instant;
 
-/// What every server takes unless somebody has set it to less, in bytes as `SETTINGS_MAX_HEADER_LIST_SIZE` counts them.
+/// What every server takes unless somebody has set it to less, in bytes as `SETTINGS_MAX_HEADER_LIST_SIZE` counts them. A head
+/// that is no larger is never taken for the reason why a connection ended: else no version that ends all of them would be seen
+/// to be broken.
 const USUAL: u32 = 8 * 1024;
-/// What is never asked about: a server that takes less serves nobody.
-const LEAST: u32 = 1024;
+/// How long what an endpoint says that it takes is believed before a connection is opened to hear it again.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// What one worker knows of one endpoint.
 #[derive(Debug)]
 pub(super) struct Heads {
     /// What it says that it takes.
     announced: Cell<Option<u32>>,
-    /// The largest that is known to be safe.
+    /// When it said so last, or was asked to.
+    asked: Cell<Option<Instant>>,
+    /// The largest that is known to be safe, at least what is usual.
     safe: Cell<u32>,
 }
 
@@ -24,6 +29,7 @@ impl Default for Heads {
     fn default() -> Self {
         Heads {
             announced: Cell::new(None),
+            asked: Cell::new(None),
             safe: Cell::new(USUAL),
         }
     }
@@ -31,7 +37,8 @@ impl Default for Heads {
 
 impl Heads {
     /// A new connection begins with this limit, or without one.
-    pub(super) fn announced(&self, limit: Option<u32>) {
+    pub(super) fn announced(&self, limit: Option<u32>, now: Instant) {
+        self.asked.set(Some(now));
         if self.announced.replace(limit) != limit
             && let Some(limit) = limit
         {
@@ -49,16 +56,63 @@ impl Heads {
         self.announced.get().is_some_and(|limit| size > limit)
     }
 
+    /// Whether it is refused without a connection. When the limit has not been heard for [`ASK_AGAIN`] one goes on to a
+    /// connection, which may tell of another.
+    pub(super) fn refuses(&self, size: u32, now: Instant) -> bool {
+        if !self.is_refused(size) {
+            return false;
+        }
+        let heard = |asked| now.saturating_duration_since(asked) < ASK_AGAIN;
+        let refuses = self.asked.get().is_some_and(heard);
+        if !refuses {
+            self.asked.set(Some(now));
+        }
+        refuses
+    }
+
     /// One of this size was answered, well or not.
     pub(super) fn answered(&self, size: u32) {
         self.safe.set(self.safe.get().max(size));
     }
 
-    /// A connection ended before the answers to all its requests; this was the largest head on it. It may have been the
-    /// reason, and the smaller ones were not.
-    pub(super) fn broke(&self, largest: u32) {
-        let below = largest.saturating_sub(1).max(LEAST);
+    /// A connection ended before the answers to all its requests, perhaps for a head of this size ([`Carried::suspect`]).
+    pub(super) fn broke(&self, size: u32) {
+        let below = size.saturating_sub(1).max(USUAL);
         self.safe.set(self.safe.get().min(below));
+    }
+}
+
+/// The heads that one connection has carried.
+#[derive(Debug, Default)]
+pub(super) struct Carried {
+    /// The largest that has been sent.
+    largest: Cell<u32>,
+    /// When the last of that size was.
+    at: Cell<Option<Instant>>,
+    /// The largest that was answered.
+    answered: Cell<u32>,
+}
+
+impl Carried {
+    /// One of this size goes out.
+    pub(super) fn sent(&self, size: u32, now: Instant) {
+        if size >= self.largest.get() {
+            self.largest.set(size);
+            self.at.set(Some(now));
+        }
+    }
+
+    /// One of this size was answered, well or not.
+    pub(super) fn answered(&self, size: u32) {
+        self.answered.set(self.answered.get().max(size));
+    }
+
+    /// The size of the head that may be why the connection has just ended: larger than usual and than any that was answered on
+    /// it, and sent within the last `limit`.
+    pub(super) fn suspect(&self, now: Instant, limit: Duration) -> Option<u32> {
+        let within = |at| now.saturating_duration_since(at) < limit;
+        let size = self.largest.get();
+        (size > USUAL.max(self.answered.get()) && self.at.get().is_some_and(within)).then_some(size)
     }
 }
 
@@ -75,28 +129,68 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_head_of_a_connection_that_broke_is_kept_apart_from_then_on() {
+    fn a_head_larger_than_usual_that_a_connection_may_have_ended_for_is_kept_apart_from_then_on() {
         let heads = Heads::default();
-        heads.broke(3000);
-        assert!(!heads.is_risky(2999) && heads.is_risky(3000));
+        heads.answered(30_000);
+        heads.broke(20_000);
+        assert!(!heads.is_risky(19_999) && heads.is_risky(20_000));
         // Whoever is told of it later knows no more.
-        heads.broke(3000);
-        assert!(!heads.is_risky(2999));
-        heads.broke(200);
-        assert!(!heads.is_risky(LEAST) && heads.is_risky(LEAST + 1));
-        heads.answered(3000);
-        assert!(!heads.is_risky(3000), "it was not the reason");
+        heads.broke(20_000);
+        assert!(!heads.is_risky(19_999));
+        heads.answered(20_000);
+        assert!(!heads.is_risky(20_000), "it was not the reason");
+        heads.broke(1500);
+        assert!(!heads.is_risky(USUAL) && heads.is_risky(USUAL + 1));
     }
 
     #[test]
     fn what_a_server_says_that_it_takes_is_believed_until_it_breaks() {
-        let heads = Heads::default();
-        heads.announced(Some(16_384));
+        let (heads, now) = (Heads::default(), Instant::now());
+        heads.announced(Some(16_384), now);
         assert!(!heads.is_risky(16_384) && !heads.is_refused(16_384) && heads.is_refused(16_385));
         heads.broke(10_000);
-        heads.announced(Some(16_384));
+        heads.announced(Some(16_384), now);
         assert!(heads.is_risky(10_000), "the next connection says nothing new");
-        heads.announced(None);
+        heads.announced(None, now);
         assert!(!heads.is_refused(1 << 20));
+    }
+
+    #[test]
+    fn a_head_known_to_be_refused_opens_one_connection_a_minute_to_hear_of_another_limit() {
+        let (heads, now) = (Heads::default(), Instant::now());
+        let after = |seconds| now + Duration::from_secs(seconds);
+        assert!(!heads.refuses(20_000, now), "nothing has been said");
+        heads.announced(Some(16_384), now);
+        assert!(heads.refuses(20_000, after(59)) && !heads.refuses(16_384, after(59)));
+        assert!(!heads.refuses(20_000, after(60)));
+        assert!(heads.refuses(20_000, after(61)), "one asks already");
+        heads.announced(Some(16_384), after(62));
+        assert!(heads.refuses(20_000, after(121)) && !heads.refuses(20_000, after(122)));
+        heads.announced(Some(20_000), after(123));
+        assert!(!heads.refuses(20_000, after(123)));
+    }
+
+    #[test]
+    fn a_connection_ends_for_no_head_but_a_large_one_that_was_just_sent_and_not_answered_on_it() {
+        let (now, limit) = (Instant::now(), Duration::from_secs(1));
+        let after = |millis| now + Duration::from_millis(millis);
+        let carried = Carried::default();
+        assert_eq!(carried.suspect(now, limit), None);
+        carried.sent(USUAL, now);
+        assert_eq!(carried.suspect(now, limit), None, "every server takes it");
+        carried.sent(20_000, now);
+        carried.sent(500, after(900));
+        assert_eq!(carried.suspect(after(999), limit), Some(20_000));
+        assert_eq!(
+            carried.suspect(after(1000), limit),
+            None,
+            "it would have ended before"
+        );
+        carried.answered(20_000);
+        carried.sent(20_000, after(2000));
+        assert_eq!(carried.suspect(after(2000), limit), None, "it takes as much");
+        carried.sent(20_001, after(2000));
+        carried.answered(500);
+        assert_eq!(carried.suspect(after(2001), limit), Some(20_001));
     }
 }

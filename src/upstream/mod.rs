@@ -33,7 +33,7 @@ pub use descriptors::{Descriptor, Descriptors};
 pub use dns::{Names, first_answers, resolve};
 pub use endpoint::{Endpoint, Fault, Health};
 pub use live::{LiveService, Services, TripReport};
-pub use pool::{Connections, Lease, Pools, SendError};
+pub use pool::{Connections, Lease, Pools, Room, SendError};
 pub use rotation::{Policy, Rotation};
 pub use scrape::ServicesSource;
 pub use seats::Seats;

@@ -134,6 +134,17 @@ impl<B> Drop for Waiting<'_, B> {
     }
 }
 
+/// Where a request may go, for the size of its head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// On any connection.
+    Any,
+    /// On one that nobody else is on ([`Connections::lease_apart`]).
+    Apart,
+    /// On none: the endpoint has said that it takes no head of this size.
+    None,
+}
+
 /// What a request waited for.
 enum Freed<B> {
     /// A connection that another request is done with.
@@ -411,7 +422,7 @@ where
 
     /// Adds an HTTP/2 connection that has just been opened; a seat on it.
     fn share(&self, shared: Shared<B>) -> Sender<B> {
-        self.heads.announced(shared.most_head());
+        self.heads.announced(shared.most_head(), Instant::now());
         let own = shared.first_seat();
         if !shared.is_used_up(self.endpoint.capacity.most_served()) {
             self.shared.borrow_mut().push(shared);
@@ -460,12 +471,16 @@ where
                 place.map_err(|_| ConnectError::Full)?
             }
         };
-        match connect(&self.endpoint, place, timeout, live, only_http1).await? {
+        let opened = connect(&self.endpoint, place, timeout, live, only_http1).await?;
+        if !only_http1 {
+            self.http1.set(matches!(opened, Opened::Http1(_)));
+        }
+        match opened {
             Opened::Http1(sender) => Ok(self.lent(Sender::Http1(Kept { sender, served: 0 }), false)),
             // It was offered nothing but HTTP/1.1.
             Opened::Http2(_) if only_http1 => Err(ConnectError::NoHttp1),
             Opened::Http2(shared) => {
-                self.heads.announced(shared.most_head());
+                self.heads.announced(shared.most_head(), Instant::now());
                 Ok(self.lent(Sender::Http2(shared.first_seat()), false))
             }
         }
@@ -476,9 +491,17 @@ where
         !self.http1.get()
     }
 
-    /// Whether a request whose head has this size, counted as HTTP/2 does, needs [`Self::lease_apart`].
-    pub fn keep_apart(&self, head: u32) -> bool {
-        self.are_shared() && self.heads.is_risky(head)
+    /// Where a request whose head has this size, counted as HTTP/2 does, may go.
+    pub fn room_for(&self, head: u32, now: Instant) -> Room {
+        if !self.are_shared() {
+            Room::Any
+        } else if self.heads.refuses(head, now) {
+            Room::None
+        } else if self.heads.is_risky(head) {
+            Room::Apart
+        } else {
+            Room::Any
+        }
     }
 
     /// A seat on the HTTP/2 connection that another request is opening. Otherwise one has to be opened here: for others as well
@@ -618,36 +641,39 @@ where
             return false;
         }
         self.head = head;
-        seated.carries(head, now);
+        seated.carried().sent(head, now);
         true
     }
 
-    /// Whether a larger head than its own went out on the connection within the last `limit`: it may be why the connection
-    /// has ended.
+    /// Whether the connection, which has ended just `now`, may have done so for a larger head than its own, sent within the
+    /// last `limit`.
     pub fn broke_over_another(&self, now: Instant, limit: Duration) -> bool {
         let Some(Sender::Http2(seated)) = &self.sender else {
             return false;
         };
-        seated.has_just_carried_more(self.head, now, limit)
+        let suspect = seated.carried().suspect(now, limit);
+        suspect.is_some_and(|size| size > self.head)
     }
 
     /// Its request was answered.
     pub fn answered(&self) {
-        if self.is_http2() {
+        if let Some(Sender::Http2(seated)) = &self.sender {
+            seated.carried().answered(self.head);
             self.connections.heads.answered(self.head);
         }
     }
 
-    /// The connection ended before the answer. Whether nobody has said so yet: it is one failure, however many were on it.
-    pub fn broke(&self) -> bool {
+    /// The connection ended before the answer, just `now`, perhaps for a head that was sent within the last `limit`. Whether
+    /// nobody has said so yet: it is one failure, however many were on it.
+    pub fn broke(&self, now: Instant, limit: Duration) -> bool {
         let Some(Sender::Http2(seated)) = &self.sender else {
             return true;
         };
-        let largest = seated.broke();
-        if let Some(largest) = largest {
-            self.connections.heads.broke(largest);
+        let first = seated.broke();
+        if first && let Some(size) = seated.carried().suspect(now, limit) {
+            self.connections.heads.broke(size);
         }
-        largest.is_some()
+        first
     }
 
     /// Whether TLS is spoken on it.

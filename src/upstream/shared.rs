@@ -3,7 +3,7 @@
 //! A request beyond that would wait inside the library behind others, while a further connection could carry it: so each takes a
 //! seat first, and whoever finds none opens another connection or waits for a seat.
 
-use super::connect::LocalExecutor;
+use super::{connect::LocalExecutor, heads::Carried};
 use hyper::client::conn::http2;
 use std::{
     cell::{Cell, RefCell},
@@ -29,10 +29,8 @@ pub(super) struct Seats {
     empty_since: Cell<Option<Instant>>,
     /// The largest head that the other side takes, as far as it says so.
     most_head: Cell<Option<u32>>,
-    /// The largest head that has been sent on it.
-    largest_head: Cell<u32>,
-    /// When the last of that size was.
-    largest_at: Cell<Option<Instant>>,
+    /// The heads that have been sent on it.
+    carried: Carried,
     /// It has ended before an answer, and somebody knows.
     broken: Cell<bool>,
 }
@@ -163,24 +161,14 @@ impl<B> Shared<B> {
 }
 
 impl<B> Seated<B> {
-    /// A head of this size goes out on it.
-    pub(super) fn carries(&self, head: u32, now: Instant) {
-        if head >= self.seat.largest_head.get() {
-            self.seat.largest_head.set(head);
-            self.seat.largest_at.set(Some(now));
-        }
+    /// The heads that have been sent on the connection.
+    pub(super) fn carried(&self) -> &Carried {
+        &self.seat.carried
     }
 
-    /// Whether a head that is larger than this one was sent on it within the last `limit`.
-    pub(super) fn has_just_carried_more(&self, head: u32, now: Instant, limit: Duration) -> bool {
-        let within = |at| now.saturating_duration_since(at) < limit;
-        head < self.seat.largest_head.get() && self.seat.largest_at.get().is_some_and(within)
-    }
-
-    /// It has ended before an answer: the largest head that was sent on it, for the first who says so.
-    pub(super) fn broke(&self) -> Option<u32> {
-        let known = self.seat.broken.replace(true);
-        (!known).then(|| self.seat.largest_head.get())
+    /// It has ended before an answer. Whether nobody has said so yet.
+    pub(super) fn broke(&self) -> bool {
+        !self.seat.broken.replace(true)
     }
 }
 

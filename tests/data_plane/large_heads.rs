@@ -38,7 +38,7 @@ struct Picky {
     act: Act,
 }
 
-/// The connection that a request came on, its path, and whether its head was too large.
+/// The connection that a request came on, its path, and whether its head was too large. Each connection begins with one line.
 type Log = Arc<Mutex<Vec<(usize, String, bool)>>>;
 
 fn start(picky: Picky) -> (SocketAddr, Log) {
@@ -48,6 +48,9 @@ fn start(picky: Picky) -> (SocketAddr, Log) {
     std::thread::spawn(move || {
         for (connection, stream) in listener.incoming().enumerate() {
             let (stream, log) = (stream.unwrap(), Arc::clone(&shared));
+            log.lock()
+                .unwrap()
+                .push((connection, "accepted".to_owned(), false));
             // Ends with Serin's end of the connection.
             std::thread::spawn(move || serve(stream, connection, picky, &log));
         }
@@ -146,39 +149,41 @@ fn too_large(log: &Log) -> Vec<usize> {
 
 #[test]
 fn a_head_beyond_what_a_version_says_that_it_takes_is_refused_before_it_is_sent() {
-    let (at, log) = start(Picky {
-        announced: Some(4096),
-        most: 4096,
-        act: Act::Throw,
-    });
-    let serin = in_front_of(at);
-    let mut client = H2::connect(serin.web);
-    send(&mut client, 1, "POST", "/wait", 10);
-    wait_arrival(&log, "/wait");
-    for (stream, method) in [(3, "GET"), (5, "POST")] {
-        assert_eq!(ask(&mut client, stream, method, "/large", 5000).status, 431);
+    // Below and above what goes on a connection of its own.
+    for most in [4096, 12_000] {
+        let (at, log) = start(Picky {
+            announced: Some(most),
+            most: usize::try_from(most).unwrap(),
+            act: Act::Throw,
+        });
+        let serin = in_front_of(at);
+        let mut client = H2::connect(serin.web);
+        send(&mut client, 1, "POST", "/wait", 10);
+        wait_arrival(&log, "/wait");
+        for (stream, method) in [(3, "GET"), (5, "POST")] {
+            assert_eq!(ask(&mut client, stream, method, "/large", 13_000).status, 431);
+        }
+        assert_eq!(ask(&mut client, 7, "GET", "/fits", 3000).status, 200);
+        send(&mut client, 9, "GET", "/release", 10);
+        assert_eq!(client.response(1).unwrap().status, 200);
+        assert!(too_large(&log).is_empty());
+        let log = log.lock().unwrap();
+        assert!(
+            log.iter().all(|(connection, ..)| *connection == 0),
+            "{most}: none is opened for what is refused: {log:?}"
+        );
+        let refused = serin.count("serin_http_rejected_total", &[("reason", "header_limit")]);
+        let failed = serin.count("serin_version_outcomes_total", &[("outcome", "failed")]);
+        assert_eq!((refused, failed), (2, 0));
     }
-    assert_eq!(ask(&mut client, 7, "GET", "/fits", 3000).status, 200);
-    send(&mut client, 9, "GET", "/release", 10);
-    assert_eq!(client.response(1).unwrap().status, 200);
-    assert!(too_large(&log).is_empty());
-    assert!(
-        log.lock()
-            .unwrap()
-            .iter()
-            .all(|(connection, ..)| *connection == 0)
-    );
-    let refused = serin.count("serin_http_rejected_total", &[("reason", "header_limit")]);
-    let failed = serin.count("serin_version_outcomes_total", &[("outcome", "failed")]);
-    assert_eq!((refused, failed), (2, 0));
 }
 
 #[test]
 fn a_head_that_makes_a_version_end_the_connection_costs_others_a_repeat_once_and_from_then_on_nothing() {
     for act in [Act::Throw, Act::ThrowUntouched, Act::Close] {
         let (at, log) = start(Picky {
-            announced: None,
-            most: 2000,
+            announced: Some(16_384),
+            most: 10_000,
             act,
         });
         let serin = in_front_of(at);
@@ -194,8 +199,8 @@ fn a_head_that_makes_a_version_end_the_connection_costs_others_a_repeat_once_and
                 (begun.elapsed() > Duration::from_millis(1200)).then_some(())
             });
         }
-        // Nobody knows yet that it is too large.
-        send(&mut client, 5, "GET", "/large", 3000);
+        // Nobody knows yet that it is too large, whatever the version says.
+        send(&mut client, 5, "GET", "/large", 12_000);
         let (mut first, mut large) = (None, None);
         while first.is_none() || large.is_none() {
             let frame = client.read().expect("the client's connection goes on");
@@ -229,12 +234,12 @@ fn a_head_that_makes_a_version_end_the_connection_costs_others_a_repeat_once_and
         wait_arrival(&log, "/wait");
         for stream in [9, 11, 13] {
             assert_eq!(
-                ask(&mut client, stream, "GET", "/large", 3000).status,
+                ask(&mut client, stream, "GET", "/large", 12_000).status,
                 502,
                 "{act:?}"
             );
         }
-        assert_eq!(ask(&mut client, 15, "POST", "/large", 4000).status, 502);
+        assert_eq!(ask(&mut client, 15, "POST", "/large", 13_000).status, 502);
         send(&mut client, 17, "GET", "/release", 10);
         assert_eq!(client.response(7).unwrap().status, 200, "{act:?}");
         assert_eq!(too_large(&log).len(), 2 + 4, "{act:?}: once each");
@@ -299,7 +304,7 @@ fn one_clients_large_heads_pull_no_canary_back() {
     });
     let (canary, log) = start(Picky {
         announced: None,
-        most: 2000,
+        most: 9000,
         act: Act::Throw,
     });
     let serin = Serin::start_with(&format!(
@@ -323,7 +328,7 @@ services:
     };
     for stream in (1..20).step_by(2) {
         assert_eq!(
-            forced(stream, "/large", 3000 + usize::try_from(stream).unwrap()),
+            forced(stream, "/large", 10_000 + usize::try_from(stream).unwrap()),
             502
         );
     }
@@ -335,4 +340,41 @@ services:
         "the canary is asked as before"
     );
     assert_eq!(serin.count("serin_rollout_aborts_total", &[]), 0);
+}
+
+#[test]
+fn a_canary_that_ends_every_connection_is_pulled_back_although_no_head_is_small() {
+    let (stable, _) = start(Picky {
+        announced: None,
+        most: usize::MAX,
+        act: Act::Close,
+    });
+    let (canary, log) = start(Picky {
+        announced: None,
+        most: 0,
+        act: Act::Close,
+    });
+    let serin = Serin::start_with(&format!(
+        "{HEAD}
+services:
+  - name: shop
+    stable: {{version: v1, endpoints: [\"h2c://{stable}\"]}}
+    canary: {{version: v2, endpoints: [\"h2c://{canary}\"]}}
+    force: {{header: x-canary}}
+    strategy: {{canary: {{steps: [{{setWeight: 5}}, {{pause: {{}}}}]}}}}
+"
+    ));
+    serin.wait_status("shop", "the pause", |status| status["phase"] == "Paused");
+    let mut client = H2::connect(serin.web);
+    let cookie = format!("a={}", "x".repeat(1500));
+    let mut statuses = Vec::new();
+    for stream in [1, 3, 5, 7] {
+        let mut fields = request("POST", "/");
+        fields.extend([("cookie", cookie.as_str()), ("x-canary", "always")]);
+        client.head(stream, &fields, true);
+        statuses.push(client.response(stream).unwrap().status);
+    }
+    assert_eq!(statuses, [502, 502, 502, 200], "the fourth finds stable alone");
+    assert_eq!(too_large(&log).len(), 3);
+    serin.wait_log("every endpoint of the canary v2 failed");
 }
