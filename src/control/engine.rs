@@ -598,7 +598,8 @@ impl Engine {
         self.perform(name, now);
     }
 
-    /// One log line per decision, the counters, the watchers, and who is notified.
+    /// One log line per decision, the counters, the watchers, and who is notified. `ids`: none, where the store's thread tells
+    /// those who follow the events (`telling`).
     pub(super) fn tell(&mut self, name: &ServiceName, rows: &[Row], ids: &[u64], was_aborted: bool) {
         for row in rows {
             info!(

@@ -91,7 +91,12 @@ impl Engine {
     }
 
     /// Tells those who follow the events as soon as facts are stored, and whoever waits when it has been tried once.
-    fn telling(&self, name: &ServiceName, rows: &[Row], waiting: Option<oneshot::Sender<()>>) -> Tried {
+    pub(super) fn telling(
+        &self,
+        name: &ServiceName,
+        rows: &[Row],
+        waiting: Option<oneshot::Sender<()>>,
+    ) -> Tried {
         let (shared, name, rows) = (Arc::clone(&self.shared), name.clone(), rows.to_vec());
         let waiting = Mutex::new(waiting);
         Box::new(move |stored| {

@@ -98,9 +98,11 @@ impl Engine {
             return Err(not_stored(self.store_trouble().unwrap_or_default()));
         }
         self.store_evidence(name);
+        // Those who follow the events hear of it from where it is stored, so that they get everything in the order of its numbers.
+        let told = self.telling(name, &step.rows, None);
         match self
             .store
-            .begin_append(name, &step.rows, &step.next, key.as_ref())
+            .begin_append(name, &step.rows, &step.next, key.as_ref(), told)
         {
             Begun::Done(stored) => self.raised(name, step, key, stored).map(|()| Recorded::InForce),
             Begun::OnItsWay(coming) => {
@@ -139,14 +141,14 @@ impl Engine {
         key: Option<KeyRow>,
         stored: Stored,
     ) -> Result<(), Refusal> {
-        let ids = stored.map_err(|error| not_stored(&self.store_failed(&error)))?;
+        stored.map_err(|error| not_stored(&self.store_failed(&error)))?;
         self.store_works();
         let now = self.now();
         if let Some(key) = key {
             self.keys.keep(name.clone(), step.at, key);
         }
         self.commit(name, step.next, now);
-        self.tell(name, &step.rows, &ids, step.was_aborted);
+        self.tell(name, &step.rows, &[], step.was_aborted);
         Ok(())
     }
 

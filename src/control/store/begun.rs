@@ -67,7 +67,7 @@ impl Wanted {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It shall not come about; does nothing when it has.
+    /// It shall not come about. False: too late, it has come about, has failed, or was given up before, and nothing changes.
     pub(crate) fn give_up(&self) -> bool {
         let mut stage = self.stage();
         let in_time = *stage == Stage::Wanted;

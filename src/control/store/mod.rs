@@ -237,7 +237,7 @@ pub(crate) struct Appended {
     pub(crate) saved: Saved,
 }
 
-/// Told of each try to store facts that nobody waits for: their numbers, or why it comes again. The first one to work is the last.
+/// Told of each try to store facts: their numbers, or why not. The first one to work is the last.
 pub(crate) type Tried = Box<dyn Fn(Result<&[u64], &StoreError>) + Send>;
 
 /// How much of the past is kept.
@@ -265,14 +265,18 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
         key: Option<&KeyRow>,
     ) -> Result<Vec<u64>, StoreError>;
     /// [`Store::append`] without waiting, of what comes into force once it is stored. Only what is begun later comes after it.
+    /// `tried` is told before whatever is stored after it, and not at all of what was given up in time.
     fn begin_append(
         &self,
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
         key: Option<&KeyRow>,
+        tried: Tried,
     ) -> Begun {
-        Begun::Done(self.append(service, rows, saved, key))
+        let stored = self.append(service, rows, saved, key);
+        tried(stored.as_deref());
+        Begun::Done(stored)
     }
     /// [`Store::append`] of what is in force already: comes about later, before everything that is appended after it. An error:
     /// it does not come about.

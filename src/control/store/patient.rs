@@ -3,9 +3,8 @@
 //!
 //! The engine's calls run on a thread of their own and are given up after a while, or when nobody wants them any more (`begun`).
 //! What was given up and came about all the same is taken back before anything else is stored, so that "it failed and changed
-//! nothing" is true. What no
-//! decision depends on, and facts that are in force already, are not waited for at all (`later`): a judge must not look away
-//! while a slow disk keeps a record. What is waited for is stored after all of them, or not at all.
+//! nothing" is true. What no decision depends on, and facts that are in force already, are not waited for at all (`later`): a
+//! judge must not look away while a slow disk keeps a record. What is waited for is stored after all of them, or not at all.
 //! Reads for people go past this: they wait on threads that may.
 
 use super::{
@@ -139,14 +138,16 @@ impl Patient {
         job: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
         take_back: impl Fn(&dyn Store, &T) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.begin(job, take_back)?.wait()
+        self.begin(job, take_back, |_| ())?.wait()
     }
 
-    /// [`Patient::ask`] without waiting.
+    /// [`Patient::ask`] without waiting. `tell` hears what has come of it on the store's thread, in the order in which everything
+    /// is stored, unless it was given up before.
     fn begin<T: Send + 'static>(
         &self,
         job: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
         take_back: impl Fn(&dyn Store, &T) -> Result<(), StoreError> + Send + 'static,
+        tell: impl FnOnce(&Result<T, StoreError>) + Send + 'static,
     ) -> Result<Asked<T>, StoreError> {
         if self.stuck.load(Ordering::Acquire) > 0 {
             return Err(self.hangs());
@@ -163,6 +164,7 @@ impl Patient {
                     *stage = Stage::Over;
                     // Before the answer: whoever has it may close the file and open it again at once.
                     drop(inner);
+                    tell(&result);
                     // Under the lock, so that nobody gives up a call whose answer is on its way.
                     let _ = reply.send(result);
                     return;
@@ -276,7 +278,7 @@ impl Store for Patient {
         saved: &Saved,
         key: Option<&KeyRow>,
     ) -> Result<Vec<u64>, StoreError> {
-        match self.begin_append(service, rows, saved, key) {
+        match self.begin_append(service, rows, saved, key, Box::new(|_| ())) {
             Begun::Done(stored) => stored,
             Begun::OnItsWay(coming) => coming.wait(),
         }
@@ -288,6 +290,7 @@ impl Store for Patient {
         rows: &[Row],
         saved: &Saved,
         key: Option<&KeyRow>,
+        tried: Tried,
     ) -> Begun {
         let before = self.known().get(service).cloned();
         let (name, rows, next, key) = (service.clone(), rows.to_vec(), saved.clone(), key.cloned());
@@ -300,6 +303,7 @@ impl Store for Patient {
                 store.append(&name, &rows, &next, key.as_ref())
             },
             move |store, ids: &Vec<u64>| store.take_back(&whose, ids, before.as_ref(), used.as_deref()),
+            move |stored| tried(stored.as_deref()),
         );
         let asked = match asked {
             Ok(asked) => asked,

@@ -199,12 +199,13 @@ impl Store for Faulty {
         rows: &[Row],
         saved: &Saved,
         key: Option<&KeyRow>,
+        tried: Tried,
     ) -> Begun {
         if let Err(error) = self.check() {
             return Begun::Done(Err(error));
         }
         self.count();
-        let begun = self.inner.begin_append(service, rows, saved, key);
+        let begun = self.inner.begin_append(service, rows, saved, key, tried);
         self.die_after(rows);
         begun
     }

@@ -61,6 +61,14 @@ impl Slow {
         self.lab.services.get(service).unwrap().cell.load_full().weight
     }
 
+    /// The disk answers, and nobody looks at that before the next event has been told.
+    fn answers_unheard(&self) -> String {
+        let mut live = self.lab.control.subscribe();
+        self.disk.hang(Hangs::Nothing);
+        let told = std::thread::spawn(move || live.blocking_recv());
+        told.join().unwrap().unwrap().event.clone()
+    }
+
     /// What the disk has, whether it has said so or not.
     fn events(&self, service: &str) -> Vec<String> {
         let events = self.disk.inner.events(Some(service), 0, 100).unwrap();
@@ -206,4 +214,23 @@ async fn a_stop_waits_for_the_raise_that_is_being_stored() {
     promotion.await.unwrap().unwrap();
     assert_eq!(slow.events("till").last().unwrap(), "promote");
     assert_eq!(slow.weight("till"), Weight::percent(50));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_follows_the_events_gets_a_raise_before_what_is_stored_after_it() {
+    let slow = Slow::start().await;
+    let promotion = slow.promotion_hangs("till").await;
+    let mut live = slow.lab.control.subscribe();
+    let abort = slow.ask("shop", Command::Abort);
+    slow.meanwhile(|| slow.weight("shop").is_zero()).await;
+    // The engine has not heard of the promotion yet when the abort is stored.
+    assert_eq!(slow.answers_unheard(), "promote");
+    promotion.await.unwrap().unwrap();
+    abort.await.unwrap().unwrap();
+    slow.answers().await;
+    let mut ids = Vec::new();
+    while let Ok(event) = live.try_recv() {
+        ids.push(event.id);
+    }
+    assert!(ids.len() >= 2 && ids.is_sorted(), "{ids:?}");
 }
