@@ -7,7 +7,7 @@ use super::{
     keeping::not_stored,
     ledger::{DeployFact, Fact},
     managed::Managed,
-    raising::Asker,
+    raising::{Asker, overtaken},
     store::KeyRow,
 };
 use crate::{
@@ -111,13 +111,50 @@ impl Engine {
             )
             .hint("start it without --stateless"));
         }
-        let asked = format!("{command:?}");
-        if let Some(created) = self.recalled(&name, &asked, caller)? {
-            return self.accepted(&name, created, true).map(Done::Now);
+        let last = self.undo_leads_to(&name, &command);
+        if let Some(done) = self.check_and_record(&name, command.clone(), expect, caller, warm)? {
+            return Ok(done);
         }
-        let managed = self.managed.get(&name).ok_or_else(|| no_service(service))?;
+        // A step that was stored already has come into force before it: all of it is looked at again.
+        let still_warm = warm && self.undo_leads_to(&name, &command) == last;
+        match self.check_and_record(&name, command, expect, caller, still_warm) {
+            Ok(Some(done)) => Ok(done),
+            Ok(None) => Err(not_stored("something else is being stored")),
+            Err(_) if still_warm != warm => Err(overtaken(
+                "another version has become stable meanwhile, and nobody has probed the one before it",
+            )),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// The version that was probed for an `undo`.
+    fn undo_leads_to(&self, name: &ServiceName, command: &Command) -> Option<VersionName> {
+        let Command::Undo { to } = command else {
+            return None;
+        };
+        let former = || {
+            let formers = &self.managed.get(name)?.saved.state.formers;
+            formers.last().map(|former| former.version.clone())
+        };
+        to.clone().or_else(former)
+    }
+
+    /// Does a command if it may be done as things stand. Nothing, when they have changed meanwhile.
+    fn check_and_record(
+        &mut self,
+        name: &ServiceName,
+        command: Command,
+        expect: &Expect,
+        caller: &Caller,
+        warm: bool,
+    ) -> Result<Option<Done>, Refusal> {
+        let asked = format!("{command:?}");
+        if let Some(created) = self.recalled(name, &asked, caller)? {
+            return self.accepted(name, created, true).map(Done::Now).map(Some);
+        }
+        let managed = self.managed.get(name).ok_or_else(|| no_service(name.as_str()))?;
         managed.check(expect)?;
-        let decision = self.decide(&name, command, caller, warm)?;
+        let decision = self.decide(name, command, caller, warm)?;
         if !decision.facts.is_empty() {
             let key = caller.idempotency_key.as_ref().map(|key| KeyRow {
                 key: key.clone(),
@@ -129,16 +166,17 @@ impl Engine {
                 numbers: None,
                 key,
             };
-            match self.record(&name, decision.facts, by)? {
+            match self.record(name, decision.facts, by)? {
                 Recorded::InForce => {}
                 Recorded::OnItsWay => {
-                    let created = decision.created;
-                    return Ok(Done::OnItsWay { name, created });
+                    let (name, created) = (name.clone(), decision.created);
+                    return Ok(Some(Done::OnItsWay { name, created }));
                 }
-                Recorded::NotYet => return Err(not_stored("something else is being stored")),
+                Recorded::NotYet => return Ok(None),
             }
         }
-        self.accepted(&name, decision.created, false).map(Done::Now)
+        let accepted = self.accepted(name, decision.created, false)?;
+        Ok(Some(Done::Now(accepted)))
     }
 
     /// What was answered to this key before.

@@ -137,7 +137,7 @@ pub(super) enum Recorded {
     InForce,
     /// It comes into force as soon as it is stored (`raising`).
     OnItsWay,
-    /// Nothing: another one is on its way. It comes again by itself.
+    /// Nothing: another one is on its way, or has just come into force before it. What happens by itself comes again.
     NotYet,
 }
 
@@ -311,6 +311,8 @@ impl Engine {
                 },
                 () = sleep => {}
             }
+            // Before whatever is due: what was asked for before comes before it.
+            self.answer_put_off();
             self.turn();
         }
     }
@@ -425,6 +427,7 @@ impl Engine {
             self.sample(name, now);
             self.watch_alarm(name, now);
             self.show_time(name, now);
+            self.answer_put_off();
         }
         self.keep(now);
         if self.tidied.is_none_or(|tidied| now.since(tidied) >= TIDY) {
@@ -490,12 +493,22 @@ impl Engine {
             if !overtakes {
                 return Ok(Recorded::NotYet);
             }
+            let known = self.facts(name);
             self.give_up_raise(name);
+            // It was decided for how things stood before the step that could not be given up any more.
+            if self.facts(name) != known {
+                return Ok(Recorded::NotYet);
+            }
         }
         match self.prepare(name, facts, &by)? {
             Some(step) => self.bring_about(name, step, by.key),
             None => Ok(Recorded::InForce),
         }
+    }
+
+    /// How many facts of the service are in force.
+    pub(super) fn facts(&self, name: &ServiceName) -> Option<u64> {
+        self.managed.get(name).map(|managed| managed.saved.facts)
     }
 
     /// What facts lead to; nothing, when they change nothing.
@@ -649,6 +662,7 @@ impl Engine {
 
     fn end(&mut self) {
         self.settle_raises();
+        self.refuse_put_off();
         self.keep_all();
         for managed in self.managed.values_mut() {
             managed.stop_tasks();

@@ -559,6 +559,6 @@ impl Control {
     }
 }
 
-fn stopping() -> Refusal {
+pub(super) fn stopping() -> Refusal {
     Refusal::new(RefusalKind::Unavailable, "stopping", "Serin is stopping")
 }

@@ -22,13 +22,14 @@ const ALIKE: Duration = Duration::from_secs(10);
 impl Engine {
     /// A worker has tripped a service.
     pub(super) fn tripped(&mut self, report: &TripReport) {
-        let (name, now) = (&report.service, self.now());
-        let Some(managed) = self.managed.get_mut(name) else {
+        let name = &report.service;
+        let known = self.facts(name);
+        if known.is_none() {
             if let Some(live) = self.services.get(name.as_str()) {
                 live.cell.confirm_trip();
             }
             return;
-        };
+        }
         warn!(
             service = %name,
             version = %report.version,
@@ -38,6 +39,18 @@ impl Engine {
             report.version,
             report.reason
         );
+        // A step that was stored already may have come into force before it: then it is looked at again as things stand now.
+        if !self.heed_trip(report) && self.facts(name) != known {
+            self.heed_trip(report);
+        }
+    }
+
+    /// Whether there is no more to do about a trip.
+    fn heed_trip(&mut self, report: &TripReport) -> bool {
+        let (name, now) = (&report.service, self.now());
+        let Some(managed) = self.managed.get_mut(name) else {
+            return true;
+        };
         let is_canary = managed.saved.state.canary() == Some(&report.version);
         // Seen under an earlier weight or in an earlier attempt: it counts if it still holds.
         let holds = report.generation == managed.live.cell.load_full().generation
@@ -46,29 +59,30 @@ impl Engine {
                 .is_down(managed.live.hard_failure_attempts());
         if !is_canary || !holds {
             managed.live.cell.confirm_trip();
-            return;
+            return true;
         }
         let message = format!("every endpoint of {} failed: {}", report.version, report.reason);
         let numbers = json!({
             "trip": {"version": report.version, "generation": report.generation, "reason": report.reason},
             "before": managed.numbers(),
         });
-        let event = if managed.stable_is_down() {
-            Event::SharedFate {
-                message: format!("{message}; stable fails alike"),
-            }
-        } else {
-            managed.fate = Some(Fate {
-                until: now.plus(ALIKE),
-                reason: message.clone(),
-            });
-            let action = match managed.config.hard_failure.action {
-                HardFailureAction::Abort => OnError::Abort,
-                HardFailureAction::Pause => OnError::Pause,
-            };
-            Event::HardFailure { action, message }
+        if managed.stable_is_down() {
+            let message = format!("{message}; stable fails alike");
+            return self.happened(name, Event::SharedFate { message }, Some(numbers));
+        }
+        let action = match managed.config.hard_failure.action {
+            HardFailureAction::Abort => OnError::Abort,
+            HardFailureAction::Pause => OnError::Pause,
         };
-        self.happened(name, event, Some(numbers));
+        let fate = Fate {
+            until: now.plus(ALIKE),
+            reason: message.clone(),
+        };
+        let told = self.happened(name, Event::HardFailure { action, message }, Some(numbers));
+        if told && let Some(managed) = self.managed.get_mut(name) {
+            managed.fate = Some(fate);
+        }
+        told
     }
 
     /// Whether stable fails as the canary did a moment ago.

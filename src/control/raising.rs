@@ -1,11 +1,13 @@
 //! What raises a canary's exposure is stored first (`order`); meanwhile nobody waits for the disk but whoever asked for it.
 //!
 //! Of one service one such step is on its way at a time. What acts first does not wait for it: the step is given up, as if
-//! nobody had asked for it. What a person asks for comes after it, and so does what comes again by itself.
+//! nobody had asked for it. What a person asks for comes after it, also a lower weight, which must not give up what the
+//! same person asked for a moment before; and so does what comes again by itself.
 
 use super::{
     Accepted, Attempt, Caller, Command, Refusal, RefusalKind,
     engine::{Ask, By, Engine, Recorded, Step},
+    handle::stopping,
     keeping::not_stored,
     store::{Begun, KeyRow, OnItsWay, StoreError, Stored, Wanted},
 };
@@ -199,7 +201,7 @@ impl Engine {
         }
     }
 
-    /// What acts first comes now: the step does not come into force, unless it is stored already.
+    /// What acts first comes now: the step does not come into force, unless it is stored already; then it does before this returns.
     pub(super) fn give_up_raise(&mut self, name: &ServiceName) {
         let Some(managed) = self.managed.get_mut(name) else {
             return;
@@ -210,13 +212,8 @@ impl Engine {
         };
         self.put_off.extend(raising.waiting);
         if let Some(asker) = raising.asker {
-            let refusal = Refusal::new(
-                RefusalKind::Conflict,
-                "overtaken",
-                "something that cannot wait came before it was stored, so it was not done",
-            )
-            .hint("see how the service stands now, and ask again if it is still wanted");
-            self.answer_asker(name, asker, Err(refusal));
+            let why = "something that cannot wait came before it was stored, so it was not done";
+            self.answer_asker(name, asker, Err(overtaken(why)));
         }
     }
 
@@ -254,19 +251,28 @@ impl Engine {
         let _ = reply.send(result);
     }
 
-    /// Keeps a command back that has to wait for a step on its way; gives back any other.
+    /// Keeps a command back that has to wait for a step on its way, and what is asked in order to ask for one; gives back any other.
     pub(super) fn put_off(&mut self, ask: Ask) -> Option<Ask> {
-        let Ask::Command {
-            service,
-            command,
-            caller,
-            warm,
-            ..
-        } = &ask
-        else {
-            return Some(ask);
+        let first = match &ask {
+            Ask::Command {
+                service,
+                command,
+                caller,
+                warm,
+                ..
+            } => self.waits_for(service, command, caller, *warm),
+            Ask::UndoTarget { service, to, .. } => {
+                let undo = Command::Undo { to: to.clone() };
+                self.waits_for(service, &undo, &Caller::default(), true)
+            }
+            Ask::Configure { .. }
+            | Ask::Attempted(_)
+            | Ask::Measured { .. }
+            | Ask::Probed { .. }
+            | Ask::Stored(_)
+            | Ask::TestNotification { .. }
+            | Ask::Shutdown(_) => None,
         };
-        let first = self.waits_for(service, command, caller, *warm);
         let raising = first.and_then(|first| self.managed.get_mut(&first)?.raising.as_mut());
         match raising {
             Some(raising) => {
@@ -274,6 +280,35 @@ impl Engine {
                 None
             }
             None => Some(ask),
+        }
+    }
+
+    /// What still waits when Serin stops is not done, and kept as an attempt.
+    pub(super) fn refuse_put_off(&mut self) {
+        while let Some(ask) = self.put_off.pop_front() {
+            let Ask::Command {
+                service,
+                command,
+                caller,
+                reply,
+                ..
+            } = ask
+            else {
+                continue;
+            };
+            let refusal = stopping();
+            let standing = self.standing(&service);
+            self.audit(&Attempt {
+                at: self.now(),
+                service,
+                verb: command.verb().to_owned(),
+                caller,
+                refused: Some(refusal.code.clone()),
+                before: standing.clone(),
+                after: standing,
+            });
+            // The asker may have given up waiting.
+            let _ = reply.send(Err(refusal));
         }
     }
 
@@ -308,6 +343,12 @@ impl Engine {
         });
         step.is_ok_and(|step| step.is_some_and(|step| step.acts_first))
     }
+}
+
+/// The refusal of what something else came before.
+pub(super) fn overtaken(why: &str) -> Refusal {
+    Refusal::new(RefusalKind::Conflict, "overtaken", why)
+        .hint("see how the service stands now, and ask again if it is still wanted")
 }
 
 fn nobody_waits() -> StoreError {

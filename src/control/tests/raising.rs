@@ -5,7 +5,14 @@ use super::{
     judging::judge,
     *,
 };
-use crate::{control::store::Patient, rollout::Phase};
+use crate::{
+    control::{RefusalKind, store::Patient},
+    rollout::Phase,
+    upstream::Fault,
+};
+use futures_util::FutureExt;
+use serde_json::json;
+use std::pin::pin;
 use tokio::task::JoinHandle;
 
 /// By hand, and judged meanwhile.
@@ -77,11 +84,18 @@ impl Slow {
 
     /// A promotion has come to the disk, which does not answer.
     async fn promotion_hangs(&self, service: &'static str) -> Asked {
+        self.hangs(service, PROMOTE).await
+    }
+
+    /// A command has come to the disk, which does not answer.
+    async fn hangs(&self, service: &'static str, command: Command) -> Asked {
+        // Nothing else is in front of it.
+        self.lab.control.history(service, 1).await.unwrap();
+        let before = self.events(service).len();
         self.disk.hang(Hangs::Everything);
-        let promotion = self.ask(service, PROMOTE);
-        self.meanwhile(|| self.events(service).iter().any(|event| event == "promote"))
-            .await;
-        promotion
+        let asked = self.ask(service, command);
+        self.meanwhile(|| self.events(service).len() > before).await;
+        asked
     }
 
     /// Time goes on, which it does not by itself while a thread waits for the disk, until it holds.
@@ -233,4 +247,174 @@ async fn who_follows_the_events_gets_a_raise_before_what_is_stored_after_it() {
         ids.push(event.id);
     }
     assert!(ids.len() >= 2 && ids.is_sorted(), "{ids:?}");
+}
+
+impl Slow {
+    /// Another version takes the place of one that has no requests, and the disk does not answer.
+    async fn v3_hangs(&self) -> Asked {
+        let zero = Command::SetWeight { weight: Weight::ZERO };
+        self.ask("till", zero).await.unwrap().unwrap();
+        let deploy = Command::Deploy(Deploy::of(v("v3"), vec![url(9103)]));
+        self.hangs("till", deploy).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_of_one_version_does_not_abort_another_that_was_stored_a_moment_ago() {
+    let slow = Slow::start().await;
+    let deploy = slow.v3_hangs().await;
+    let expect = Expect {
+        version: Some(v("v2")),
+        ..Expect::default()
+    };
+    let mut abort = pin!(slow.lab.control.command("till", Command::Abort, expect, caller()));
+    // It is asked for, and the engine hears of it before it hears that the disk has answered.
+    assert!(abort.as_mut().now_or_never().is_none());
+    assert_eq!(slow.answers_unheard(), "deploy");
+    let refusal = abort.await.unwrap_err();
+    assert_eq!(
+        (refusal.kind, refusal.code.as_str()),
+        (RefusalKind::Precondition, "otherVersion"),
+        "{refusal}"
+    );
+    deploy.await.unwrap().unwrap();
+    let status = slow.lab.control.status("till").unwrap();
+    assert_eq!((status.canary, status.aborted), (Some(v("v3")), None));
+    slow.answers().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_of_whatever_it_is_aborts_what_was_stored_a_moment_ago() {
+    let slow = Slow::start().await;
+    let deploy = slow.v3_hangs().await;
+    let mut abort = pin!(
+        slow.lab
+            .control
+            .command("till", Command::Abort, Expect::default(), caller())
+    );
+    assert!(abort.as_mut().now_or_never().is_none());
+    assert_eq!(slow.answers_unheard(), "deploy");
+    let status = abort.await.unwrap().status;
+    assert_eq!(status.aborted.unwrap().version, v("v3"));
+    deploy.await.unwrap().unwrap();
+    slow.answers().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_that_fails_does_not_take_down_another_that_was_stored_a_moment_ago() {
+    let slow = Slow::start().await;
+    let live = slow.lab.services.get("till").unwrap();
+    let split = live.cell.load_full();
+    let deploy = slow.v3_hangs().await;
+    for endpoint in split.target(Role::Canary).version.endpoints().iter() {
+        for _ in 0..3 {
+            endpoint.failed(Fault::Hard, Duration::ZERO);
+        }
+    }
+    // The engine hears of it before it hears that the disk has answered.
+    assert!(live.canary_failed(&split, Duration::ZERO, &"connection refused"));
+    assert_eq!(slow.answers_unheard(), "deploy");
+    deploy.await.unwrap().unwrap();
+    slow.meanwhile(|| slow.weight("till") == Weight::percent(5)).await;
+    let status = slow.lab.control.status("till").unwrap();
+    assert_eq!((status.canary, status.aborted), (Some(v("v3")), None));
+    assert!(!live.cell.is_tripped());
+    slow.answers().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_comes_before_the_next_step_that_is_due_when_the_disk_answers() {
+    let slow = Slow::start().await;
+    let mut deploy = Deploy::of(v("v3"), vec![url(9103)]);
+    let steps = json!([
+        {"setWeight": 5}, {"pause": {}}, {"setWeight": 20}, {"pause": {"duration": "1s"}}, {"setWeight": 50}, {"pause": {}}
+    ]);
+    deploy.steps = Some(serde_json::from_value(steps).unwrap());
+    slow.ask("till", Command::Deploy(deploy)).await.unwrap().unwrap();
+    let at_5 = || slow.lab.control.status("till").unwrap().set_weight == Weight::percent(5);
+    slow.meanwhile(at_5).await;
+    let promotion = slow.promotion_hangs("till").await;
+    let mut pause = pin!(
+        slow.lab
+            .control
+            .command("till", Command::Pause, Expect::default(), caller())
+    );
+    assert!(pause.as_mut().now_or_never().is_none());
+    tokio::time::advance(Duration::from_secs(2)).await;
+    slow.disk.hang(Hangs::Nothing);
+    promotion.await.unwrap().unwrap();
+    pause.await.unwrap();
+    seconds(10).await;
+    slow.answers().await;
+    assert_eq!(
+        slow.weight("till"),
+        Weight::percent(20),
+        "{:?}",
+        slow.events("till")
+    );
+    let events = slow.events("till");
+    let after = events.iter().skip_while(|event| *event != "promote").nth(1);
+    assert_eq!(after.map(String::as_str), Some("pause"), "{events:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_still_waits_at_a_stop_is_refused_and_kept_as_an_attempt() {
+    let slow = Slow::start().await;
+    let promotion = slow.promotion_hangs("till").await;
+    let mut pause = pin!(
+        slow.lab
+            .control
+            .command("till", Command::Pause, Expect::default(), caller())
+    );
+    assert!(pause.as_mut().now_or_never().is_none());
+    let control = slow.lab.control.clone();
+    // Both are asked for before the engine hears that the disk has answered.
+    let mut stop = pin!(control.shutdown());
+    assert!(stop.as_mut().now_or_never().is_none());
+    let disk = slow.disk.clone();
+    // The engine's own thread waits now.
+    std::thread::spawn(move || disk.hang(Hangs::Nothing));
+    stop.await;
+    promotion.await.unwrap().unwrap();
+    assert_eq!(pause.await.unwrap_err().code, "stopping");
+    let attempts = slow.disk.inner.attempts("till", 10).unwrap();
+    let kept = attempts
+        .iter()
+        .find(|attempt| attempt.verb == "pause")
+        .expect("kept");
+    assert_eq!(kept.refused.as_deref(), Some("stopping"));
+    assert_eq!(kept.before, "Paused step 3/4 at 50%");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_undo_does_not_lead_to_a_version_that_nobody_has_probed() {
+    let slow = Slow::start().await;
+    let release = || Command::Promote {
+        full: true,
+        skip_analysis: true,
+    };
+    slow.ask("till", release()).await.unwrap().unwrap();
+    let deploy = Command::Deploy(Deploy::of(v("v3"), vec![url(9103)]));
+    slow.ask("till", deploy).await.unwrap().unwrap();
+    slow.meanwhile(|| slow.weight("till") == Weight::percent(5)).await;
+    let release = slow.hangs("till", release()).await;
+    let undo = Command::Undo { to: None };
+    let mut undo = pin!(
+        slow.lab
+            .control
+            .command("till", undo, Expect::default(), caller())
+    );
+    // It probes v1; when it is asked for, v3 has taken the place of v2, and it would lead to v2.
+    assert!(undo.as_mut().now_or_never().is_none());
+    slow.meanwhile(|| true).await;
+    tokio::task::yield_now().await;
+    assert!(undo.as_mut().now_or_never().is_none());
+    slow.answers_unheard();
+    assert_eq!(undo.await.unwrap_err().code, "overtaken");
+    release.await.unwrap().unwrap();
+    let again = Command::Undo { to: None };
+    slow.ask("till", again).await.unwrap().unwrap();
+    let status = slow.lab.control.status("till").unwrap();
+    assert_eq!(status.stable, Some(v("v2")));
+    slow.answers().await;
 }
