@@ -8,7 +8,7 @@ use super::{
     connection::Client,
     detached::detach,
     exchange::Exchange,
-    head_size::list_size,
+    head_size::size_to,
     headers, no_content,
     reply::Failure,
     routes::LiveSplit,
@@ -236,7 +236,7 @@ impl Outbound<'_> {
         let mut new = false;
         // Of interest only where others share the connection.
         let large = head.as_ref().filter(|_| connections.are_shared());
-        let size = large.map_or(0, list_size);
+        let size = large.map_or(0, |head| size_to(endpoint, head, body));
         let (limit, live) = (self.limits.connect, &self.entry.live);
         // A kept connection, perhaps another one, then a new one: the last cannot have been closed while idle.
         for round in 0..3 {
@@ -668,9 +668,14 @@ fn spare_of_one(
     Spare::of(head)
 }
 
-/// The head of a request that came back unsent.
+/// The head of a request that came back unsent. Over HTTP/2 it had its host in the target alone.
 fn restore(request: Request<RequestBody>) -> Parts {
-    request.into_parts().0
+    let mut head = request.into_parts().0;
+    let authority = head.uri.authority().filter(|_| head.version == Version::HTTP_2);
+    if let Some(host) = authority.and_then(|host| HeaderValue::from_str(host.as_str()).ok()) {
+        head.headers.insert(header::HOST, host);
+    }
+    head
 }
 
 fn of_body(fault: BodyError) -> Failure {
@@ -681,5 +686,26 @@ fn of_body(fault: BodyError) -> Failure {
         BodyError::Broken | BodyError::Unwanted | BodyError::Stalled | BodyError::Withdrawn => {
             Failure::BROKEN_BODY
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_that_came_back_unsent_names_its_host_again() {
+        let sent = |request: http::request::Builder| request.body(RequestBody::none()).unwrap();
+        let request = Request::post("http://shop.test:81/orders").version(Version::HTTP_2);
+        let head = restore(sent(request));
+        assert_eq!(head.headers.get(header::HOST).unwrap(), "shop.test:81");
+        let again = headers::absolute_form(&head.uri, &head.headers, true);
+        assert_eq!(again, "https://shop.test:81/orders");
+
+        let request = Request::post("/orders").header(header::HOST, "shop.test");
+        assert_eq!(
+            restore(sent(request)).headers.get(header::HOST).unwrap(),
+            "shop.test"
+        );
     }
 }

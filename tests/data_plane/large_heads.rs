@@ -101,7 +101,8 @@ fn serve(stream: TcpStream, connection: usize, picky: Picky, log: &Log) {
                     held.pop().into_iter().collect()
                 };
                 for stream in ready {
-                    let answer = block(&[(":status", "200"), ("x-version", "v1")]);
+                    let size = size.to_string();
+                    let answer = block(&[(":status", "200"), ("x-size", &size)]);
                     version.send(HEADERS, END_HEADERS | END_STREAM, stream, &answer);
                 }
             }
@@ -176,6 +177,34 @@ fn a_head_beyond_what_a_version_says_that_it_takes_is_refused_before_it_is_sent(
         let failed = serin.count("serin_version_outcomes_total", &[("outcome", "failed")]);
         assert_eq!((refused, failed), (2, 0));
     }
+}
+
+#[test]
+fn what_is_counted_is_what_is_sent() {
+    let (at, log) = start(Picky {
+        announced: Some(4096),
+        most: 4096,
+        act: Act::Reset,
+    });
+    let serin = in_front_of(at);
+    let mut client = H2::connect(serin.web);
+    let mut streams = (1..).step_by(2);
+    // To some the library adds a field.
+    for method in ["GET", "POST", "DELETE"] {
+        let mut asked = |cookie| {
+            let response = ask(&mut client, streams.next().unwrap(), method, "/", cookie);
+            let size = response.fields.iter().find(|(name, _)| name == "x-size");
+            (
+                response.status,
+                size.map(|(_, size)| size.parse::<usize>().unwrap()),
+            )
+        };
+        let (_, size) = asked(3000);
+        let fits = 3000 + 4096 - size.unwrap();
+        assert_eq!(asked(fits), (200, Some(4096)), "{method}");
+        assert_eq!(asked(fits + 1), (431, None), "{method}");
+    }
+    assert!(too_large(&log).is_empty());
 }
 
 #[test]
