@@ -448,13 +448,16 @@ impl Engine {
         }
     }
 
-    /// A run has learned something: first the rollout acts on it, then it is stored, for a disk may take its time.
+    /// A run has learned something: first the rollout acts on it, then it is stored, for a disk may take its time. What ends a run
+    /// and lets the rollout go on is shown when it is in force: after a crash it would not have been.
     pub(super) fn heard(&mut self, name: &ServiceName, active: ActiveRun, now: Timestamp) {
         let (id, row) = (active.id.0, run_row(&active));
         self.put_back(name, active);
-        self.publish_status(name);
         self.conclude(name, id, now);
         self.store_run(name, row);
+        if !self.is_raising(name) {
+            self.publish_status(name);
+        }
     }
 
     /// An external provider has answered.

@@ -194,6 +194,7 @@ impl Engine {
         let result = self.raised(name, raising.step, raising.key, stored);
         if result.is_err() && raising.asker.is_none() {
             self.come_again_later(name);
+            self.publish_status(name);
         }
         self.put_off.extend(raising.waiting);
         if let Some(asker) = raising.asker {
