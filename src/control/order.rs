@@ -22,33 +22,14 @@ pub(super) fn acts_first(rows: &[Row], before: &Exposure, after: &Exposure, by_i
 
 /// What waits for a step that is being stored and comes again by itself: it does not speak against the step.
 pub(super) fn waits(fact: &Fact) -> bool {
-    match fact {
-        Fact::Afterlife { .. } => true,
-        Fact::Moved { by } => match by {
-            Event::Tick
-            | Event::EndpointsReady
-            | Event::EvidenceGathered { .. }
-            | Event::EvidenceSuffices { .. }
-            | Event::AlarmCleared { .. } => true,
-            Event::AnalysisFinished { phase, .. } => *phase == RunPhase::Successful,
-            Event::EndpointsLost
-            | Event::ClientErrors { .. }
-            | Event::HardFailure { .. }
-            | Event::SharedFate { .. }
-            | Event::AlarmRaised { .. }
-            | Event::Restarted { .. }
-            | Event::Deploy { .. }
-            | Event::SetSteps
-            | Event::Promote { .. }
-            | Event::Abort { .. }
-            | Event::Retry
-            | Event::Undo { .. }
-            | Event::Pause
-            | Event::Resume
-            | Event::SetWeight { .. } => false,
-        },
-        Fact::Deploy(_) | Fact::Replace(_) | Fact::Endpoints { .. } | Fact::Block { .. } => false,
-    }
+    comes_by_itself(fact) && !is_towards_stable(fact) && !speaks_against(fact)
+}
+
+/// What is found out about the canary, and is nothing good.
+fn speaks_against(fact: &Fact) -> bool {
+    let Fact::Moved { by } = fact else { return false };
+    matches!(by, Event::ClientErrors { .. })
+        || matches!(by, Event::AnalysisFinished { phase, .. } if *phase != RunPhase::Successful)
 }
 
 /// What only ever takes traffic away from a canary.
