@@ -324,18 +324,16 @@ fn a_head_whose_stream_is_reset_costs_no_other_request() {
     assert_eq!(client.response(1).unwrap().status, 200);
 }
 
-#[test]
-fn one_clients_large_heads_pull_no_canary_back() {
+/// Serin with a canary that announces nothing, takes heads of at most so many bytes and does this with others; and what came to
+/// the canary.
+fn on_trial(most: usize, act: Act) -> (Serin, Log) {
+    let announced = None;
     let (stable, _) = start(Picky {
-        announced: None,
+        announced,
         most: usize::MAX,
         act: Act::Close,
     });
-    let (canary, log) = start(Picky {
-        announced: None,
-        most: 9000,
-        act: Act::Throw,
-    });
+    let (canary, log) = start(Picky { announced, most, act });
     let serin = Serin::start_with(&format!(
         "{HEAD}
 services:
@@ -347,14 +345,23 @@ services:
 "
     ));
     serin.wait_status("shop", "the pause", |status| status["phase"] == "Paused");
+    (serin, log)
+}
+
+/// A request of the canary's, with a cookie of so many bytes.
+fn force(client: &mut H2, stream: u32, path: &'static str, cookie: usize) -> u16 {
+    let cookie = format!("a={}", "x".repeat(cookie));
+    let mut fields = request("POST", path);
+    fields.extend([("cookie", cookie.as_str()), ("x-canary", "always")]);
+    client.head(stream, &fields, true);
+    client.response(stream).unwrap().status
+}
+
+#[test]
+fn one_clients_large_heads_pull_no_canary_back() {
+    let (serin, log) = on_trial(9000, Act::Throw);
     let mut client = H2::connect(serin.web);
-    let mut forced = |stream: u32, path: &'static str, cookie: usize| {
-        let cookie = format!("a={}", "x".repeat(cookie));
-        let mut fields = request("POST", path);
-        fields.extend([("cookie", cookie.as_str()), ("x-canary", "always")]);
-        client.head(stream, &fields, true);
-        client.response(stream).unwrap().status
-    };
+    let mut forced = |stream, path, cookie| force(&mut client, stream, path, cookie);
     for stream in (1..20).step_by(2) {
         assert_eq!(
             forced(stream, "/large", 10_000 + usize::try_from(stream).unwrap()),
@@ -373,36 +380,9 @@ services:
 
 #[test]
 fn a_canary_that_ends_every_connection_is_pulled_back_although_no_head_is_small() {
-    let (stable, _) = start(Picky {
-        announced: None,
-        most: usize::MAX,
-        act: Act::Close,
-    });
-    let (canary, log) = start(Picky {
-        announced: None,
-        most: 0,
-        act: Act::Close,
-    });
-    let serin = Serin::start_with(&format!(
-        "{HEAD}
-services:
-  - name: shop
-    stable: {{version: v1, endpoints: [\"h2c://{stable}\"]}}
-    canary: {{version: v2, endpoints: [\"h2c://{canary}\"]}}
-    force: {{header: x-canary}}
-    strategy: {{canary: {{steps: [{{setWeight: 5}}, {{pause: {{}}}}]}}}}
-"
-    ));
-    serin.wait_status("shop", "the pause", |status| status["phase"] == "Paused");
+    let (serin, log) = on_trial(0, Act::Close);
     let mut client = H2::connect(serin.web);
-    let cookie = format!("a={}", "x".repeat(1500));
-    let mut statuses = Vec::new();
-    for stream in [1, 3, 5, 7] {
-        let mut fields = request("POST", "/");
-        fields.extend([("cookie", cookie.as_str()), ("x-canary", "always")]);
-        client.head(stream, &fields, true);
-        statuses.push(client.response(stream).unwrap().status);
-    }
+    let statuses = [1, 3, 5, 7].map(|stream| force(&mut client, stream, "/", 1500));
     assert_eq!(statuses, [502, 502, 502, 200], "the fourth finds stable alone");
     assert_eq!(too_large(&log).len(), 3);
     serin.wait_log("every endpoint of the canary v2 failed");

@@ -495,6 +495,18 @@ impl Lab {
     }
 }
 
+/// What is stored of every service is what comes of its facts.
+fn assert_replayed(store: &dyn Store) {
+    for service in store.load().unwrap() {
+        assert_eq!(
+            service.replayed.as_ref(),
+            Some(&service.saved),
+            "{}",
+            service.name
+        );
+    }
+}
+
 pub(super) fn caller() -> Caller {
     Caller {
         actor: "ci".into(),

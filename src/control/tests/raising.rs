@@ -123,18 +123,22 @@ impl Slow {
         assert_eq!(self.lab.status().phase, Phase::Degraded);
     }
 
+    /// Somebody asks for a pause, and waits.
+    fn pause_waits<'a>(&'a self, service: &'a str) -> BoxFuture<'a, Result<Accepted, Refusal>> {
+        let command = self
+            .lab
+            .control
+            .command(service, Command::Pause, Expect::default(), caller());
+        let mut pause = command.boxed();
+        assert!(pause.as_mut().now_or_never().is_none());
+        pause
+    }
+
     /// The disk answers: what is stored of every service is what has come of its facts.
     async fn answers(&self) {
         self.disk.hang(Hangs::Nothing);
         self.lab.control.history("till", 1).await.unwrap();
-        for service in self.disk.inner.load().unwrap() {
-            assert_eq!(
-                service.replayed.as_ref(),
-                Some(&service.saved),
-                "{}",
-                service.name
-            );
-        }
+        assert_replayed(&self.disk.inner);
     }
 }
 
@@ -334,12 +338,7 @@ async fn a_pause_comes_before_the_next_step_that_is_due_when_the_disk_answers() 
     let at_5 = || slow.lab.control.status("till").unwrap().set_weight == Weight::percent(5);
     slow.meanwhile(at_5).await;
     let promotion = slow.promotion_hangs("till").await;
-    let mut pause = pin!(
-        slow.lab
-            .control
-            .command("till", Command::Pause, Expect::default(), caller())
-    );
-    assert!(pause.as_mut().now_or_never().is_none());
+    let pause = slow.pause_waits("till");
     tokio::time::advance(Duration::from_secs(2)).await;
     slow.disk.hang(Hangs::Nothing);
     promotion.await.unwrap().unwrap();
@@ -361,12 +360,7 @@ async fn a_pause_comes_before_the_next_step_that_is_due_when_the_disk_answers() 
 async fn what_still_waits_at_a_stop_is_refused_and_kept_as_an_attempt() {
     let slow = Slow::start().await;
     let promotion = slow.promotion_hangs("till").await;
-    let mut pause = pin!(
-        slow.lab
-            .control
-            .command("till", Command::Pause, Expect::default(), caller())
-    );
-    assert!(pause.as_mut().now_or_never().is_none());
+    let pause = slow.pause_waits("till");
     let control = slow.lab.control.clone();
     // Both are asked for before the engine hears that the disk has answered.
     let mut stop = pin!(control.shutdown());
