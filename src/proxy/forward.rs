@@ -50,6 +50,8 @@ const LITTLE_PATIENCE: Duration = Duration::from_millis(20);
 /// A kept connection that ends later than this after a request went out over it was not closed for being idle: the version has
 /// worked on the request, and failed.
 const LONGEST_RACE: Duration = Duration::from_secs(1);
+/// A kept connection that has rested for less was not closed for being idle: no server of note waits for less than 2 s by default.
+const SHORTEST_IDLE: Duration = Duration::from_secs(1);
 
 /// What does not change between attempts.
 #[derive(Clone, Copy)]
@@ -323,6 +325,9 @@ impl Outbound<'_> {
                     let ended = Ended::of(&lease, said, role, apart);
                     if let Some(again) = again.and_then(Spare::restore) {
                         *head = Some(again);
+                        if race && !may_be_excused(&lease) {
+                            exchange.judge(Outcome::Failed);
+                        }
                         if round < 2 {
                             exchange.attempted(Attempt::Reset);
                             new = race;
@@ -565,6 +570,12 @@ fn was_not_for_it(lease: &Lease<RequestBody>, error: &hyper::Error, begun: Insta
 /// Whether a kept connection may have ended for being idle, with a request that went out over it at `begun`.
 fn may_have_idled(error: &hyper::Error, begun: Instant) -> bool {
     !error.is_parse() && begun.elapsed() < LONGEST_RACE
+}
+
+/// Whether a connection that has just ended may be excused for it: another request may have been the reason, or that there had
+/// been none for some time. The request may be sent once more in any case, but otherwise the version has failed this one.
+fn may_be_excused(lease: &Lease<RequestBody>) -> bool {
+    lease.has_rested(SHORTEST_IDLE) || lease.broke_over_another(Instant::now(), LONGEST_RACE)
 }
 
 /// Whether an answer did not even begin with `HTTP/1.`: an SSH banner, a TLS alert. Asked of new connections only: on one

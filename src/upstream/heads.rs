@@ -91,15 +91,19 @@ pub(super) struct Carried {
     at: Cell<Option<Instant>>,
     /// The largest that was answered.
     answered: Cell<u32>,
+    /// When the last of any size was sent.
+    last: Cell<Option<Instant>>,
 }
 
 impl Carried {
-    /// One of this size goes out.
-    pub(super) fn sent(&self, size: u32, now: Instant) {
+    /// One of this size goes out; how long ago the one before it did.
+    pub(super) fn sent(&self, size: u32, now: Instant) -> Duration {
+        let last = self.last.replace(Some(now));
         if size >= self.largest.get() {
             self.largest.set(size);
             self.at.set(Some(now));
         }
+        last.map_or(Duration::ZERO, |last| now.saturating_duration_since(last))
     }
 
     /// One of this size was answered, well or not.
@@ -176,10 +180,11 @@ mod tests {
         let after = |millis| now + Duration::from_millis(millis);
         let carried = Carried::default();
         assert_eq!(carried.suspect(now, limit), None);
-        carried.sent(USUAL, now);
+        assert_eq!(carried.sent(USUAL, now), Duration::ZERO);
         assert_eq!(carried.suspect(now, limit), None, "every server takes it");
         carried.sent(20_000, now);
-        carried.sent(500, after(900));
+        let rested = carried.sent(500, after(900));
+        assert_eq!(rested, Duration::from_millis(900), "whatever the size");
         assert_eq!(carried.suspect(after(999), limit), Some(20_000));
         assert_eq!(
             carried.suspect(after(1000), limit),

@@ -164,6 +164,8 @@ pub struct Lease<B: 'static> {
     sender: Option<Sender<B>>,
     /// Whether the connection has served a request before.
     pub reused: bool,
+    /// How long nothing at all had been sent on the connection, if it has served one. Over HTTP/2 since the last request began.
+    rested: Duration,
     /// How large the head is that it carries, where others share the connection.
     head: u32,
 }
@@ -367,8 +369,10 @@ where
         once: bool,
         live: &LiveService,
     ) -> Result<Lease<B>, ConnectError> {
-        if let Some(sender) = self.kept(now, once).await {
-            return Ok(self.lent(sender, true));
+        if let Some((sender, rested)) = self.kept(now, once).await {
+            let mut lease = self.lent(sender, true);
+            lease.rested = rested;
+            return Ok(lease);
         }
         self.lease_new(timeout, live).await
     }
@@ -545,9 +549,10 @@ where
         Ok(waiting.end().map_or(Freed::Place(place), Freed::Connection))
     }
 
-    async fn kept(&self, now: Instant, once: bool) -> Option<Sender<B>> {
+    /// A kept connection that still lives, and how long it has rested as far as that is known already.
+    async fn kept(&self, now: Instant, once: bool) -> Option<(Sender<B>, Duration)> {
         if let Some(seat) = self.seat() {
-            return Some(Sender::Http2(seat));
+            return Some((Sender::Http2(seat), Duration::ZERO));
         }
         loop {
             let newest = self.idle.borrow_mut().pop()?;
@@ -559,7 +564,7 @@ where
             }
             let sender = &newest.kept.sender;
             if age < KEEP_IDLE && sender.is_ready() && !sender.is_closed() {
-                return Some(Sender::Http1(newest.kept));
+                return Some((Sender::Http1(newest.kept), age));
             }
         }
     }
@@ -571,6 +576,7 @@ where
             connections: Rc::clone(self),
             sender: Some(sender),
             reused,
+            rested: Duration::ZERO,
             head: 0,
         }
     }
@@ -641,8 +647,13 @@ where
             return false;
         }
         self.head = head;
-        seated.carried().sent(head, now);
+        self.rested = seated.carried().sent(head, now);
         true
+    }
+
+    /// Whether the connection had served others, and had nothing to do for at least `limit` before this request.
+    pub fn has_rested(&self, limit: Duration) -> bool {
+        self.reused && self.rested >= limit
     }
 
     /// Whether the connection, which has ended just `now`, may have done so for a larger head than its own, sent within the

@@ -331,14 +331,14 @@ fn a_version_that_closes_idle_connections_as_they_are_reused_costs_no_get_an_err
         assert_eq!(seen.total(), each);
     }
     let total = rounds * each;
+    let resets = serin.count("serin_upstream_attempts_total", &[("outcome", "reset")]);
     say(&format!(
-        "keep-alive race: {total} GETs in {:?}, 0 errors, {} upstream resets survived",
+        "keep-alive race: {total} GETs in {:?}, 0 errors, {resets} upstream resets survived",
         begun.elapsed(),
-        serin.count("serin_upstream_attempts_total", &[("outcome", "reset")])
     ));
-    // It counts as no failure of the version either.
-    let failed = serin.metric("serin_version_outcomes_total", &[("outcome", "failed")]);
-    assert!(failed < 0.5, "{failed}");
+    // Nobody closes what has rested for some milliseconds, unless something is wrong: a POST would have been lost.
+    let failed = serin.count("serin_version_outcomes_total", &[("outcome", "failed")]);
+    assert_eq!(failed, resets);
 }
 
 #[test]

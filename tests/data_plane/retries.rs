@@ -366,6 +366,27 @@ fn a_version_that_works_on_a_request_and_breaks_off_has_failed_on_a_kept_connect
 }
 
 #[test]
+fn a_kept_connection_that_ends_at_once_was_idle_if_it_had_rested_and_has_failed_if_not() {
+    for (rest, failures) in [(Duration::ZERO, 1.0), (Duration::from_millis(1100), 0.0)] {
+        let broken = AtomicBool::new(false);
+        let version = RawUpstream::start(move |seen, stream| {
+            if seen.target() == "/" || broken.swap(true, Ordering::SeqCst) {
+                return ok(seen, stream);
+            }
+            Next::Close
+        });
+        let serin = one(&version.url());
+        let paths = |n| get(if n == 0 { "/" } else { "/work" });
+        let plan = Plan::new(serin.web, 1).total(2).requests(paths).pause(rest);
+        // The client is saved in any case, by the other attempt.
+        plan.start().finish().assert_clean();
+        assert_eq!(version.count(), 3);
+        let failed = outcomes(&serin, "failed");
+        assert!((failed - failures).abs() < 0.5, "{failed} after {rest:?}");
+    }
+}
+
+#[test]
 fn what_was_sent_and_must_not_be_done_twice_arrives_once() {
     let (a, b) = (closes(), closes());
     let serin = several(
