@@ -259,7 +259,7 @@ impl Engine {
         let (plan, templates) = plan_for(&managed.config, &config, deploy.steps.clone())?;
         let legal = managed.saved.state.legal_verbs(&managed.saved.plan);
         let version = deploy.version.clone();
-        let moved = managed.moved_endpoints(&deploy);
+        let again = managed.deployed_again(&deploy);
         let fact = Box::new(DeployFact {
             rollout,
             version: deploy.version,
@@ -278,7 +278,7 @@ impl Engine {
                         created: false,
                     }),
                     (false, true) => Ok(Decision {
-                        facts: moved,
+                        facts: again,
                         created: false,
                     }),
                     (false, false) => Err(Refusal::new(
@@ -298,7 +298,7 @@ impl Engine {
             .hint("retry")
             .legal(legal)),
             Stage::Healthy if managed.saved.state.stable.as_ref() == Some(&version) => Ok(Decision {
-                facts: moved,
+                facts: again,
                 created: false,
             }),
             Stage::Rolling(rolling) if deploy.on_conflict == OnConflict::Refuse => Err(Refusal::new(
@@ -371,6 +371,7 @@ impl Engine {
             facts.push(Fact::Endpoints {
                 version: version.clone(),
                 endpoints: unique,
+                sequence: None,
             });
         }
         Ok(Decision {
@@ -471,15 +472,23 @@ impl Managed {
     }
 
     /// The endpoints of a deploy that is otherwise the same as before, if they have changed.
-    fn moved_endpoints(&self, deploy: &Deploy) -> Vec<Fact> {
+    /// What a deploy of a version changes that is there already: where it listens, and the number that later ones must not be
+    /// below.
+    fn deployed_again(&self, deploy: &Deploy) -> Vec<Fact> {
         let known = self.saved.version(&deploy.version);
-        let same = known.is_some_and(|known| known.endpoints == deploy.endpoints);
-        if deploy.endpoints.is_empty() || same {
+        let known = known.map_or(&[][..], |known| &known.endpoints);
+        let moves = !deploy.endpoints.is_empty() && known != deploy.endpoints;
+        if !moves && deploy.sequence <= self.saved.sequence {
             return Vec::new();
         }
         vec![Fact::Endpoints {
             version: deploy.version.clone(),
-            endpoints: deploy.endpoints.clone(),
+            endpoints: if moves {
+                deploy.endpoints.clone()
+            } else {
+                known.to_vec()
+            },
+            sequence: deploy.sequence,
         }]
     }
 }

@@ -330,6 +330,7 @@ fn move_endpoints(saved: &Saved, version: &BlockVersion, facts: &mut Vec<Fact>, 
     facts.push(Fact::Endpoints {
         version: version.version.clone(),
         endpoints: version.endpoints.clone(),
+        sequence: None,
     });
     said.push(format!("{} has new endpoints", version.version));
 }

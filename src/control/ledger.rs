@@ -118,6 +118,9 @@ pub(crate) enum Fact {
         version: VersionName,
         /// The whole set.
         endpoints: Vec<EndpointUrl>,
+        /// The number of the pipeline run that deployed it again, if it was one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sequence: Option<u64>,
     },
     /// The file's block was acted upon.
     Block {
@@ -233,8 +236,13 @@ impl Saved {
             Fact::Deploy(deploy) => next.deploy(deploy, now)?,
             Fact::Replace(deploy) => next.replace(deploy, now)?,
             Fact::Moved { by } => next.step(by, now)?,
-            Fact::Endpoints { version, endpoints } => {
+            Fact::Endpoints {
+                version,
+                endpoints,
+                sequence,
+            } => {
                 next.set_endpoints(version, endpoints, now);
+                next.deployed_again(version, *sequence);
                 Vec::new()
             }
             Fact::Block { block } => {
@@ -414,6 +422,18 @@ impl Saved {
             since: now,
             until: None,
         });
+    }
+
+    /// A pipeline run of this number asked for what is there already.
+    fn deployed_again(&mut self, version: &VersionName, sequence: Option<u64>) {
+        self.sequence = self.sequence.max(sequence);
+        if let Some(rollout) = self
+            .rollout
+            .as_mut()
+            .filter(|rollout| rollout.version == *version)
+        {
+            rollout.sequence = rollout.sequence.max(sequence);
+        }
     }
 
     fn set_afterlife(&mut self, version: &VersionName, state: VersionState, now: Timestamp) {

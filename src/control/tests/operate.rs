@@ -89,6 +89,24 @@ async fn another_version_supersedes_unless_it_is_told_to_refuse() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_that_deploys_what_is_there_already_takes_over_from_earlier_ones() {
+    let lab = paused_at_5().await;
+    let mut deploy = Deploy::of(v("v2"), vec![url(9002)]);
+    deploy.sequence = Some(7);
+    let again = lab.command(Command::Deploy(deploy.clone())).await.unwrap();
+    assert!(!again.created);
+    let rollout = again.status.rollout.unwrap();
+    assert_eq!((rollout.version, rollout.sequence), (v("v2"), Some(7)));
+    let facts = again.status.generation;
+    let again = lab.command(Command::Deploy(deploy)).await.unwrap();
+    assert_eq!(again.status.generation, facts, "nothing new");
+    let mut earlier = Deploy::of(v("v3"), vec![url(9003)]);
+    earlier.sequence = Some(6);
+    let refusal = lab.command(Command::Deploy(earlier)).await.unwrap_err();
+    assert_eq!(refusal.code, "superseded");
+}
+
+#[tokio::test(start_paused = true)]
 async fn deploying_stable_again_ends_the_rollout_healthy() {
     let lab = paused_at_5().await;
     lab.deploy("v1", 9001).await.unwrap();
