@@ -325,11 +325,8 @@ impl Outbound<'_> {
                     let ended = Ended::of(&lease, said, role, apart);
                     if let Some(again) = again.and_then(Spare::restore) {
                         *head = Some(again);
-                        if race && !may_be_excused(&lease) {
-                            exchange.judge(Outcome::Failed);
-                        }
                         if round < 2 {
-                            exchange.attempted(Attempt::Reset);
+                            repeats(exchange, &lease, race);
                             new = race;
                             continue;
                         }
@@ -572,10 +569,13 @@ fn may_have_idled(error: &hyper::Error, begun: Instant) -> bool {
     !error.is_parse() && begun.elapsed() < LONGEST_RACE
 }
 
-/// Whether a connection that has just ended may be excused for it: another request may have been the reason, or that there had
-/// been none for some time. The request may be sent once more in any case, but otherwise the version has failed this one.
-fn may_be_excused(lease: &Lease<RequestBody>) -> bool {
-    lease.has_rested(SHORTEST_IDLE) || lease.broke_over_another(Instant::now(), LONGEST_RACE)
+/// The request goes out once more, for its connection has just ended, for a reason of its own (`race`) or a word that nobody
+/// has touched it. Such a reason is that there had been no request for some time, or another one: else the version has failed.
+fn repeats(exchange: &mut Exchange, lease: &Lease<RequestBody>, race: bool) {
+    exchange.attempted(Attempt::Reset);
+    if race && !lease.has_rested(SHORTEST_IDLE) && !lease.broke_over_another(Instant::now(), LONGEST_RACE) {
+        exchange.judge(Outcome::Failed);
+    }
 }
 
 /// Whether an answer did not even begin with `HTTP/1.`: an SSH banner, a TLS alert. Asked of new connections only: on one

@@ -1,6 +1,6 @@
 //! What a user brings from Argo Rollouts: its steps and metrics, pasted unchanged.
 
-use crate::support::{HEAD, Serin, load::Load, prometheus::Prometheus, upstream::Upstream, wait_for};
+use crate::support::{HEAD, Serin, binary, load::Load, prometheus::Prometheus, upstream::Upstream, wait_for};
 use std::{fmt::Write, time::Duration};
 
 const BROUGHT: &str = include_str!("../cases/order-gateway-argo.yaml");
@@ -47,7 +47,7 @@ fn an_argo_rollout_is_refused_only_for_the_analysis_that_would_never_end() {
     std::fs::write(&file, &text).unwrap();
     std::fs::write(folder.path().join("token"), "secret-token\n").unwrap();
     let check = || {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_serin"))
+        let output = std::process::Command::new(binary())
             .args(["check", "serin.yaml"])
             .current_dir(folder.path())
             .output()
@@ -86,7 +86,7 @@ fn an_argo_rollout_is_refused_only_for_the_analysis_that_would_never_end() {
 
 #[test]
 fn an_argo_manifest_as_a_whole_is_told_where_its_parts_go() {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_serin"))
+    let output = std::process::Command::new(binary())
         .args(["check", "tests/cases/order-gateway-argo.yaml"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()

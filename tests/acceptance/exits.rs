@@ -1,6 +1,6 @@
 //! The exit codes that pipelines branch on, each from a situation that it is for.
 
-use crate::support::{Serin, upstream::Upstream};
+use crate::support::{Serin, binary, upstream::Upstream};
 use std::process::Command;
 
 const GATES: &str =
@@ -213,7 +213,7 @@ fn a_pipeline_at_github_is_told_what_happened() {
     let (v1, v2) = (Upstream::start("v1"), Upstream::start("v2"));
     let serin = Serin::start(&shop(&v1, GATES));
     let github = |line: &str| {
-        let output = Command::new(env!("CARGO_BIN_EXE_serin"))
+        let output = Command::new(binary())
             .args(line.split_whitespace())
             .args(["-o", "github"])
             .current_dir(serin.folder.path())

@@ -3,6 +3,7 @@
 use crate::support::{
     Serin,
     authority::{Authority, Issued},
+    binary,
     http::{Client, To, request, whole},
     upstream::Upstream,
     wait_for,
@@ -47,7 +48,7 @@ fn cli(serin: &Serin, arguments: &str, environment: &[(&str, &str)]) -> (i32, St
         status,
         stdout,
         stderr,
-    } = Command::new(env!("CARGO_BIN_EXE_serin"))
+    } = Command::new(binary())
         .args(arguments.split_whitespace())
         .current_dir(serin.folder.path())
         // What this machine trusts shall not matter: nobody.

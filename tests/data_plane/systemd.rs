@@ -2,6 +2,7 @@
 
 use crate::support::{
     authority::Authority,
+    binary,
     client::{Plan, ask, get as get_request},
     dns::{NameServer, Says},
     full_form, get, say,
@@ -81,7 +82,7 @@ impl Unit {
             }
         };
         command
-            .arg(env!("CARGO_BIN_EXE_serin"))
+            .arg(binary())
             .args(["serve", "-c", "serin.yaml", "--workers", "2"])
             .current_dir(self.folder.path())
             .env("NOTIFY_SOCKET", self.folder.path().join("notify"))
@@ -244,7 +245,7 @@ fn read_unit(name: &str) -> String {
 fn units() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in ["serin.service", "serin.socket"] {
-        let text = read_unit(name).replace("/usr/local/bin/serin", env!("CARGO_BIN_EXE_serin"));
+        let text = read_unit(name).replace("/usr/local/bin/serin", binary());
         std::fs::write(folder.path().join(name), text).unwrap();
     }
     folder
@@ -282,10 +283,7 @@ fn systemd_finds_nothing_wrong_with_the_units_and_little_that_they_expose() {
         .lines()
         .find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/serin "));
     let verb = start.unwrap().split(' ').next().unwrap();
-    let help = Command::new(env!("CARGO_BIN_EXE_serin"))
-        .args([verb, "--help"])
-        .output()
-        .unwrap();
+    let help = Command::new(binary()).args([verb, "--help"]).output().unwrap();
     assert!(help.status.success(), "`serin {verb}` is no verb");
 }
 
@@ -371,7 +369,7 @@ fn what_serin_asks_of_the_kernel_is_within_what_its_unit_allows() {
     let tracer = Command::new("strace")
         .args(["-f", "-qq", "-s", "8", "-o"])
         .arg(&trace)
-        .arg(env!("CARGO_BIN_EXE_serin"))
+        .arg(binary())
         .args(["serve", "-c", "serin.yaml", "--workers", "2"])
         .current_dir(folder)
         .env("NOTIFY_SOCKET", folder.join("notify"))
@@ -393,7 +391,7 @@ fn what_serin_asks_of_the_kernel_is_within_what_its_unit_allows() {
     let mut answer = String::new();
     local.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let deploy = Command::new(env!("CARGO_BIN_EXE_serin"))
+    let deploy = Command::new(binary())
         .args(["deploy", "shop", "--version", "v2", "--endpoint", &upstream.url()])
         .current_dir(folder)
         .output()
@@ -482,14 +480,7 @@ services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}}}]\n",
             "-E",
             &format!("NOTIFY_SOCKET={}", folder.join("notify").display()),
         ])
-        .args([
-            env!("CARGO_BIN_EXE_serin"),
-            "serve",
-            "-c",
-            "serin.yaml",
-            "--workers",
-            "2",
-        ])
+        .args([binary(), "serve", "-c", "serin.yaml", "--workers", "2"])
         .current_dir(folder)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -3,6 +3,7 @@
 use crate::support::{
     Serin,
     authority::{Authority, Issued},
+    binary,
     http::{Client, Server, Speaks, To},
     wait_for,
 };
@@ -185,7 +186,7 @@ fn a_start_with_a_bad_certificate_says_which_file_and_what_to_do() {
     )
     .unwrap();
     let said = |verb: &[&str]| {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_serin"))
+        let output = std::process::Command::new(binary())
             .args(verb)
             .current_dir(path)
             .output()

@@ -34,7 +34,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     time::{Duration, Instant},
 };
 
@@ -52,6 +52,14 @@ pub const HEAD: &str = "
 listeners: [{name: web, address: \"127.0.0.1:0\"}]
 admin: {address: \"127.0.0.1:0\", tokens: [{name: test, role: admin, secretFile: token}]}
 ";
+
+/// The binary that is tested: the one just built, or another one that `SERIN_BIN` names, as it is shipped for example.
+pub fn binary() -> &'static str {
+    static BINARY: LazyLock<String> = LazyLock::new(|| {
+        std::env::var("SERIN_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_serin").to_owned())
+    });
+    &BINARY
+}
 
 #[allow(clippy::disallowed_methods, reason = "bounds a wait in a test")]
 pub fn now() -> Instant {
@@ -211,7 +219,7 @@ impl Serin {
 
     /// Runs a verb of the command line against it.
     pub fn cli(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_serin"))
+        Command::new(binary())
             .args(arguments)
             .current_dir(self.folder.path())
             .output()
@@ -232,7 +240,7 @@ impl Serin {
 
     /// Begins a verb that will take a while.
     pub fn begin(&self, line: &str) -> Verb {
-        let child = Command::new(env!("CARGO_BIN_EXE_serin"))
+        let child = Command::new(binary())
             .args(line.split_whitespace())
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
@@ -499,7 +507,7 @@ fn spawn(folder: &Path, arguments: &[&str]) -> (Child, Arc<Mutex<Vec<String>>>) 
 }
 
 fn spawn_by(starter: &[&str], folder: &Path, arguments: &[&str]) -> (Child, Arc<Mutex<Vec<String>>>) {
-    let line = [starter, &[env!("CARGO_BIN_EXE_serin")]].concat();
+    let line = [starter, &[binary()]].concat();
     let mut child = Command::new(line[0])
         .args(&line[1..])
         .args(["serve", "-c", "serin.yaml", "--workers", "2"])
