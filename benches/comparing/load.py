@@ -23,6 +23,17 @@ def wrk(proxy, seconds, cores, path="/1k", threads=1, script=None):
     return seen
 
 
+POST = 'wrk.method, wrk.body = "POST", string.rep("x", 4096)\n'
+
+
+def wrk_post(proxy, seconds, cores):
+    """The same with a body in each request."""
+    with tempfile.NamedTemporaryFile(mode="w", suffix=".lua") as script:
+        script.write(POST)
+        script.flush()
+        return wrk(proxy, seconds, cores, path="/echo", script=script.name)
+
+
 def wrk_said(text):
     found = re.search(r"(\d+) requests in (\S+),", text)
     if not found:

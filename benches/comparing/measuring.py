@@ -5,7 +5,7 @@ from functools import partial
 from typing import Callable
 
 from comparing.bench import say
-from comparing.load import h2load, rotating, wrk
+from comparing.load import h2load, rotating, wrk, wrk_post
 from comparing.peers import Setup
 from comparing.saying import Result, rounds_of, spread, table
 from comparing.upstream import Upstream
@@ -125,6 +125,7 @@ class Threads:
 LOADS = {
     "h1-1k": Load("HTTP/1.1 in and out, 1 KiB answers", wrk),
     "h1-1m": Load("HTTP/1.1 in and out, 1 MiB answers", partial(wrk, path="/1m")),
+    "h1-post": Load("HTTP/1.1 in and out, 4 KiB in each request, short answers", wrk_post),
     "h2-1k": Load("HTTP/2 without TLS in, HTTP/1.1 out, 1 KiB answers", h2load),
     "h2-tls-1k": Load("HTTP/2 under TLS in, HTTP/1.1 out, 1 KiB answers", partial(h2load, tls=True)),
     "h1-tls-1k": Load("HTTP/1.1 under TLS in, HTTP/1.1 out, 1 KiB answers", partial(h2load, tls=True, protocol="h1"),
