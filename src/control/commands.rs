@@ -471,7 +471,6 @@ impl Managed {
         .hint("deploy it with --endpoint URL"))
     }
 
-    /// The endpoints of a deploy that is otherwise the same as before, if they have changed.
     /// What a deploy of a version changes that is there already: where it listens, and the number that later ones must not be
     /// below.
     fn deployed_again(&self, deploy: &Deploy) -> Vec<Fact> {

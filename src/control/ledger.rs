@@ -292,7 +292,7 @@ impl Saved {
     fn replace(&mut self, deploy: &DeployFact, now: Timestamp) -> Result<Vec<Effect>, Refused> {
         self.plan = deploy.plan.clone();
         self.templates.clone_from(&deploy.templates);
-        self.sequence = self.sequence.max(deploy.sequence);
+        self.deployed_again(&deploy.version, deploy.sequence);
         if !deploy.endpoints.is_empty() {
             self.set_endpoints(&deploy.version, &deploy.endpoints, now);
         }

@@ -98,8 +98,11 @@ async fn a_run_that_deploys_what_is_there_already_takes_over_from_earlier_ones()
     let rollout = again.status.rollout.unwrap();
     assert_eq!((rollout.version, rollout.sequence), (v("v2"), Some(7)));
     let facts = again.status.generation;
-    let again = lab.command(Command::Deploy(deploy)).await.unwrap();
+    let again = lab.command(Command::Deploy(deploy.clone())).await.unwrap();
     assert_eq!(again.status.generation, facts, "nothing new");
+    (deploy.sequence, deploy.replace) = (Some(8), true);
+    let replaced = lab.command(Command::Deploy(deploy)).await.unwrap().status;
+    assert_eq!(replaced.rollout.unwrap().sequence, Some(8));
     let mut earlier = Deploy::of(v("v3"), vec![url(9003)]);
     earlier.sequence = Some(6);
     let refusal = lab.command(Command::Deploy(earlier)).await.unwrap_err();
