@@ -93,22 +93,29 @@ pub(super) struct Carried {
     answered: Cell<u32>,
     /// When the last of any size was sent.
     last: Cell<Option<Instant>>,
+    /// The longest time without one, as long as nothing has been answered since: all that goes out after it may meet a
+    /// connection that was just closed for it.
+    rested: Cell<Duration>,
 }
 
 impl Carried {
-    /// One of this size goes out; how long ago the one before it did.
+    /// One of this size goes out; how long the connection had rested before it, or before others that wait for an answer, too.
     pub(super) fn sent(&self, size: u32, now: Instant) -> Duration {
         let last = self.last.replace(Some(now));
         if size >= self.largest.get() {
             self.largest.set(size);
             self.at.set(Some(now));
         }
-        last.map_or(Duration::ZERO, |last| now.saturating_duration_since(last))
+        let rest = last.map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
+        let longest = rest.max(self.rested.get());
+        self.rested.set(longest);
+        longest
     }
 
     /// One of this size was answered, well or not.
     pub(super) fn answered(&self, size: u32) {
         self.answered.set(self.answered.get().max(size));
+        self.rested.set(Duration::ZERO);
     }
 
     /// The size of the head that may be why the connection has just ended: larger than usual and than any that was answered on
@@ -157,6 +164,19 @@ mod tests {
         assert!(heads.is_risky(10_000), "the next connection says nothing new");
         heads.announced(None, now);
         assert!(!heads.is_refused(1 << 20));
+    }
+
+    #[test]
+    fn a_rest_is_over_for_all_that_go_out_after_it_when_one_of_them_is_answered() {
+        let (carried, now) = (Carried::default(), Instant::now());
+        let after = |millis| now + Duration::from_millis(millis);
+        carried.sent(500, now);
+        carried.answered(500);
+        let rest = Duration::from_secs(5);
+        assert_eq!(carried.sent(500, after(5000)), rest);
+        assert_eq!(carried.sent(500, after(5001)), rest, "the same moment");
+        carried.answered(500);
+        assert_eq!(carried.sent(500, after(5002)), Duration::from_millis(1));
     }
 
     #[test]
