@@ -290,12 +290,12 @@ impl Outbound<'_> {
                     return Err(self.left_out(endpoint, exchange, &why));
                 }
                 Some(Ok(mut response)) => {
-                    if lease.is_http2() {
-                        lease.answered();
-                        if let Some(ending) = self.waits_for_end(&mut response, begun, body, exchange) {
-                            let ended = ending.await;
-                            self.ends_well(ended, endpoint, exchange)?;
-                        }
+                    lease.answered();
+                    if lease.is_http2()
+                        && let Some(ending) = self.waits_for_end(&mut response, begun, body, exchange)
+                    {
+                        let ended = ending.await;
+                        self.ends_well(ended, endpoint, exchange)?;
                     }
                     self.answered(&response, body, lease, exchange);
                     return Ok(response);
@@ -571,10 +571,14 @@ fn may_have_idled(error: &hyper::Error, begun: Instant) -> bool {
 }
 
 /// The request goes out once more, for its connection has just ended, for a reason of its own (`race`) or a word that nobody
-/// has touched it. Such a reason is that there had been no request for some time, or another one: else the version has failed.
+/// has touched it. Such a reason is that there had been no request for some time, or another one: else the version
+/// has failed.
 fn repeats(exchange: &mut Exchange, lease: &Lease<RequestBody>, race: bool) {
     exchange.attempted(Attempt::Reset);
-    if race && !lease.has_rested(SHORTEST_IDLE) && !lease.broke_over_another(Instant::now(), LONGEST_RACE) {
+    if race
+        && !lease.may_have_idled_out(SHORTEST_IDLE)
+        && !lease.broke_over_another(Instant::now(), LONGEST_RACE)
+    {
         exchange.judge(Outcome::Failed);
     }
 }

@@ -87,6 +87,8 @@ pub struct Connections<B> {
     /// Requests of this worker that wait for a connection to this endpoint, longest first.
     waiting: RefCell<VecDeque<oneshot::Sender<Sender<B>>>>,
     handed: Cell<u32>,
+    /// The longest rest after which a kept connection was answered on.
+    survived: Cell<Duration>,
 }
 
 /// Tells a request that waits for a connection another one opens: here is a seat on it, or there is nothing to share.
@@ -233,6 +235,7 @@ where
             heads: Heads::default(),
             waiting: RefCell::default(),
             handed: Cell::new(0),
+            survived: Cell::default(),
         });
         self.by_id.borrow_mut().insert(endpoint.id, Rc::clone(&fresh));
         fresh
@@ -651,9 +654,11 @@ where
         true
     }
 
-    /// Whether the connection had served others, and had nothing to do for at least `limit` before this request.
-    pub fn has_rested(&self, limit: Duration) -> bool {
-        self.reused && self.rested >= limit
+    /// Whether the connection, which has just ended, may have done so for having had nothing to do before this request: for at
+    /// least `shortest`, and not for clearly less than another one has survived.
+    pub fn may_have_idled_out(&self, shortest: Duration) -> bool {
+        let survived = self.connections.survived.get();
+        self.reused && self.rested >= shortest && survived <= self.rested + self.rested / 10
     }
 
     /// Whether the connection, which has ended just `now`, may have done so for a larger head than its own, sent within the
@@ -668,6 +673,8 @@ where
 
     /// Its request was answered.
     pub fn answered(&self) {
+        let survived = &self.connections.survived;
+        survived.set(survived.get().max(self.rested));
         if let Some(Sender::Http2(seated)) = &self.sender {
             seated.carried().answered(self.head);
             self.connections.heads.answered(self.head);
@@ -810,6 +817,28 @@ mod tests {
                 connections.seat().is_some(),
                 "the connection stays for those who come"
             );
+        };
+        tokio::task::LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_has_not_idled_out_where_others_survive_a_longer_rest() {
+        let test = async {
+            let (connections, seat, _held) = crowded().await;
+            let mut lease = connections.lent(Sender::Http2(seat), true);
+            let rest = |lease: &mut Lease<_>, millis| {
+                lease.rested = Duration::from_millis(millis);
+                lease.may_have_idled_out(Duration::from_secs(1))
+            };
+            assert!(!rest(&mut lease, 999), "too short for any limit");
+            assert!(rest(&mut lease, 1000) && rest(&mut lease, 3000));
+            lease.answered();
+            assert!(!rest(&mut lease, 1000) && !rest(&mut lease, 2700));
+            assert!(rest(&mut lease, 2800), "as good as the same");
+            lease.answered();
+            assert!(!rest(&mut lease, 2700), "the longest one counts");
+            lease.reused = false;
+            assert!(!rest(&mut lease, 3500));
         };
         tokio::task::LocalSet::new().run_until(test).await;
     }
