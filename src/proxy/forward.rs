@@ -50,8 +50,8 @@ const LITTLE_PATIENCE: Duration = Duration::from_millis(20);
 /// A kept connection that ends later than this after a request went out over it was not closed for being idle: the version has
 /// worked on the request, and failed.
 const LONGEST_RACE: Duration = Duration::from_secs(1);
-/// A kept connection that has rested for less was not closed for being idle: nobody's documentation recommends limits below 1 s.
-/// The other side's clock runs from when it wrote the answer, ours from when that was passed on, which is later.
+/// A kept connection that has rested for less is not taken to have been closed for being idle: that needs a limit below 1 s. The
+/// other side's clock runs from when it wrote the answer, ours from when that was passed on, which is later.
 const SHORTEST_IDLE: Duration = Duration::from_millis(900);
 
 /// What does not change between attempts.
