@@ -152,7 +152,8 @@ analysisTemplates:
     // 6. A healthy one is promoted through 25, 50 to 100.
     let clean = load.seen();
     let promoted = pipeline(&serin, "deploy order-gateway --version v3", &v3, "healthy");
-    assert_eq!(promoted.0, 0, "{promoted:?}\n{:#}", serin.status("order-gateway"));
+    let analyses = || get(serin.admin, "/v1/services/order-gateway/analysis").1;
+    assert_eq!(promoted.0, 0, "{promoted:?}\n{}\n{:?}", analyses(), load.seen());
     assert_eq!(serin.status("order-gateway")["stable"], "v3");
     assert_eq!(weights(&serin, "v3"), [5.0, 25.0, 50.0, 100.0]);
     let seen = load.seen();
