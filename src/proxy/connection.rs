@@ -5,6 +5,7 @@ use super::{
     arrival::Arrival,
     closing::{self, Resets},
     frames::Watched,
+    gather::Together,
     guard::guarded,
     headers::Peer,
     io::{ClientIo, ConnectionTimeouts, Late, Progress},
@@ -265,11 +266,11 @@ where
     let make = move |request| service::serve(Rc::clone(&client), request);
     let places = worker.shelf.places(&make);
     let serve = service_fn(move |request| scope.guard(places.make(|| make(request))));
-    // Once: each future around it would have room for all of it, and twice where it is handed on.
-    let connection = Box::pin(builder.serve_connection(io, serve));
+    let lent = Rc::clone(&worker.lent);
+    let connection = Together::new(io, lent, |io| builder.serve_connection(io, serve));
     Some(Box::pin(async move {
         let serving = drained(&progress, connection, |c| {
-            c.get_mut().as_mut().graceful_shutdown();
+            c.get_mut().connection.as_mut().graceful_shutdown();
         });
         guarded(&worker.shared.metrics.control, serving).await
     }))

@@ -23,6 +23,7 @@ mod forward;
 mod frames;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+mod gather;
 mod grpc;
 mod guard;
 mod head_size;

@@ -10,6 +10,7 @@ use super::{
     body::RequestBody,
     closing::Resets,
     connection::{self, Open},
+    gather::Lent,
     io::{LINGER, Progress},
     leftovers::Leftovers,
     listener::Socket,
@@ -135,6 +136,8 @@ pub(super) struct WorkerState {
     pub(super) leftovers: Leftovers,
     /// Where the futures of its requests are.
     pub(super) shelf: Shelf,
+    /// What its HTTP/2 connections gather their writes in.
+    pub(super) lent: Lent,
 }
 
 /// After this time an idle HTTP/1.1 connection waits without hyper's buffers; in a crowd, when so many more have come, earlier.
@@ -362,6 +365,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         streams: Rc::default(),
         leftovers: Leftovers::default(),
         shelf: Shelf::default(),
+        lent: Lent::default(),
     });
     let mut accepting = Vec::new();
     for (position, inlet) in inlets.into_iter().enumerate() {
