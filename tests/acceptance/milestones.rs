@@ -23,7 +23,8 @@ fn by_serin(_: &Serin) -> (String, Option<Prometheus>) {
     (metric.to_owned(), None)
 }
 
-/// Asked of a Prometheus, by a query that selects the canary.
+/// Asked of a Prometheus, by a query that selects the canary. Where it has not seen a request, as when it was late on a busy
+/// machine, it answers nothing, which is an error and asked again, rather than 0/0, which would fail the measurement.
 fn by_prometheus(serin: &Serin) -> (String, Option<Prometheus>) {
     let prometheus = Prometheus::scraping(serin.admin);
     let metric = format!(
@@ -32,6 +33,7 @@ fn by_prometheus(serin: &Serin) -> (String, Option<Prometheus>) {
         initialDelay: 2s
         interval: 500ms
         count: 2
+        consecutiveErrorLimit: 20
         successCondition: result[0] < 0.01
         provider:
           prometheus:
@@ -39,7 +41,7 @@ fn by_prometheus(serin: &Serin) -> (String, Option<Prometheus>) {
             query: |
               sum(rate(http_requests_total{{job="order-gateway",version="{{{{args.canary-version}}}}",status=~"5.."}}[5s]))
               /
-              sum(rate(http_requests_total{{job="order-gateway",version="{{{{args.canary-version}}}}"}}[5s]))
+              (sum(rate(http_requests_total{{job="order-gateway",version="{{{{args.canary-version}}}}"}}[5s])) > 0)
 "#,
         prometheus.url()
     );
