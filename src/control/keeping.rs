@@ -72,14 +72,14 @@ impl Engine {
             let (tried, storing) = oneshot::channel();
             self.storing = Some(storing);
             let told = self.telling(name, &rows, Some(tried));
-            match self.store.append_later(name, &rows, saved, key.as_ref(), told) {
+            match self.store.append_later(name, &rows, saved, key.as_slice(), told) {
                 Ok(()) => return,
                 Err(error) => drop(self.store_failed(&error)),
             }
         }
         if let Some(managed) = self.managed.get_mut(name) {
             managed.unsaved.extend(rows);
-            managed.unsaved_key = key.or(managed.unsaved_key.take());
+            managed.unsaved_keys.extend(key);
             self.publish_status(name);
         }
     }
@@ -195,15 +195,15 @@ impl Engine {
                 continue;
             }
             let rows = std::mem::take(&mut managed.unsaved);
-            let key = managed.unsaved_key.take();
+            let keys = std::mem::take(&mut managed.unsaved_keys);
             let saved = managed.saved.clone();
             self.store_evidence(&name);
             let told = self.telling(&name, &rows, None);
-            match self.store.append_later(&name, &rows, &saved, key.as_ref(), told) {
+            match self.store.append_later(&name, &rows, &saved, &keys, told) {
                 Ok(()) => self.publish_status(&name),
                 Err(error) => {
                     if let Some(managed) = self.managed.get_mut(&name) {
-                        (managed.unsaved, managed.unsaved_key) = (rows, key);
+                        (managed.unsaved, managed.unsaved_keys) = (rows, keys);
                     }
                     self.store_failed(&error);
                     return;

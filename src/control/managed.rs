@@ -47,7 +47,8 @@ pub(crate) struct Managed {
     pub(super) raising: Option<Raising>,
     /// Acted upon, and not stored yet.
     pub(super) unsaved: Vec<Row>,
-    pub(super) unsaved_key: Option<KeyRow>,
+    /// Answered by what is not stored yet.
+    pub(super) unsaved_keys: Vec<KeyRow>,
     /// Until then events that come by themselves wait: one was just refused or did nothing.
     pub(super) quiet_until: Timestamp,
     pub(super) gate: Gate,
@@ -109,7 +110,7 @@ impl Managed {
             kept_runs: BTreeMap::new(),
             raising: None,
             unsaved: Vec::new(),
-            unsaved_key: None,
+            unsaved_keys: Vec::new(),
             quiet_until: Timestamp::default(),
             gate: Gate::default(),
             fate: None,

@@ -104,7 +104,7 @@ impl Engine {
         let told = self.telling(name, &step.rows, None);
         match self
             .store
-            .begin_append(name, &step.rows, &step.next, key.as_ref(), told)
+            .begin_append(name, &step.rows, &step.next, key.as_slice(), told)
         {
             Begun::Done(stored) => self.raised(name, step, key, stored).map(|()| Recorded::InForce),
             Begun::OnItsWay(coming) => {

@@ -256,13 +256,13 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn load(&self) -> Result<Vec<StoredService>, StoreError>;
     /// 128 random bits for sticky keys: made by `fresh` once, the same ever after.
     fn secret(&self, fresh: [u8; 16]) -> Result<[u8; 16], StoreError>;
-    /// Appends facts, the state they lead to and the answer kept for the caller's key. Returns the facts' numbers.
+    /// Appends facts, the state they lead to and the answers kept for the callers' keys. Returns the facts' numbers.
     fn append(
         &self,
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
-        key: Option<&KeyRow>,
+        keys: &[KeyRow],
     ) -> Result<Vec<u64>, StoreError>;
     /// [`Store::append`] without waiting, of what comes into force once it is stored. Only what is begun later comes after it.
     /// `tried` is told before whatever is stored after it, and not at all of what was given up in time.
@@ -271,10 +271,10 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
-        key: Option<&KeyRow>,
+        keys: &[KeyRow],
         tried: Tried,
     ) -> Begun {
-        let stored = self.append(service, rows, saved, key);
+        let stored = self.append(service, rows, saved, keys);
         tried(stored.as_deref());
         Begun::Done(stored)
     }
@@ -285,10 +285,10 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
-        key: Option<&KeyRow>,
+        keys: &[KeyRow],
         tried: Tried,
     ) -> Result<(), StoreError> {
-        let ids = self.append(service, rows, saved, key)?;
+        let ids = self.append(service, rows, saved, keys)?;
         tried(Ok(&ids));
         Ok(())
     }
@@ -301,7 +301,7 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
         service: &ServiceName,
         ids: &[u64],
         before: Option<&Saved>,
-        key: Option<&str>,
+        keys: &[KeyRow],
     ) -> Result<(), StoreError>;
     /// A sign of life: time from here to the next start counts as downtime. May come about later.
     fn alive(&self, at: Timestamp) -> Result<(), StoreError>;

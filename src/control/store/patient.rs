@@ -276,9 +276,9 @@ impl Store for Patient {
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
-        key: Option<&KeyRow>,
+        keys: &[KeyRow],
     ) -> Result<Vec<u64>, StoreError> {
-        match self.begin_append(service, rows, saved, key, Box::new(|_| ())) {
+        match self.begin_append(service, rows, saved, keys, Box::new(|_| ())) {
             Begun::Done(stored) => stored,
             Begun::OnItsWay(coming) => coming.wait(),
         }
@@ -289,20 +289,20 @@ impl Store for Patient {
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
-        key: Option<&KeyRow>,
+        keys: &[KeyRow],
         tried: Tried,
     ) -> Begun {
         let before = self.known().get(service).cloned();
-        let (name, rows, next, key) = (service.clone(), rows.to_vec(), saved.clone(), key.cloned());
-        let (whose, used) = (name.clone(), key.as_ref().map(|key| key.key.clone()));
+        let (name, rows, next, keys) = (service.clone(), rows.to_vec(), saved.clone(), keys.to_vec());
+        let (whose, used) = (name.clone(), keys.clone());
         let (later, stored) = (self.later.clone(), Arc::clone(&self.stored));
         let (of, known) = (name.clone(), next.clone());
         let asked = self.begin(
             move |store| {
                 later.catch_up(store)?;
-                store.append(&name, &rows, &next, key.as_ref())
+                store.append(&name, &rows, &next, &keys)
             },
-            move |store, ids: &Vec<u64>| store.take_back(&whose, ids, before.as_ref(), used.as_deref()),
+            move |store, ids: &Vec<u64>| store.take_back(&whose, ids, before.as_ref(), &used),
             move |stored| tried(stored.as_deref()),
         );
         let asked = match asked {
@@ -324,12 +324,12 @@ impl Store for Patient {
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
-        key: Option<&KeyRow>,
+        keys: &[KeyRow],
         tried: Tried,
     ) -> Result<(), StoreError> {
-        let (name, rows, next, key) = (service.clone(), rows.to_vec(), saved.clone(), key.cloned());
+        let (name, rows, next, keys) = (service.clone(), rows.to_vec(), saved.clone(), keys.to_vec());
         self.later(Box::new(move |store| {
-            let stored = store.append(&name, &rows, &next, key.as_ref());
+            let stored = store.append(&name, &rows, &next, &keys);
             tried(stored.as_deref());
             stored.map(drop)
         }))?;
@@ -352,7 +352,7 @@ impl Store for Patient {
             },
             move |store, all: &Vec<Vec<u64>>| {
                 let mut each = before.iter().zip(all);
-                each.try_for_each(|((whose, before), ids)| store.take_back(whose, ids, before.as_ref(), None))
+                each.try_for_each(|((whose, before), ids)| store.take_back(whose, ids, before.as_ref(), &[]))
             },
         )?;
         let stored = steps
@@ -367,9 +367,9 @@ impl Store for Patient {
         service: &ServiceName,
         ids: &[u64],
         before: Option<&Saved>,
-        key: Option<&str>,
+        keys: &[KeyRow],
     ) -> Result<(), StoreError> {
-        self.inner.take_back(service, ids, before, key)
+        self.inner.take_back(service, ids, before, keys)
     }
 
     fn alive(&self, at: Timestamp) -> Result<(), StoreError> {

@@ -332,7 +332,7 @@ impl SqliteStore {
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
-        key: Option<&KeyRow>,
+        keys: &[KeyRow],
     ) -> Result<Vec<u64>, StoreError> {
         let name = service.as_str();
         let failed = |error: rusqlite::Error| self.failed(&error);
@@ -392,7 +392,7 @@ impl SqliteStore {
                 .map_err(failed)?
                 .execute(params![at])
                 .map_err(failed)?;
-            if let Some(row) = key {
+            for row in keys {
                 transaction
                     .execute(
                         "INSERT OR REPLACE INTO keys (service, key, at, asked, answer) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -539,12 +539,12 @@ impl Store for SqliteStore {
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
-        key: Option<&KeyRow>,
+        keys: &[KeyRow],
     ) -> Result<Vec<u64>, StoreError> {
         let connection = self.connection();
         let failed = |error: rusqlite::Error| self.failed(&error);
         let transaction = connection.unchecked_transaction().map_err(failed)?;
-        let ids = self.append_in(&transaction, service, rows, saved, key)?;
+        let ids = self.append_in(&transaction, service, rows, saved, keys)?;
         transaction.commit().map_err(failed)?;
         Ok(ids)
     }
@@ -554,7 +554,7 @@ impl Store for SqliteStore {
         let failed = |error: rusqlite::Error| self.failed(&error);
         let transaction = connection.unchecked_transaction().map_err(failed)?;
         let append =
-            |step: &Appended| self.append_in(&transaction, &step.service, &step.rows, &step.saved, None);
+            |step: &Appended| self.append_in(&transaction, &step.service, &step.rows, &step.saved, &[]);
         let ids = steps.iter().map(append).collect::<Result<_, _>>()?;
         transaction.commit().map_err(failed)?;
         Ok(ids)
@@ -565,7 +565,7 @@ impl Store for SqliteStore {
         service: &ServiceName,
         ids: &[u64],
         before: Option<&Saved>,
-        key: Option<&str>,
+        keys: &[KeyRow],
     ) -> Result<(), StoreError> {
         let name = service.as_str();
         let connection = self.connection();
@@ -579,8 +579,11 @@ impl Store for SqliteStore {
             let id = i64::try_from(*id).unwrap_or(i64::MAX);
             execute("DELETE FROM events WHERE id = ?1 AND service = ?2", &[&id, &name])?;
         }
-        if let Some(key) = key {
-            execute("DELETE FROM keys WHERE service = ?1 AND key = ?2", &[&name, &key])?;
+        for row in keys {
+            execute(
+                "DELETE FROM keys WHERE service = ?1 AND key = ?2",
+                &[&name, &row.key],
+            )?;
         }
         if let Some(before) = before {
             execute(
@@ -1173,7 +1176,9 @@ mod tests {
             message: String::new(),
             telling: None,
         };
-        store.append(&service, &[row], &saved, Some(&key)).unwrap();
+        store
+            .append(&service, &[row], &saved, std::slice::from_ref(&key))
+            .unwrap();
         assert_eq!(store.keys(at).unwrap(), [(service, at, key)]);
         let retention = Retention {
             rollouts: 100,

@@ -61,9 +61,9 @@ impl Store for Hanging {
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
-        key: Option<&KeyRow>,
+        keys: &[KeyRow],
     ) -> Result<Vec<u64>, StoreError> {
-        let done = self.inner.append(service, rows, saved, key);
+        let done = self.inner.append(service, rows, saved, keys);
         self.wait_for_event();
         done
     }
@@ -77,9 +77,9 @@ impl Store for Hanging {
         service: &ServiceName,
         ids: &[u64],
         before: Option<&Saved>,
-        key: Option<&str>,
+        keys: &[KeyRow],
     ) -> Result<(), StoreError> {
-        self.inner.take_back(service, ids, before, key)
+        self.inner.take_back(service, ids, before, keys)
     }
     fn alive(&self, at: Timestamp) -> Result<(), StoreError> {
         self.wait();

@@ -184,12 +184,12 @@ impl Store for Faulty {
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
-        key: Option<&KeyRow>,
+        keys: &[KeyRow],
     ) -> Result<Vec<u64>, StoreError> {
         self.keeps_waiting();
         self.check()?;
         self.count();
-        let stored = self.inner.append(service, rows, saved, key);
+        let stored = self.inner.append(service, rows, saved, keys);
         self.die_after(rows);
         stored
     }
@@ -198,14 +198,14 @@ impl Store for Faulty {
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
-        key: Option<&KeyRow>,
+        keys: &[KeyRow],
         tried: Tried,
     ) -> Begun {
         if let Err(error) = self.check() {
             return Begun::Done(Err(error));
         }
         self.count();
-        let begun = self.inner.begin_append(service, rows, saved, key, tried);
+        let begun = self.inner.begin_append(service, rows, saved, keys, tried);
         self.die_after(rows);
         begun
     }
@@ -214,12 +214,12 @@ impl Store for Faulty {
         service: &ServiceName,
         rows: &[Row],
         saved: &Saved,
-        key: Option<&KeyRow>,
+        keys: &[KeyRow],
         tried: Tried,
     ) -> Result<(), StoreError> {
         self.check()?;
         self.count();
-        let coming = self.inner.append_later(service, rows, saved, key, tried);
+        let coming = self.inner.append_later(service, rows, saved, keys, tried);
         self.die_after(rows);
         coming
     }
@@ -234,9 +234,9 @@ impl Store for Faulty {
         service: &ServiceName,
         ids: &[u64],
         before: Option<&Saved>,
-        key: Option<&str>,
+        keys: &[KeyRow],
     ) -> Result<(), StoreError> {
-        self.inner.take_back(service, ids, before, key)
+        self.inner.take_back(service, ids, before, keys)
     }
     fn alive(&self, at: Timestamp) -> Result<(), StoreError> {
         self.check()?;

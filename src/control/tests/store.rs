@@ -376,6 +376,30 @@ async fn an_abort_with_a_key_acts_although_the_store_cannot_even_be_read() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn every_key_of_what_acted_before_it_could_be_stored_is_stored_with_it() {
+    let lab = Lab::new(config(STEPS, ERRORS));
+    lab.deploy("v2", 9002).await.unwrap();
+    lab.until("at 5 %", |status| status.set_weight == Weight::percent(5))
+        .await;
+    lab.store.fails.store(true, Ordering::SeqCst);
+    let weight = Weight::percent(1);
+    for (command, key) in [(Command::SetWeight { weight }, "lower"), (Command::Abort, "away")] {
+        let keyed = Caller {
+            idempotency_key: Some(key.to_owned()),
+            ..caller()
+        };
+        let asked = lab.control.command("shop", command, Expect::default(), keyed);
+        asked.await.unwrap();
+    }
+    lab.store.fails.store(false, Ordering::SeqCst);
+    let keys = || lab.store.keys(Timestamp::default()).unwrap();
+    lab.until("stored", |_| !keys().is_empty()).await;
+    let kept = keys();
+    let kept: Vec<&str> = kept.iter().map(|(_, _, row)| row.key.as_str()).collect();
+    assert_eq!(kept, ["away", "lower"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rollout_that_was_superseded_has_ended_in_the_history() {
     let lab = Lab::new(config(STEPS, ERRORS));
     for (version, port) in [("v2", 9002), ("v3", 9003), ("v4", 9004)] {
