@@ -138,6 +138,10 @@ pub struct Judge {
     /// Absent, also in what is stored: 4xx answers are not watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     client_errors: Option<ClientErrors>,
+    /// When the canary's last request ended, or the judge began. Absent, also in what is stored: by a Serin that did not say for
+    /// how long there was none; what it recorded is replayed without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    heard: Option<f64>,
 }
 
 impl Judge {
@@ -156,6 +160,7 @@ impl Judge {
             baseline,
             recent: Recent::default(),
             client_errors: config.client_err_delta.map(ClientErrors::new),
+            heard: Some(0.0),
             config,
         };
         judge.fresh_proceed_tests();
@@ -220,8 +225,9 @@ impl Judge {
         // Where there was no choice there is nothing to compare; nor is there of a generation that has ended.
         let chosen = |batch: &&Batch| batch.weight > 0.0 && batch.weight < 1.0 && !batch.is_empty();
         let batches: Vec<&Batch> = batches.iter().filter(chosen).collect();
-        if self.t_first.is_none() && batches.iter().any(|batch| batch.canary.ended() > 0) {
-            self.t_first = Some(self.t);
+        if batches.iter().any(|batch| batch.canary.ended() > 0) {
+            self.t_first.get_or_insert(self.t);
+            self.heard = self.heard.map(|_| self.t + dt);
         }
         let warm = self.is_warm();
         if warm && !self.was_warm {

@@ -231,35 +231,29 @@ impl Judge {
             );
         }
         let (weakest, log) = self.weakest();
-        let mut text = format!("HOLD at {weight}%: {harm}; ");
         if log >= -self.config.beta.ln() {
             let left = (self.t_step + self.config.min_step_s - self.t).max(0.0);
-            let _ = write!(
-                text,
-                "proceed waits {left:.0} s more: a step takes at least {} s",
+            return format!(
+                "HOLD at {weight}%: {harm}; proceed waits {left:.0} s more: a step takes at least {} s",
                 self.config.min_step_s
             );
-            return text;
         }
-        let _ = write!(
-            text,
+        let waits = format!(
             "proceed waits for {} e={} (needs {})",
             self.name(weakest),
             figure(e(log)),
             general(1.0 / self.config.beta, 6)
         );
-        let (pieces, traffic, silence) = match piece {
-            Piece::Request => ("requests", "the traffic of now", "there is no canary traffic"),
-            Piece::User => (
-                "users",
-                "the new users of now",
-                "no new users come: each is one piece of evidence, once at each weight",
-            ),
+        if self.is_silent() {
+            let silence = self.says_silence(piece);
+            return format!("HOLD at {weight}%: inconclusive: {silence}; {harm}; {waits}");
+        }
+        let mut text = format!("HOLD at {weight}%: {harm}; {waits}");
+        let (pieces, traffic) = match piece {
+            Piece::Request => ("requests", "the traffic of now"),
+            Piece::User => ("users", "the new users of now"),
         };
         match eta {
-            _ if self.is_silent() => {
-                let _ = write!(text, ", and {silence}");
-            }
             None => text.push_str(", which is not in sight at the rates of now"),
             Some(eta) => {
                 let more = thousands(eta.canary_requests);
@@ -270,6 +264,23 @@ impl Judge {
             }
         }
         text
+    }
+
+    /// That there is no evidence, and for how long.
+    fn says_silence(&self, piece: Piece) -> String {
+        let (what, why) = match piece {
+            Piece::Request => ("no canary traffic", ""),
+            Piece::User => (
+                "no new users",
+                ": each is one piece of evidence, once at each weight",
+            ),
+        };
+        let lasts = match self.heard.map(|heard| self.t - heard) {
+            None => String::new(),
+            Some(seconds) if seconds < 1.0 => " yet".to_owned(),
+            Some(seconds) => format!(" for {}", elapsed(seconds)),
+        };
+        format!("{what}{lasts}{why}")
     }
 
     fn weakest(&self) -> (usize, f64) {
@@ -412,6 +423,15 @@ pub(super) fn figure(number: f64) -> String {
     }
 }
 
+/// What has passed, of which nothing is made up.
+fn elapsed(seconds: f64) -> String {
+    match seconds {
+        ..120.0 => format!("{:.0} s", seconds.floor()),
+        ..7200.0 => format!("{:.0} min", (seconds / 60.0).floor()),
+        _ => format!("{:.0} h", (seconds / 3600.0).floor()),
+    }
+}
+
 fn time(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
@@ -507,16 +527,50 @@ mod tests {
     #[test]
     fn silence_is_said_and_is_no_evidence() {
         let mut judge = judge();
-        for _ in 0..100 {
-            judge.tick(10.0, &[]);
+        let said = |judge: &Judge| {
+            let report = judge.report();
+            assert_eq!(report.advice, Advice::Hold);
+            let rest = "; rollback e=1 (needs 100); proceed waits for errors e=1 (needs 20)";
+            let said = report.sentence.strip_suffix(rest);
+            let said =
+                said.and_then(|said| said.strip_prefix("HOLD at 5%: inconclusive: no canary traffic "));
+            said.unwrap_or_else(|| panic!("{}", report.sentence)).to_owned()
+        };
+        assert_eq!(said(&judge), "yet");
+        for (seconds, lasts) in [
+            (60, "for 60 s"),
+            (120, "for 2 min"),
+            (1000, "for 16 min"),
+            (7300, "for 2 h"),
+        ] {
+            while judge.t < f64::from(seconds) {
+                judge.tick(10.0, &[]);
+            }
+            assert_eq!(said(&judge), lasts);
         }
-        let report = judge.report();
-        assert_eq!(report.advice, Advice::Hold);
-        assert!(
-            report.sentence.ends_with("there is no canary traffic"),
-            "{}",
-            report.sentence
-        );
+    }
+
+    #[test]
+    fn silence_lasts_since_the_canarys_last_request() {
+        let mut judge = judge();
+        for _ in 0..3 {
+            tick(&mut judge, (50, 0), (950, 0));
+        }
+        for _ in 0..119 {
+            tick(&mut judge, (0, 0), (1000, 0));
+        }
+        let silent = "HOLD at 5%: inconclusive: no canary traffic for 119 s; rollback e=";
+        let said = judge.report().sentence;
+        assert!(said.starts_with(silent), "{said}");
+        let json = serde_json::to_string(&judge).unwrap();
+        let again: Judge = serde_json::from_str(&json).unwrap();
+        assert_eq!(again.report().sentence, said, "also after a restart");
+        // As a Serin kept it that did not say for how long: what it recorded is replayed as it was.
+        let mut old: Judge = serde_json::from_str(&json.replace("\"heard\"", "\"unknown\"")).unwrap();
+        let silent = "HOLD at 5%: inconclusive: no canary traffic; rollback e=";
+        assert!(old.report().sentence.starts_with(silent));
+        tick(&mut old, (50, 0), (950, 0));
+        assert!(!serde_json::to_string(&old).unwrap().contains("heard"));
     }
 
     #[test]
@@ -558,7 +612,11 @@ mod tests {
         for _ in 0..100 {
             tick(&mut rare, (0, 0), (1000, 0));
         }
-        assert!(rare.report().sentence.ends_with("there is no canary traffic"));
+        let said = rare.report().sentence;
+        assert!(
+            said.starts_with("HOLD at 1%: inconclusive: no canary traffic for "),
+            "{said}"
+        );
     }
 
     #[test]
@@ -575,7 +633,9 @@ mod tests {
         }
         let said = judge.report_of(Piece::User).sentence;
         assert!(
-            said.ends_with(", and no new users come: each is one piece of evidence, once at each weight"),
+            said.starts_with(
+                "HOLD at 5%: inconclusive: no new users for 16 min: each is one piece of evidence, once at each weight; rollback e="
+            ),
             "{said}"
         );
     }

@@ -85,14 +85,14 @@ async fn evidence_promotes_a_healthy_canary_and_silence_does_not() {
         (status.phase, status.reason.as_deref()),
         (Phase::Progressing, Some("WaitingForEvidence"))
     );
-    seconds(3600).await;
+    seconds(3605).await;
     let status = lab.status();
     assert_eq!(status.set_weight, Weight::percent(1));
     assert!(
         status
             .message
-            .starts_with("waiting for evidence: HOLD at 1%: rollback e=1 (needs 100); proceed waits for errors e=1 (needs 20), and \
-                          there is no canary traffic"),
+            .starts_with("waiting for evidence: HOLD at 1%: inconclusive: no canary traffic for 60 min; rollback e=1 (needs 100); \
+                          proceed waits for errors e=1 (needs 20)"),
         "{}",
         status.message
     );
