@@ -21,6 +21,7 @@ pub(super) fn advise(config: &Config, service: &Service, path: &str, cx: &mut Cx
             }
         }
     }
+    idle_try_limit(config, service, path, cx);
     match &service.plan.strategy {
         Strategy::Canary(_) => canary(service, path, cx),
         Strategy::Immediate => cx.warn(
@@ -39,6 +40,39 @@ pub(super) fn advise(config: &Config, service: &Service, path: &str, cx: &mut Cx
                 &format!("{path}.match[{index}]"),
                 "matches every request: the other entries mean nothing",
                 "",
+            );
+        }
+    }
+}
+
+/// A limit of each attempt means something only while there is time left for another one (`proxy::table` takes the lesser).
+fn idle_try_limit(config: &Config, service: &Service, path: &str, cx: &mut Cx) {
+    let Some(per_try) = service.retries.per_try else {
+        return;
+    };
+    let comes_from = |index| {
+        let mut listeners = service.matches.iter().map(|matching| matching.listener);
+        service.matches.is_empty() || listeners.any(|only| only.is_none_or(|only| only == index))
+    };
+    let reached = config
+        .listeners
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| comes_from(*index));
+    for (_, listener) in reached {
+        let timeouts = service.timeouts.over(&listener.timeouts);
+        let head = (timeouts.response_headers, "responseHeaders");
+        let whole = timeouts.request.map(|whole| (whole, "request"));
+        let (limit, key) = whole.filter(|(whole, _)| *whole < head.0).unwrap_or(head);
+        if per_try >= limit {
+            cx.warn(
+                &format!("{path}.retries.perTry"),
+                format!(
+                    "{per_try} never leaves time for another attempt: timeouts.{key} ends a request of listener `{}` \
+                     after {limit}",
+                    listener.name
+                ),
+                format!("write less than {limit} (half of it leaves time for a second attempt), or off"),
             );
         }
     }
@@ -321,6 +355,69 @@ mod tests {
             said[1].contains("endpoints[2]: this is Serin's own admin address"),
             "{said:#?}"
         );
+    }
+
+    #[test]
+    fn a_limit_of_each_attempt_that_never_leaves_time_for_another_is_named() {
+        let said = |web: &str, inner: &str, service: &str| {
+            let text = format!(
+                "listeners: [{{name: web, address: '127.0.0.1:8080', timeouts: {{{web}}}}}, {{name: inner, address: \
+                 '127.0.0.1:8081', timeouts: {{{inner}}}}}]\nservices:\n- name: a\n  stable: {{version: v1, endpoints: \
+                 ['http://127.0.0.1:9001']}}\n  {service}\n"
+            );
+            let loaded = crate::config::load_text(&text, "f", std::path::Path::new("."), &|_| None).unwrap();
+            let said = loaded.warnings.iter().map(ToString::to_string);
+            said.collect::<Vec<String>>()
+        };
+        let heads = |limit| format!("responseHeaders: {limit}");
+        let (short, long) = (&*heads("2s"), &*heads("2001ms"));
+        let two = said(short, short, "retries: {perTry: 2s}");
+        assert!(two.len() == 2 && two[1].contains("`inner`"), "{two:#?}");
+        assert!(
+            two[0].contains(
+                "services[0].retries.perTry: 2s never leaves time for another attempt: timeouts.responseHeaders ends a \
+                 request of listener `web` after 2s"
+            ) && two[0].contains("write less than 2s"),
+            "{two:#?}"
+        );
+        for (web, inner, service, expected) in [
+            (long, long, "retries: {perTry: 2s}", 0),
+            (short, short, "retries: {perTry: off}", 0),
+            (short, short, "retries: {budget: 10%}", 0),
+            (long, short, "retries: {perTry: 2s}", 1),
+            // Nothing comes to it from the other one.
+            (
+                long,
+                short,
+                "match: [{listener: web}]\n  retries: {perTry: 2s}",
+                0,
+            ),
+            (
+                short,
+                long,
+                "match: [{listener: web}]\n  retries: {perTry: 2s}",
+                1,
+            ),
+            // The service's own hold at every listener.
+            (
+                short,
+                short,
+                "timeouts: {responseHeaders: 3s}\n  retries: {perTry: 2s}",
+                0,
+            ),
+            (
+                long,
+                long,
+                "timeouts: {responseHeaders: 1s}\n  retries: {perTry: 2s}",
+                2,
+            ),
+            (long, long, "timeouts: {request: 1s}\n  retries: {perTry: 1s}", 2),
+        ] {
+            let said = said(web, inner, service);
+            assert_eq!(said.len(), expected, "{web} {inner} {service} {said:#?}");
+        }
+        let whole = said(long, long, "timeouts: {request: 1s}\n  retries: {perTry: 1s}");
+        assert!(whole[0].contains("timeouts.request ends"), "{whole:#?}");
     }
 
     #[test]
