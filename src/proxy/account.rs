@@ -166,7 +166,7 @@ impl Account {
             self.worker.lines.add(log, &line);
         }
         if let Some((tracer, place)) = &self.tracing
-            && place.own.sampled
+            && place.own.is_sampled()
         {
             tracer
                 .spans
@@ -268,6 +268,7 @@ impl Account {
             trace_id: place.own.trace,
             span_id: place.own.span,
             parent: place.parent,
+            flags: place.own.flags,
             trace_state: place.state.clone(),
             name,
             start: now.saturating_sub(took),

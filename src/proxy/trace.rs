@@ -15,6 +15,11 @@ use std::sync::Arc;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
+/// The caller may have recorded the trace (W3C Trace Context Level 2, "Sampled flag").
+const SAMPLED: u8 = 1;
+/// At least the last seven bytes of the trace's id are random ("Random Trace ID Flag").
+const RANDOM: u8 = 2;
+
 /// Who traces, and how much.
 #[derive(Debug)]
 pub struct Tracer {
@@ -44,7 +49,8 @@ impl Tracer {
 pub(super) struct TraceParent {
     pub(super) trace: [u8; 16],
     pub(super) span: [u8; 8],
-    pub(super) sampled: bool,
+    /// [`SAMPLED`] and [`RANDOM`]; what others mean is not known, so they do not go on ("Other Flags").
+    pub(super) flags: u8,
 }
 
 impl TraceParent {
@@ -72,13 +78,18 @@ impl TraceParent {
         holds.then_some(TraceParent {
             trace,
             span,
-            sampled: flags & 1 == 1,
+            flags: flags & (SAMPLED | RANDOM),
         })
     }
 
+    /// Whether the trace is told of.
+    pub(super) const fn is_sampled(&self) -> bool {
+        self.flags & SAMPLED != 0
+    }
+
     fn value(&self) -> Option<HeaderValue> {
-        let flags = if self.sampled { "01" } else { "00" };
-        HeaderValue::try_from(format!("00-{}-{}-{flags}", hex(&self.trace), hex(&self.span))).ok()
+        let (trace, span, flags) = (hex(&self.trace), hex(&self.span), self.flags);
+        HeaderValue::try_from(format!("00-{trace}-{span}-{flags:02x}")).ok()
     }
 }
 
@@ -136,7 +147,7 @@ impl Place {
             trace,
             span,
             // By the trace's id, so that everybody who asks with the same share decides alike.
-            sampled: tracer.sample.takes(low),
+            flags: RANDOM | if tracer.sample.takes(low) { SAMPLED } else { 0 },
         };
         Place {
             own,
@@ -173,7 +184,7 @@ mod tests {
     #[test]
     fn a_traceparent_is_read_or_refused_as_the_specification_says() {
         let parent = TraceParent::parse(GOOD.as_bytes()).unwrap();
-        assert!(parent.sampled && parent.value().unwrap() == GOOD);
+        assert!(parent.is_sampled() && parent.value().unwrap() == GOOD);
         let later = format!("01{}-more", &GOOD[2..]);
         assert!(
             TraceParent::parse(later.as_bytes()).is_some(),
@@ -201,6 +212,24 @@ mod tests {
             None,
             "two of them contradict each other"
         );
+    }
+
+    #[test]
+    fn of_a_callers_flags_those_that_are_known_go_on() {
+        for (came, goes) in [
+            ("00", "00"),
+            ("01", "01"),
+            ("02", "02"),
+            ("03", "03"),
+            ("fe", "02"),
+            ("ff", "03"),
+        ] {
+            let text = format!("{}{came}", &GOOD[..53]);
+            let parent = TraceParent::parse(text.as_bytes()).unwrap();
+            let value = parent.value().unwrap();
+            assert_eq!(value, format!("{}{goes}", &GOOD[..53]), "{came}");
+            assert_eq!(parent.is_sampled(), goes.ends_with(['1', '3']), "{came}");
+        }
     }
 
     #[tokio::test]
@@ -237,14 +266,14 @@ mod tests {
         headers.insert(TRACEPARENT, HeaderValue::from_static("nonsense"));
         let root = Place::take(&tracer, &headers, || 0xab);
         assert!(
-            root.parent.is_none() && !root.own.sampled,
+            root.parent.is_none() && !root.own.is_sampled(),
             "a share of nothing takes no root"
         );
         root.stamp(&mut headers);
         assert!(!headers.contains_key(TRACESTATE));
         assert_eq!(
-            headers["traceparent"],
-            "00-00000000000000ab00000000000000ab-00000000000000ab-00"
+            headers["traceparent"], "00-00000000000000ab00000000000000ab-00000000000000ab-02",
+            "an id of our own is random"
         );
     }
 }

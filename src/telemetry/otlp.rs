@@ -38,6 +38,8 @@ pub struct Span {
     pub span_id: [u8; 8],
     /// The caller's span, if there was one.
     pub parent: Option<[u8; 8]>,
+    /// The trace's flags as in `traceparent`: 1 sampled, 2 a random trace id.
+    pub flags: u8,
     /// `tracestate`, as it came.
     pub trace_state: String,
     /// What was done, in few words.
@@ -245,6 +247,7 @@ fn span(span: &Span) -> Value {
     let mut value = json!({
         "traceId": hex(&span.trace_id),
         "spanId": hex(&span.span_id),
+        "flags": span.flags, // the lowest eight bits are W3C's
         "name": span.name,
         "kind": 2, // SPAN_KIND_SERVER
         "startTimeUnixNano": span.start.to_string(),
@@ -292,6 +295,7 @@ mod tests {
             trace_id: [1; 16],
             span_id: [2; 8],
             parent: Some([3; 8]),
+            flags: 3,
             trace_state: String::new(),
             name: "GET shop".to_owned(),
             start: 1,
@@ -310,6 +314,7 @@ mod tests {
         let span = &value["resourceSpans"][0]["scopeSpans"][0]["spans"][0];
         assert_eq!(span["traceId"], "01".repeat(16));
         assert_eq!(span["parentSpanId"], "03".repeat(8));
+        assert_eq!(span["flags"], 3, "a number: it has 32 bits");
         assert_eq!(span["endTimeUnixNano"], u64::MAX.to_string());
         assert_eq!(span["status"]["code"], 2);
         assert_eq!(span["attributes"][0]["value"]["intValue"], "2");

@@ -74,7 +74,7 @@ fn a_span_names_service_role_and_version_and_is_the_parent_of_what_the_version_d
     assert_eq!(
         ask(
             &serin,
-            &format!("traceparent: 00-{TRACE}-b7ad6b7169203331-01\r\ntracestate: a=1\r\n")
+            &format!("traceparent: 00-{TRACE}-b7ad6b7169203331-03\r\ntracestate: a=1\r\n")
         ),
         503
     );
@@ -82,13 +82,13 @@ fn a_span_names_service_role_and_version_and_is_the_parent_of_what_the_version_d
     let span = spans(&exports, 1).remove(0);
     let id = span["spanId"].as_str().unwrap();
     assert!(
-        head.contains(&format!("traceparent: 00-{TRACE}-{id}-01\r\n"))
+        head.contains(&format!("traceparent: 00-{TRACE}-{id}-03\r\n"))
             && head.contains("tracestate: a=1\r\n"),
         "{head}"
     );
     assert_eq!(
-        (&span["traceId"], &span["parentSpanId"]),
-        (&TRACE.into(), &"b7ad6b7169203331".into())
+        (&span["traceId"], &span["parentSpanId"], &span["flags"]),
+        (&TRACE.into(), &"b7ad6b7169203331".into(), &3.into())
     );
     for (key, value) in [
         ("serin.service", "shop"),
@@ -137,6 +137,14 @@ fn a_parent_that_is_not_sampled_is_followed_and_a_malformed_one_replaced() {
     assert!(
         told.len() == 1 && told[0].get("parentSpanId").is_none(),
         "only the new trace is told: {told:?}"
+    );
+    let (trace, span) = (
+        told[0]["traceId"].as_str().unwrap(),
+        told[0]["spanId"].as_str().unwrap(),
+    );
+    assert!(
+        told[0]["flags"] == 3 && head.contains(&format!("traceparent: 00-{trace}-{span}-03\r\n")),
+        "sampled, and its id is random: {head}"
     );
 }
 
