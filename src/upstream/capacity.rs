@@ -1,8 +1,9 @@
 //! How much of a version may be used at once, over all workers: requests in flight, connections, requests that wait for one.
 //!
-//! Connections are permits of one semaphore, taken when a connection is opened and given back when its task ends; a request
-//! over a kept connection touches nothing here. Whoever finds none left waits in turn, and says so: workers with idle
-//! connections then close them, as they do when there are more than a lowered limit allows.
+//! Each open connection has a place, taken when it is opened and given back when its task ends; a request over a kept
+//! connection touches nothing here. Whoever finds none free waits in turn, and says so: workers with idle connections then
+//! close them, as they do when there are more than a lowered limit allows. A place that comes free is the one's who has waited
+//! longest, who from that moment on waits no more, seen or not: else the queue would be full of requests that are served.
 
 use super::{
     descriptors::{Descriptor, Descriptors},
@@ -10,24 +11,29 @@ use super::{
 };
 use crate::config::Limits;
 use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    future::poll_fn,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
 /// What a version may use. Shared by all workers.
 #[derive(Debug)]
 pub struct Capacity {
     /// Requests in flight.
     pub seats: Seats,
-    places: Arc<Semaphore>,
-    /// How many permits there are in all.
-    allowed: Mutex<usize>,
-    /// Permits that a lowered limit still wants back.
-    owed: AtomicUsize,
+    /// Free places. Whoever adds holds the queue, and nobody waits then.
+    free: AtomicU32,
+    /// Places that a lowered limit still wants back. Whoever changes it holds the queue.
+    owed: AtomicU32,
+    queue: Mutex<Queue>,
+    /// How many wait in the queue. Whoever changes it holds the queue.
     waiting: AtomicU32,
     most_waiting: AtomicU32,
     /// Requests on one connection.
@@ -38,27 +44,46 @@ pub struct Capacity {
     descriptors: Arc<Descriptors>,
 }
 
+/// Who waits for a place.
+#[derive(Debug)]
+struct Queue {
+    /// How many places there are in all.
+    allowed: u32,
+    /// The next one's number.
+    next: u64,
+    /// By their numbers, longest first; what wakes them, which is nothing until they have looked.
+    waiters: BTreeMap<u64, Waker>,
+}
+
 /// One open connection's place among those allowed.
 #[derive(Debug)]
 pub struct Place {
     capacity: Arc<Capacity>,
-    permit: Option<OwnedSemaphorePermit>,
     descriptor: Option<Descriptor>,
 }
 
-/// One request's turn in the queue for a connection.
+/// One request's turn in the queue for a connection. One that is not in the queue any more and has neither left nor seen its
+/// place has one.
 #[derive(Debug)]
-pub struct Turn(Arc<Capacity>);
+pub struct Turn {
+    capacity: Arc<Capacity>,
+    number: u64,
+    /// It has left, or seen its place.
+    over: Cell<bool>,
+}
 
 impl Capacity {
     /// What these limits allow `workers` together.
     pub fn new(limits: &Limits, workers: usize, crowded: Arc<Notify>) -> Capacity {
-        let connections = usize::try_from(limits.connections).unwrap_or(usize::MAX);
         Capacity {
             seats: Seats::new(workers, limits.requests),
-            places: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
-            allowed: Mutex::new(connections),
-            owed: AtomicUsize::new(0),
+            free: AtomicU32::new(limits.connections),
+            owed: AtomicU32::new(0),
+            queue: Mutex::new(Queue {
+                allowed: limits.connections,
+                next: 0,
+                waiters: BTreeMap::new(),
+            }),
             waiting: AtomicU32::new(0),
             most_waiting: AtomicU32::new(limits.pending),
             most_served: AtomicU32::new(limits.requests_per_connection.unwrap_or(u32::MAX)),
@@ -79,58 +104,125 @@ impl Capacity {
         self.most_waiting.store(limits.pending, Ordering::Relaxed);
         let served = limits.requests_per_connection.unwrap_or(u32::MAX);
         self.most_served.store(served, Ordering::Relaxed);
-        let wanted = usize::try_from(limits.connections).unwrap_or(usize::MAX);
-        let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
-        if wanted > *allowed {
-            // What is owed is forgiven first.
-            let more = wanted - *allowed;
-            let update = |owed: usize| Some(owed.saturating_sub(more));
-            let owed = self
-                .owed
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, update)
-                .unwrap_or_default();
-            self.places.add_permits(more.saturating_sub(owed));
+        let wanted = limits.connections;
+        let mut queue = self.lock();
+        let owed = self.owed.load(Ordering::Relaxed);
+        let mut woken = Vec::new();
+        let fewer = queue.allowed.saturating_sub(wanted);
+        if fewer > 0 {
+            let update = |free: u32| Some(free.saturating_sub(fewer));
+            let free = self
+                .free
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
+            let taken = free.unwrap_or_default().min(fewer);
+            self.owed
+                .store(owed.saturating_add(fewer - taken), Ordering::Relaxed);
         } else {
-            let fewer = *allowed - wanted;
-            let taken = self.places.forget_permits(fewer);
-            self.owed.fetch_add(fewer - taken, Ordering::AcqRel);
+            let mut more = wanted - queue.allowed;
+            // What is owed is forgiven first.
+            let forgiven = owed.min(more);
+            self.owed.store(owed - forgiven, Ordering::Relaxed);
+            more -= forgiven;
+            while more > 0
+                && let Some(waker) = self.serve(&mut queue)
+            {
+                woken.push(waker);
+                more -= 1;
+            }
+            self.free.fetch_add(more, Ordering::AcqRel);
+        }
+        queue.allowed = wanted;
+        drop(queue);
+        woken.into_iter().for_each(Waker::wake);
+        if fewer > 0 {
             self.crowded.notify_waiters();
         }
-        *allowed = wanted;
     }
 
-    /// A place for one more connection, if one is free and nobody waits for it.
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_free(&self) -> bool {
+        let take_one = |free: u32| free.checked_sub(1);
+        let taken = self
+            .free
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take_one);
+        taken.is_ok()
+    }
+
+    /// A place for one more connection, if one is free; then nobody waits for it.
     pub fn place(self: &Arc<Self>) -> Option<Place> {
-        let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
-        Some(Place {
+        self.take_free().then(|| self.taken())
+    }
+
+    fn taken(self: &Arc<Self>) -> Place {
+        Place {
             capacity: Arc::clone(self),
-            permit: Some(permit),
             descriptor: None,
-        })
+        }
     }
 
     /// Takes a turn in the queue, unless it is full. It is not for whoever waits only until another worker has closed an idle
-    /// connection.
+    /// connection, nor for whoever finds that a place has come free.
     pub fn queue(self: &Arc<Self>) -> Option<Turn> {
-        let most = self.most_waiting.load(Ordering::Relaxed);
-        let before = self.waiting.fetch_add(1, Ordering::AcqRel);
-        let turn = Turn(Arc::clone(self));
-        if before >= most && !self.has_idle() {
-            return None;
+        let mut queue = self.lock();
+        let number = queue.next;
+        queue.next += 1;
+        let waits = !self.take_free();
+        if waits {
+            let most = self.most_waiting.load(Ordering::Relaxed);
+            if self.waiting() >= most && !self.has_idle(&queue) {
+                return None;
+            }
+            queue.waiters.insert(number, Waker::noop().clone());
+            self.count(&queue);
         }
-        self.crowded.notify_waiters();
-        Some(turn)
+        drop(queue);
+        if waits {
+            self.crowded.notify_waiters();
+        }
+        Some(Turn {
+            capacity: Arc::clone(self),
+            number,
+            over: Cell::new(false),
+        })
+    }
+
+    /// Gives a place to whoever has waited longest; what wakes that one. None: nobody waits.
+    fn serve(&self, queue: &mut Queue) -> Option<Waker> {
+        let (_, waker) = queue.waiters.pop_first()?;
+        self.count(queue);
+        Some(waker)
+    }
+
+    fn count(&self, queue: &Queue) {
+        let waiting = u32::try_from(queue.waiters.len()).unwrap_or(u32::MAX);
+        self.waiting.store(waiting, Ordering::Release);
+    }
+
+    /// A place is not needed any more.
+    fn give_back(&self) {
+        let mut queue = self.lock();
+        let owed = self.owed.load(Ordering::Relaxed);
+        if owed > 0 {
+            self.owed.store(owed - 1, Ordering::Relaxed);
+        } else if let Some(waker) = self.serve(&mut queue) {
+            drop(queue);
+            waker.wake();
+        } else {
+            self.free.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// Whether there are connections for all requests in flight, this one among them: then one that is not free is idle.
-    fn has_idle(&self) -> bool {
-        let allowed = *self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
-        self.seats.taken() <= u64::try_from(allowed).unwrap_or(u64::MAX)
+    fn has_idle(&self, queue: &Queue) -> bool {
+        self.seats.taken() <= u64::from(queue.allowed)
     }
 
     /// Whether somebody waits for a connection: then none may be kept idle.
     pub fn is_crowded(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) != 0
+        self.waiting() != 0
     }
 
     /// Whether idle connections should be closed: somebody waits for one, or for a descriptor for one to another version, or
@@ -151,21 +243,47 @@ impl Capacity {
 }
 
 impl Turn {
-    /// Waits until a place is free; first come, first served.
+    /// Waits for a place, which it gets once; first come, first served.
     pub async fn place(&self) -> Place {
-        let permit = Arc::clone(&self.0.places).acquire_owned().await;
-        Place {
-            capacity: Arc::clone(&self.0),
-            // The semaphore is never closed.
-            permit: permit.ok(),
-            descriptor: None,
+        poll_fn(|cx| self.poll_place(cx)).await
+    }
+
+    fn poll_place(&self, cx: &Context<'_>) -> Poll<Place> {
+        if self.over.get() {
+            return Poll::Pending;
         }
+        let mut queue = self.capacity.lock();
+        let Some(wakes) = queue.waiters.get_mut(&self.number) else {
+            self.over.set(true);
+            return Poll::Ready(self.capacity.taken());
+        };
+        let before = std::mem::replace(wakes, cx.waker().clone());
+        drop(queue);
+        // It may hold the last of another task, which is not to end within the lock.
+        drop(before);
+        Poll::Pending
+    }
+
+    /// Leaves the queue for having found something else. Whether it was still there: otherwise it has its place or has left.
+    pub fn leave(&self) -> bool {
+        if self.over.get() {
+            return false;
+        }
+        let mut queue = self.capacity.lock();
+        let left = queue.waiters.remove(&self.number);
+        self.capacity.count(&queue);
+        drop(queue);
+        self.over.set(left.is_some());
+        left.is_some()
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+        if !self.over.get() && !self.leave() {
+            // It has been given a place that it will never see.
+            self.capacity.give_back();
+        }
     }
 }
 
@@ -179,16 +297,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let take_one = |owed: usize| owed.checked_sub(1);
-        let owed = &self.capacity.owed;
-        if owed.load(Ordering::Relaxed) > 0
-            && owed
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, take_one)
-                .is_ok()
-            && let Some(permit) = self.permit.take()
-        {
-            permit.forget();
-        }
+        self.capacity.give_back();
     }
 }
 
@@ -241,11 +350,108 @@ mod tests {
         let turn = capacity.queue().unwrap();
         assert!(capacity.wants_room());
         drop(idle);
-        assert!(ready(turn.place()).is_some());
+        let _served = ready(turn.place()).unwrap();
         assert!(capacity.seats.enter(0));
         assert!(
             capacity.queue().is_none(),
             "one is served, the other would have to wait for it"
+        );
+    }
+
+    /// A version that may have one connection, which is taken, with so many requests that none is idle.
+    fn taken(pending: u32) -> (Arc<Capacity>, Place) {
+        let capacity = capacity(1, pending);
+        (0..9).for_each(|_| assert!(capacity.seats.enter(0)));
+        let place = capacity.place().unwrap();
+        (capacity, place)
+    }
+
+    #[test]
+    fn who_has_been_given_a_place_waits_no_more_whether_it_has_seen_it_or_not() {
+        let (capacity, held) = taken(1);
+        let first = capacity.queue().unwrap();
+        let mut given = Box::pin(first.place());
+        assert!(ready(&mut given).is_none() && capacity.queue().is_none());
+        drop(held);
+        assert!(capacity.place().is_none(), "it is the first one's");
+        assert_eq!(capacity.waiting(), 0);
+        let second = capacity.queue().expect("nobody else waits");
+        assert!(capacity.queue().is_none());
+        assert!(ready(second.place()).is_none());
+        let held = ready(&mut given).unwrap();
+        drop(given);
+        drop(first);
+        assert_eq!(capacity.waiting(), 1, "the second one");
+        drop(held);
+        assert!(ready(second.place()).is_some());
+    }
+
+    #[test]
+    fn who_finds_a_place_in_the_queue_has_not_waited() {
+        let (capacity, held) = taken(0);
+        assert!(capacity.queue().is_none());
+        // It comes free between two looks.
+        drop(held);
+        let turn = capacity.queue().unwrap();
+        assert!(!capacity.is_crowded() && capacity.place().is_none());
+        let held = ready(turn.place()).unwrap();
+        drop(turn);
+        assert!(capacity.place().is_none());
+        drop(held);
+        drop(capacity.queue().unwrap());
+        assert!(capacity.place().is_some(), "it was not wanted");
+    }
+
+    #[test]
+    fn a_place_given_to_a_request_that_went_away_is_for_the_next_one() {
+        let (capacity, held) = taken(3);
+        let turns: Vec<Turn> = (0..3).map(|_| capacity.queue().unwrap()).collect();
+        let [leaves, away, stays] = <[Turn; 3]>::try_from(turns).unwrap();
+        assert!(ready(leaves.place()).is_none() && ready(stays.place()).is_none());
+        drop(away);
+        assert_eq!(capacity.waiting(), 2);
+        drop(held);
+        assert_eq!(capacity.waiting(), 1);
+        drop(leaves);
+        assert_eq!(capacity.waiting(), 0);
+        let held = ready(stays.place()).unwrap();
+        drop(stays);
+        assert!(capacity.place().is_none());
+        drop(held);
+        assert!(capacity.place().is_some() && !capacity.is_crowded());
+    }
+
+    #[test]
+    fn no_request_is_refused_while_there_is_room_for_it_however_they_meet() {
+        let (capacity, held) = taken(2);
+        drop(held);
+        // One has the place, two wait: there is room for all three at any time.
+        let together = std::sync::Barrier::new(3);
+        std::thread::scope(|scope| {
+            for thread in 0..3_u32 {
+                let (capacity, together) = (&capacity, &together);
+                scope.spawn(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                    together.wait();
+                    for round in 0..3000 {
+                        let place = capacity.place().or_else(|| {
+                            let turn = capacity.queue().expect("there is room");
+                            // Now and then one goes away, whether it has been given a place or not.
+                            let leaves = (round + thread) % 3 == 0;
+                            ready(turn.place()).or_else(|| (!leaves).then(|| runtime.block_on(turn.place())))
+                        });
+                        // Others come meanwhile.
+                        std::thread::yield_now();
+                        drop(place);
+                    }
+                });
+            }
+        });
+        assert_eq!(capacity.waiting(), 0);
+        let left = capacity.place();
+        assert!(
+            left.is_some() && capacity.place().is_none(),
+            "one place, as before"
         );
     }
 

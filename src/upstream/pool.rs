@@ -6,7 +6,7 @@
 
 use super::{
     Endpoint, LiveService,
-    capacity::Place,
+    capacity::{Place, Turn},
     connect::{ConnectError, Opened, connect},
     heads::Heads,
     shared::{Seated, Shared},
@@ -20,7 +20,7 @@ use std::{
     collections::{HashMap, VecDeque},
     error::Error,
     hash::{BuildHasherDefault, Hasher},
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
 };
@@ -85,7 +85,7 @@ pub struct Connections<B> {
     http1: Cell<bool>,
     heads: Heads,
     /// Requests of this worker that wait for a connection to this endpoint, longest first.
-    waiting: RefCell<VecDeque<oneshot::Sender<Sender<B>>>>,
+    waiting: RefCell<VecDeque<Waiter<B>>>,
     handed: Cell<u32>,
     /// The longest rest after which a kept connection was answered on.
     survived: Cell<Duration>,
@@ -113,6 +113,12 @@ enum Seating {
     Taken,
     NoSeat,
     NobodyWaits,
+}
+
+/// Gives a connection to a request that waits for one, as long as it has not gone away.
+struct Waiter<B> {
+    turn: Weak<Turn>,
+    sender: oneshot::Sender<Sender<B>>,
 }
 
 /// A request that waits for a connection. What it was given and has not seen when it goes away is for the next one.
@@ -341,15 +347,18 @@ impl<B> Connections<B> {
         }
     }
 
-    /// Gives a connection to whoever has waited longest for one here; gives it back when nobody does.
+    /// Gives a connection to whoever has waited longest for one here, who then waits no more; gives it back when nobody does.
     fn hand_over(&self, mut sender: Sender<B>) -> Option<Sender<B>> {
         loop {
             let Some(next) = self.waiting.borrow_mut().pop_front() else {
                 return Some(sender);
             };
-            match next.send(sender) {
+            // That one has gone away, or is about to open a connection of its own.
+            if !next.turn.upgrade().is_some_and(|turn| turn.leave()) {
+                continue;
+            }
+            match next.sender.send(sender) {
                 Ok(()) => return None,
-                // That one has gone away.
                 Err(back) => sender = back,
             }
         }
@@ -540,16 +549,18 @@ where
         let (sender, receiver) = oneshot::channel();
         // Goes after the turn, which would count as somebody who waits.
         let mut waiting = Waiting(self, receiver);
-        let turn = self.endpoint.capacity.queue().ok_or(ConnectError::Full)?;
-        self.waiting.borrow_mut().push_back(sender);
-        let place = tokio::select! {
+        let turn = Rc::new(self.endpoint.capacity.queue().ok_or(ConnectError::Full)?);
+        self.waiting.borrow_mut().push_back(Waiter {
+            turn: Rc::downgrade(&turn),
+            sender,
+        });
+        // Only one of them comes: who is given a connection has left the queue for a place.
+        tokio::select! {
             biased;
-            Ok(sender) = &mut waiting.1 => return Ok(Freed::Connection(sender)),
-            place = turn.place() => place,
-            () = tokio::time::sleep(timeout) => return Err(ConnectError::Full),
-        };
-        // Both may have come in the same moment.
-        Ok(waiting.end().map_or(Freed::Place(place), Freed::Connection))
+            Ok(sender) = &mut waiting.1 => Ok(Freed::Connection(sender)),
+            place = turn.place() => Ok(Freed::Place(place)),
+            () = tokio::time::sleep(timeout) => Err(ConnectError::Full),
+        }
     }
 
     /// A kept connection that still lives, and how long it has rested as far as that is known already.
@@ -817,6 +828,40 @@ mod tests {
                 connections.seat().is_some(),
                 "the connection stays for those who come"
             );
+        };
+        tokio::task::LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_been_given_a_connection_waits_no_more_whether_it_has_seen_it_or_not() {
+        let test = async {
+            let (connections, first, _held) = crowded().await;
+            let mut waits = Box::pin(connections.wait(LONG));
+            assert!((&mut waits).now_or_never().is_none());
+            assert_eq!(connections.endpoint.capacity.waiting(), 1);
+            drop(first);
+            connections.seat_is_free();
+            assert!(!connections.endpoint.capacity.is_crowded());
+            let given = (&mut waits).now_or_never();
+            assert!(matches!(given, Some(Ok(Freed::Connection(Sender::Http2(_))))));
+        };
+        tokio::task::LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_been_given_a_place_is_not_given_a_connection_as_well() {
+        let test = async {
+            let (connections, first, (place, _other)) = crowded().await;
+            let mut opens = Box::pin(connections.wait(LONG));
+            let mut stays = Box::pin(connections.wait(LONG));
+            assert!((&mut opens).now_or_never().is_none() && (&mut stays).now_or_never().is_none());
+            drop(place);
+            drop(first);
+            connections.seat_is_free();
+            let given = (&mut stays).now_or_never();
+            assert!(matches!(given, Some(Ok(Freed::Connection(Sender::Http2(_))))));
+            let given = (&mut opens).now_or_never();
+            assert!(matches!(given, Some(Ok(Freed::Place(_)))));
         };
         tokio::task::LocalSet::new().run_until(test).await;
     }
