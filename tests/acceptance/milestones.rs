@@ -1,6 +1,7 @@
 //! The six milestones of a canary lab, as a user goes through them: once with what Serin measures itself, once with a
 //! real Prometheus that scrapes it.
 
+use crate::judge::ends;
 use crate::support::{
     HEAD, Serin, get,
     load::Load,
@@ -105,8 +106,7 @@ analysisTemplates:
   - name: error-rate-check
     metrics:{metric}"
     ));
-    let (code, out, err) = serin.run("check serin.yaml");
-    assert_eq!(code, 0, "{out}{err}");
+    ends(&serin, 0, "check serin.yaml");
     wait_for("the template to be taken", Duration::from_secs(20), || {
         serin.log().contains("configuration reloaded").then_some(())
     });
