@@ -18,6 +18,7 @@ use crate::support::{
 use std::{
     io::Read,
     net::{TcpListener, TcpStream},
+    sync::{Mutex, mpsc},
     time::Duration,
 };
 
@@ -475,10 +476,9 @@ fn frame_definitions() -> Vec<Rule> {
             Must::Reset(&[FLOW_CONTROL_ERROR]),
             |c| {
                 c.head(1, &request("POST", "/unread"), false);
-                // Both windows are a megabyte at most.
-                for _ in 0..200 {
-                    c.send(DATA, 0, 1, &vec![0; 16_384]);
-                }
+                // Both windows are a megabyte at most, and the sockets on the way to a service that does not read take some more.
+                let piece = vec![0; 16_384];
+                let _ = (0..1024).take_while(|_| c.send(DATA, 0, 1, &piece)).count();
             },
         ),
         rule(
@@ -660,9 +660,29 @@ fn holds(rule: &Rule, end: End) -> bool {
     }
 }
 
+/// A service that answers, but not `/slow`, and reads, but not `/unread`: what a rule sends has not been answered before it has all
+/// come, however long it takes the client. The second is for `/unread` to wait for.
+fn slow_and_unread() -> (RawUpstream, mpsc::Sender<()>) {
+    let (ends, end) = mpsc::channel();
+    let end = Mutex::new(end);
+    let upstream = RawUpstream::start(move |seen, stream| match seen.target() {
+        "/slow" => {
+            while matches!(stream.read(&mut [0; 64]), Ok(1..)) {}
+            Next::Close
+        }
+        "/unread" => {
+            let _ = end.lock().unwrap().recv();
+            Next::Close
+        }
+        _ => ok(seen, stream),
+    });
+    (upstream, ends)
+}
+
 #[test]
 fn every_rule_of_sections_4_to_8_holds_on_the_wire() {
-    let upstream = RawUpstream::start(ok);
+    // `_unread` goes before the service does, so that nobody waits for it.
+    let (upstream, _unread) = slow_and_unread();
     let serin = start(&upstream);
     let mut broken = Vec::new();
     for rule in frames_and_streams()

@@ -172,61 +172,69 @@ fn ten_thousand_idle_ones_and_ten_thousand_requests_in_flight_get_all_their_answ
 
 #[test]
 fn who_has_waited_for_long_is_served_and_closed_as_anybody_else() {
-    let upstream = Upstream::start("v1");
-    for tls in [false, true] {
-        // Idle for as long as a head may take, they wait with as little as they can.
-        let mut place = Place::start(&upstream.url(), tls, "requestHeaders: 300ms, keepAlive: 3s", 100);
-        let begun = now();
-        let mut clients = place.connect_and_ask(6);
-        let mut silent = clients.pop().unwrap();
-        silent
-            .socket()
-            .set_read_timeout(Some(Duration::from_millis(900)))
-            .unwrap();
-        let error = silent.read(&mut [0; 1]).unwrap_err();
-        assert!(
-            matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
-            "{error}"
-        );
-        silent.socket().set_read_timeout(Some(LONG)).unwrap();
-        let [together, slowly, broken, leaving, again] = clients.as_mut_slice() else {
-            panic!("five of them are left");
-        };
-        together.write_all(ASK.repeat(2).as_bytes()).unwrap();
-        let mut text = read_until_v1(together);
-        if text.matches("HTTP/1.1 200 ").count() < 2 {
-            text += &read_until_v1(together);
+    let upstream = &Upstream::start("v1");
+    std::thread::scope(|scope| {
+        for tls in [false, true] {
+            scope.spawn(move || who_has_waited_for_long(upstream, tls));
         }
-        assert_eq!(text.matches("HTTP/1.1 200 ").count(), 2, "{text}");
-        for byte in ASK.as_bytes().chunks(1).take(7) {
-            slowly.write_all(byte).unwrap();
-        }
-        slowly.write_all(&ASK.as_bytes()[7..]).unwrap();
-        assert!(read_until_v1(slowly).starts_with("HTTP/1.1 200 "));
-        broken.write_all(b"GET / HT").unwrap();
-        let mut told = Vec::new();
-        // Such an end is not announced.
-        let _ = broken.read_to_end(&mut told);
-        assert!(told.starts_with(b"HTTP/1.1 408 "), "{told:?}");
-        leaving.socket().shutdown(Shutdown::Write).unwrap();
-        let mut left = Vec::new();
-        // Without a word of TLS that it was meant, it is an error to our end as well.
-        let _ = leaving.read_to_end(&mut left);
-        assert!(left.is_empty() && now() < begun + Duration::from_secs(100));
-        ask(again);
-        // The one that never asked has had its time; the end is announced.
-        assert_eq!(rest(&mut silent), "");
-        assert!(now() >= begun + Duration::from_secs(3));
+    });
+}
 
-        let mut last = place.connect_and_ask(2);
-        place.serin.signal("TERM");
-        wait_for("the stop", LONG, || {
-            place.serin.log().contains("stopping").then_some(())
-        });
-        ask_last(&mut last[0]);
-        assert_eq!(rest(&mut last[1]), "");
-        assert_eq!(place.serin.wait_end(LONG), 0, "{}", place.serin.log());
+/// A client that is not run for a part of a second, as happens on a busy machine, is in time all the same: no more is done within
+/// a limit than what takes a small part of it.
+fn who_has_waited_for_long(upstream: &Upstream, tls: bool) {
+    // Idle for as long as a head may take, they wait with as little as they can.
+    let mut place = Place::start(&upstream.url(), tls, "requestHeaders: 1500ms, keepAlive: 6s", 100);
+    let begun = now();
+    let mut clients = place.connect_and_ask(6);
+    let mut silent = clients.pop().unwrap();
+    silent
+        .socket()
+        .set_read_timeout(Some(Duration::from_millis(1800)))
+        .unwrap();
+    let error = silent.read(&mut [0; 1]).unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        "{error}"
+    );
+    silent.socket().set_read_timeout(Some(LONG)).unwrap();
+    let [together, slowly, broken, leaving, again] = clients.as_mut_slice() else {
+        panic!("five of them are left");
+    };
+    together.write_all(ASK.repeat(2).as_bytes()).unwrap();
+    let mut text = read_until_v1(together);
+    if text.matches("HTTP/1.1 200 ").count() < 2 {
+        text += &read_until_v1(together);
     }
+    assert_eq!(text.matches("HTTP/1.1 200 ").count(), 2, "{text}");
+    for byte in ASK.as_bytes().chunks(1).take(7) {
+        slowly.write_all(byte).unwrap();
+    }
+    slowly.write_all(&ASK.as_bytes()[7..]).unwrap();
+    assert!(read_until_v1(slowly).starts_with("HTTP/1.1 200 "));
+    broken.write_all(b"GET / HT").unwrap();
+    let mut told = Vec::new();
+    // Such an end is not announced.
+    let _ = broken.read_to_end(&mut told);
+    assert!(told.starts_with(b"HTTP/1.1 408 "), "{told:?}");
+    leaving.socket().shutdown(Shutdown::Write).unwrap();
+    let mut left = Vec::new();
+    // Without a word of TLS that it was meant, it is an error to our end as well.
+    let _ = leaving.read_to_end(&mut left);
+    assert!(left.is_empty() && now() < begun + Duration::from_secs(100));
+    ask(again);
+    // The one that never asked has had its time; the end is announced.
+    assert_eq!(rest(&mut silent), "");
+    assert!(now() >= begun + Duration::from_secs(6));
+
+    let mut last = place.connect_and_ask(2);
+    place.serin.signal("TERM");
+    wait_for("the stop", LONG, || {
+        place.serin.log().contains("stopping").then_some(())
+    });
+    ask_last(&mut last[0]);
+    assert_eq!(rest(&mut last[1]), "");
+    assert_eq!(place.serin.wait_end(LONG), 0, "{}", place.serin.log());
 }
 
 #[test]
@@ -266,12 +274,14 @@ fn what_is_left_of_a_body_is_never_taken_for_the_next_request() {
     );
 }
 
-/// A request that comes while Serin stops is answered, and told that it was the last.
+/// A request that comes while Serin stops is answered, and told that it was the last. The log tells of a stop before the workers
+/// know of it: until then one is answered as ever.
 fn ask_last(client: &mut Box<dyn Both>) {
-    client.write_all(ASK.as_bytes()).unwrap();
-    let text = rest(client);
-    assert!(
-        text.starts_with("HTTP/1.1 200 ") && text.contains("connection: close"),
-        "{text}"
-    );
+    let mut text = String::new();
+    while !text.contains("connection: close") {
+        client.write_all(ASK.as_bytes()).unwrap();
+        text = read_until_v1(client);
+        assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+    }
+    assert_eq!(rest(client), "");
 }
