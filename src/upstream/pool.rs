@@ -134,6 +134,7 @@ impl<B> Waiting<'_, B> {
 
 impl<B> Drop for Waiting<'_, B> {
     fn drop(&mut self) {
+        self.0.forget_gone();
         let Some(sender) = self.end() else { return };
         if let Some(Sender::Http2(seated)) = self.0.hand_over(sender) {
             drop(seated);
@@ -344,6 +345,18 @@ impl<B> Connections<B> {
         match self.hand_over(Sender::Http2(seat)) {
             None => Seating::Taken,
             Some(_) => Seating::NobodyWaits,
+        }
+    }
+
+    /// Forgets who has gone from the front of the queue. Otherwise only a connection that comes free would have them forgotten,
+    /// which never does where each one carries a single request.
+    fn forget_gone(&self) {
+        let mut waiting = self.waiting.borrow_mut();
+        while waiting
+            .front()
+            .is_some_and(|first| first.turn.strong_count() == 0)
+        {
+            waiting.pop_front();
         }
     }
 
@@ -862,6 +875,28 @@ mod tests {
             assert!(matches!(given, Some(Ok(Freed::Connection(Sender::Http2(_))))));
             let given = (&mut opens).now_or_never();
             assert!(matches!(given, Some(Ok(Freed::Place(_)))));
+        };
+        tokio::task::LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_no_more_is_forgotten_though_no_connection_ever_comes_free() {
+        let test = async {
+            let (connections, _seat, (place, _other)) = crowded().await;
+            let mut all: Vec<_> = (0..4).map(|_| Box::pin(connections.wait(LONG))).collect();
+            assert!(all.iter_mut().all(|wait| wait.now_or_never().is_none()));
+            drop(place);
+            let given = (&mut all[0]).now_or_never();
+            assert!(matches!(given, Some(Ok(Freed::Place(_)))));
+            assert_eq!(connections.waiting.borrow().len(), 3);
+            drop(all.remove(2));
+            drop(given);
+            let given = (&mut all[1]).now_or_never();
+            assert!(matches!(given, Some(Ok(Freed::Place(_)))));
+            assert_eq!(connections.waiting.borrow().len(), 1);
+            let late = all.pop().unwrap().await;
+            assert!(matches!(late, Err(ConnectError::Full)), "the place is in use");
+            assert!(connections.waiting.borrow().is_empty());
         };
         tokio::task::LocalSet::new().run_until(test).await;
     }
