@@ -304,6 +304,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand::{RngExt, SeedableRng, rngs::SmallRng};
     use std::{
         future::Future,
         pin::pin,
@@ -453,6 +454,107 @@ mod tests {
             left.is_some() && capacity.place().is_none(),
             "one place, as before"
         );
+    }
+
+    /// One worker's requests, each in one of the ways in which a request meets a version at its limit. `most`: more places than
+    /// there may ever be. Whoever waits does so until it is served, or goes away after a few looks.
+    async fn crowd(capacity: Arc<Capacity>, held: Arc<AtomicU32>, most: u32, seed: u64) {
+        let requests = (0..6).map(|request| {
+            let (capacity, held) = (&capacity, &held);
+            let mut dice = SmallRng::seed_from_u64(seed ^ request << 32);
+            async move {
+                for _ in 0..60 {
+                    let place = match capacity.place() {
+                        Some(place) => Some(place),
+                        None => {
+                            let turn = capacity.queue().expect("the queue is long enough");
+                            match dice.random_range(0..4) {
+                                0 => Some(turn.place().await),
+                                1 => await_briefly(turn.place(), dice.random_range(0..4)).await,
+                                2 => {
+                                    let found = await_briefly(turn.place(), dice.random_range(0..2)).await;
+                                    // It has found something else, unless it has a place by now.
+                                    let served = found.is_none() && !turn.leave();
+                                    if served { Some(turn.place().await) } else { found }
+                                }
+                                _ => None,
+                            }
+                        }
+                    };
+                    if place.is_some() {
+                        assert!(
+                            held.fetch_add(1, Ordering::SeqCst) < most,
+                            "a place was given twice"
+                        );
+                        (0..dice.random_range(0..3)).for_each(|_| std::thread::yield_now());
+                        if dice.random_bool(0.5) {
+                            tokio::task::yield_now().await;
+                        }
+                        held.fetch_sub(1, Ordering::SeqCst);
+                    }
+                }
+            }
+        });
+        futures_util::future::join_all(requests).await;
+    }
+
+    /// What comes within so many looks.
+    async fn await_briefly<T>(future: impl Future<Output = T>, looks: u32) -> Option<T> {
+        let mut future = pin!(future);
+        for _ in 0..looks {
+            if let Some(value) = ready(future.as_mut()) {
+                return Some(value);
+            }
+            tokio::task::yield_now().await;
+        }
+        None
+    }
+
+    #[test]
+    fn no_place_is_lost_or_given_twice_and_nobody_is_forgotten_whoever_goes_away_and_whatever_is_allowed() {
+        for seed in 0..60 {
+            let mut dice = SmallRng::seed_from_u64(seed);
+            let most = dice.random_range(1..5);
+            let (capacity, held) = (capacity(most, 1000), Arc::new(AtomicU32::new(0)));
+            let (done, ends) = std::sync::mpsc::channel();
+            let workers = [0, 1, 2].map(|worker| {
+                let (capacity, held, done) = (Arc::clone(&capacity), Arc::clone(&held), done.clone());
+                std::thread::spawn(move || {
+                    // Goes when the thread ends, however it does.
+                    let _done: std::sync::mpsc::Sender<()> = done;
+                    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                    runtime.block_on(crowd(capacity, held, most, seed << 8 | worker));
+                })
+            });
+            drop(done);
+            let allow = |connections| {
+                capacity.set(&Limits {
+                    pending: 1000,
+                    connections,
+                    ..Limits::default()
+                });
+            };
+            let changes = dice.random_range(0..40);
+            (0..changes).for_each(|_| {
+                allow(dice.random_range(0..=most));
+                std::thread::yield_now();
+            });
+            allow(most);
+            let ended = ends.recv_timeout(Duration::from_secs(20));
+            let nobody_waits = Err(std::sync::mpsc::RecvTimeoutError::Disconnected);
+            assert_eq!(ended, nobody_waits, "seed {seed}: {capacity:?}");
+            for worker in workers {
+                assert!(worker.join().is_ok(), "seed {seed}: it says what is wrong");
+            }
+            assert_eq!(
+                (capacity.waiting(), held.load(Ordering::SeqCst)),
+                (0, 0),
+                "seed {seed}"
+            );
+            let left: Vec<Place> = std::iter::from_fn(|| capacity.place()).collect();
+            assert_eq!(u32::try_from(left.len()), Ok(most), "seed {seed}: {capacity:?}");
+            assert!(!capacity.wants_room(), "seed {seed}");
+        }
     }
 
     #[test]
