@@ -34,6 +34,7 @@ use std::{
     collections::HashMap,
     future::Future,
     io,
+    pin::pin,
     rc::Rc,
     sync::{
         Arc,
@@ -439,6 +440,7 @@ async fn drain(worker: &Rc<WorkerState>, stop: &mut watch::Receiver<Stop>, grace
 /// Once a second, closes connections that have been idle for too long; at once, those whose place somebody waits for.
 async fn sweep(worker: Rc<WorkerState>) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
+    let mut calls = pin!(at_each_call(&worker.shared.crowded, || worker.pools.make_room()));
     loop {
         tokio::select! {
             now = every.tick() => {
@@ -453,8 +455,19 @@ async fn sweep(worker: Rc<WorkerState>) {
                 worker.look_at_tunnels(now);
                 worker.close_idle(now);
             }
-            () = worker.shared.crowded.notified() => worker.pools.make_room(),
+            () = &mut calls => {}
         }
+    }
+}
+
+/// Acts at each call, for ever. A call that comes while somebody acts, or does something else in between, is not lost: it may be
+/// of one whom they have not seen.
+async fn at_each_call(calls: &Notify, mut act: impl FnMut()) {
+    let mut next = pin!(calls.notified());
+    loop {
+        next.as_mut().await;
+        next.set(calls.notified());
+        act();
     }
 }
 
@@ -497,4 +510,24 @@ impl WorkerState {
 /// future that it was given and once more for the one that it waits for.
 fn spawn(place: Place, serving: impl Future<Output = ()> + 'static) {
     tokio::task::spawn_local(serving.map(move |()| drop(place)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_is_not_lost_that_comes_while_somebody_acts_on_the_one_before() {
+        let (calls, acted) = (Notify::new(), Cell::new(0));
+        let mut acting = pin!(at_each_call(&calls, || {
+            acted.set(acted.get() + 1);
+            if acted.get() == 1 {
+                calls.notify_waiters();
+            }
+        }));
+        assert!((&mut acting).now_or_never().is_none() && acted.get() == 0);
+        calls.notify_waiters();
+        assert!((&mut acting).now_or_never().is_none());
+        assert_eq!(acted.get(), 2);
+    }
 }
