@@ -312,7 +312,8 @@ async fn under_stickiness_it_waits_for_users_and_says_so() {
     lab.deploy("v2", 9002).await.unwrap();
     let waits = |status: &ServiceStatus| status.message.contains("rollback e=1 (needs 100)");
     let status = lab.until("judged", waits).await;
-    let said = "HOLD at 1%: inconclusive: no new users yet: each is one piece of evidence, once at each weight; ";
+    let said =
+        "HOLD at 1%: inconclusive: no new users yet: each is one piece of evidence, once at each weight; ";
     assert!(status.message.contains(said), "{}", status.message);
 }
 
