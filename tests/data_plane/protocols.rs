@@ -172,14 +172,20 @@ fn an_answer_that_breaks_off_never_looks_whole() {
     });
 }
 
+/// The version closes a connection whose upload it has not read, without a word of warning: a POST that came over it then would
+/// be lost and must not be sent again. So each has a connection of its own.
 #[test]
 fn an_early_answer_arrives_though_the_upload_was_not_read() {
-    in_every_combination(|to, http2, how| {
-        for body in [full(pattern(100_000)), in_pieces(&pattern(100_000))] {
-            let answer = ask(to, http2, with_body("POST", "/early", body)).unwrap();
-            assert_eq!((answer.status, answer.text()), (200, "v1".to_owned()), "{how}");
+    for body in [|| full(pattern(100_000)), || in_pieces(&pattern(100_000))] {
+        for client in [false, true] {
+            in_every_combination(|to, http2, how| {
+                if http2 == client {
+                    let answer = ask(to, http2, with_body("POST", "/early", body())).unwrap();
+                    assert_eq!((answer.status, answer.text()), (200, "v1".to_owned()), "{how}");
+                }
+            });
         }
-    });
+    }
 }
 
 #[test]
