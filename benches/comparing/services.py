@@ -1,17 +1,19 @@
-"""What a request costs Serin with 1,000 services of 10 endpoints each, beside one service with one endpoint."""
+"""What a request costs Serin with 1,000 services of 10 endpoints each, beside one service with one endpoint; and HAProxy."""
 
 from contextlib import ExitStack
 from functools import partial
 
 from comparing.load import rotating, wrk
 from comparing.measuring import Target, measure, result
-from comparing.peers import Serin
+from comparing.peers import HaProxy, Serin
 from comparing.running import HOST, Unusable, free_port, get
 from comparing.upstream import ENDPOINTS, ManyEndpoints
 
 SERVICES = 1000
 ONE = "1 × 1"
 MANY = f"{SERVICES} × {ENDPOINTS}"
+HAPROXY_ONE = f"haproxy, {ONE}"
+HAPROXY_MANY = f"haproxy, {MANY}, all are asked"
 PARTS = 2
 """Upstreams that share the endpoints: each has a file open for each of its own, and one for each connection."""
 
@@ -44,8 +46,56 @@ class Instance(Serin):
         self.wait_until("readiness", lambda: get(self.admin, "/readyz")[0] == 200, 60)
 
 
+class HaProxyInstance(HaProxy):
+    """HAProxy with the same services, each a backend that is found in a map by the host."""
+
+    def __init__(self, folder, cores, addresses, services):
+        folder = folder / f"haproxy-{services}"
+        folder.mkdir()
+        super().__init__(folder, cores, None, None)
+        self.addresses, self.services = addresses, services
+
+    def run(self):
+        names = [f"svc-{number:04}" for number in range(self.services)]
+        each = len(self.addresses) // self.services
+        hosts = self.folder / "hosts"
+        hosts.write_text("".join(f"{name}.test {name}\n" for name in names))
+        chosen = f"use_backend %[req.hdr(Host),map_str({hosts},{names[0]})]" if self.services > 1 else ""
+        backends = "".join(f"""
+backend {name}
+    balance random(2)
+""" + "".join(f"    server e{place} {address} pool-purge-delay 60s\n"
+              for place, address in enumerate(self.addresses[number * each:][:each]))
+            for number, name in enumerate(names))
+        config = self.folder / "haproxy.cfg"
+        config.write_text(f"""
+global
+    nbthread 1
+    maxconn 4000
+    no strict-limits
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 300s
+    timeout server 60s
+    option forwardfor
+    http-reuse always
+frontend in
+    bind {HOST}:{self.h1}
+    http-request set-header X-Forwarded-Proto http
+    http-request set-header X-Forwarded-Host %[req.hdr(Host)]
+    {chosen}
+    default_backend {names[0]}
+{backends}""")
+        self.start("haproxy", "-db", "-f", config)
+
+    def wait_for_split(self):
+        pass
+
+
 class Services:
-    """Serin beside itself; one service of the many is asked, and then all of them in turn."""
+    """Serin beside itself; one service of the many is asked, and then all of them in turn. What that costs more is the
+    machine's as well: HAProxy, where it is among the peers, shows how much."""
 
     about = f"HTTP/1.1, 1 KiB answers: Serin with {SERVICES} services of {ENDPOINTS} endpoints beside one of one"
     BEFORE = 2
@@ -60,20 +110,31 @@ class Services:
             upstreams = [ending.enter_context(ManyEndpoints(bench.place(), SERVICES * ENDPOINTS // PARTS, bench.load_cores))
                          for _ in range(PARTS)]
             addresses = [address for upstream in upstreams for address in upstream.addresses]
-            instance = lambda own, services: ending.enter_context(Instance(place, bench.proxy_cores, own, services))
-            one, many = instance(addresses[:1], 1), instance(addresses[:SERVICES * ENDPOINTS], SERVICES)
+            instance = lambda kind, own, services: ending.enter_context(kind(place, bench.proxy_cores, own, services))
+            both = lambda kind: (instance(kind, addresses[:1], 1),
+                                 instance(kind, addresses[:SERVICES * ENDPOINTS], SERVICES))
+            one, many = both(Instance)
             check(many)
             ask = lambda proxy, hosts: partial(wrk, proxy, cores=bench.load_cores, script=scripts[hosts])
             targets = [Target(f"{MANY}, one is asked", many, ask(many, 1), self.BEFORE),
                        Target(f"{MANY}, all are asked", many, ask(many, SERVICES), self.BEFORE),
                        Target(f"{ONE}", one, ask(one, SERVICES), self.BEFORE)]
+            if HaProxy.name in bench.names:
+                one, many = both(HaProxyInstance)
+                targets += [Target(HAPROXY_MANY, many, ask(many, SERVICES), self.BEFORE),
+                            Target(HAPROXY_ONE, one, ask(one, SERVICES), self.BEFORE)]
             rounds = measure(bench, name, self.about, targets)
         found = result(name, self.about, rounds, base=ONE, of=ONE, notes=[
             "When all are asked in turn, the 10,000 endpoints have a connection each, in Serin and in the kernel, and what belongs to "
             "one has left the processor's caches when it is asked again."])
-        cpu = lambda target: [a.cpu_us / b.cpu_us for a, b in zip(rounds[target.name], rounds[ONE])]
-        found.ratios = {"CPU per request": {f"one asked, itself at {ONE}": cpu(targets[0]),
-                                            f"all asked, itself at {ONE}": cpu(targets[1])}}
+        cpu = lambda name, of: [a.cpu_us / b.cpu_us for a, b in zip(rounds[name], rounds[of])]
+        one_asked, all_asked = (target.name for target in targets[:2])
+        found.ratios = {"CPU per request": {f"one asked, itself at {ONE}": cpu(one_asked, ONE),
+                                            f"all asked, itself at {ONE}": cpu(all_asked, ONE)}}
+        if HAPROXY_MANY in rounds:
+            found.ratios["CPU per request, all asked"] = {HaProxy.name: cpu(all_asked, HAPROXY_MANY)}
+            growth = zip(cpu(all_asked, ONE), cpu(HAPROXY_MANY, HAPROXY_ONE))
+            found.ratios[f"the same, as a multiple of itself at {ONE}"] = {HaProxy.name: [a / b for a, b in growth]}
         return found
 
 
