@@ -125,8 +125,8 @@ class Services:
                             Target(HAPROXY_ONE, one, ask(one, SERVICES), self.BEFORE)]
             rounds = measure(bench, name, self.about, targets)
         found = result(name, self.about, rounds, base=ONE, of=ONE, notes=[
-            "When all are asked in turn, the 10,000 endpoints have a connection each, in Serin and in the kernel, and what belongs to "
-            "one has left the processor's caches when it is asked again."])
+            "When all are asked in turn, proxies that may not have 10,000 connections open close some to open others: Serin closes "
+            "all that are idle whenever its share of the open files is used up."])
         cpu = lambda name, of: [a.cpu_us / b.cpu_us for a, b in zip(rounds[name], rounds[of])]
         one_asked, all_asked = (target.name for target in targets[:2])
         found.ratios = {"CPU per request": {f"one asked, itself at {ONE}": cpu(one_asked, ONE),
