@@ -79,6 +79,14 @@ class HaProxy(Proxy):
 backend {name}
     balance random(2)
 """ + "".join(f"    server e{port} {HOST}:{port}\n" for port in ports) for name, ports in self.versions())
+        self.start_haproxy(f"""
+    bind {HOST}:{self.h2} proto h2{rules("http")}
+frontend tls
+    bind {HOST}:{self.tls} ssl crt {self.certificate.both} alpn h2,http/1.1 ssl-min-ver TLSv1.3{rules("https")}
+{backends}""")
+
+    def start_haproxy(self, sections):
+        """`sections`: the rest of the frontend that speaks HTTP/1.1, and whatever else there is."""
         config = self.folder / "haproxy.cfg"
         # Without strict limits: it would want two files for each client, and those that are idle have one.
         config.write_text(f"""
@@ -95,10 +103,7 @@ defaults
     http-reuse always
 frontend in
     bind {HOST}:{self.h1}
-    bind {HOST}:{self.h2} proto h2{rules("http")}
-frontend tls
-    bind {HOST}:{self.tls} ssl crt {self.certificate.both} alpn h2,http/1.1 ssl-min-ver TLSv1.3{rules("https")}
-{backends}""")
+{sections}""")
         self.start("haproxy", "-db", "-f", config)
 
     def split(self):

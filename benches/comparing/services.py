@@ -18,25 +18,31 @@ PARTS = 2
 """Upstreams that share the endpoints: each has a file open for each of its own, and one for each connection."""
 
 
-class Instance(Serin):
-    """Serin alone, with so many services `svc-0000.test` and so on; a single one takes every host."""
+class OfMany:
+    """A proxy alone, with so many services `svc-0000.test` and so on; a single one takes every host."""
 
     def __init__(self, folder, cores, addresses, services):
-        folder = folder / f"{services}"
+        folder = folder / f"{self.name}-{services}"
         folder.mkdir()
         super().__init__(folder, cores, None, None)
         self.addresses, self.services = addresses, services
-        self.admin = free_port()
 
+    def each(self):
+        """Each service's name and its endpoints' addresses."""
+        count = len(self.addresses) // self.services
+        return [(f"svc-{number:04}", self.addresses[number * count:][:count]) for number in range(self.services)]
+
+
+class Instance(OfMany, Serin):
     def run(self):
         binary = self.built()
-        each = len(self.addresses) // self.services
+        self.admin = free_port()
         lines = [f"listeners: [{{address: '{HOST}:{self.h1}'}}]", f"admin: {{address: '{HOST}:{self.admin}'}}", "services:"]
-        for number in range(self.services):
+        for number, (name, addresses) in enumerate(self.each()):
             # The first one also by the address, so that it can be asked whether it is there.
-            match = f"  match: [{{host: svc-{number:04}.test}}{f', {{host: {HOST}}}' if number == 0 else ''}]"
-            own = ", ".join(f"'http://{address}'" for address in self.addresses[number * each:][:each])
-            lines += [f"- name: svc-{number:04}", *([match] if self.services > 1 else []),
+            match = f"  match: [{{host: {name}.test}}{f', {{host: {HOST}}}' if number == 0 else ''}]"
+            own = ", ".join(f"'http://{address}'" for address in addresses)
+            lines += [f"- name: {name}", *([match] if self.services > 1 else []),
                       f"  stable: {{version: v1, endpoints: [{own}]}}"]
         config = self.folder / "serin.yaml"
         config.write_text("\n".join(lines) + "\n")
@@ -46,56 +52,33 @@ class Instance(Serin):
         self.wait_until("readiness", lambda: get(self.admin, "/readyz")[0] == 200, 60)
 
 
-class HaProxyInstance(HaProxy):
-    """HAProxy with the same services, each a backend that is found in a map by the host."""
-
-    def __init__(self, folder, cores, addresses, services):
-        folder = folder / f"haproxy-{services}"
-        folder.mkdir()
-        super().__init__(folder, cores, None, None)
-        self.addresses, self.services = addresses, services
+class HaProxyInstance(OfMany, HaProxy):
+    """Each service is a backend that is found in a map by the host."""
 
     def run(self):
-        names = [f"svc-{number:04}" for number in range(self.services)]
-        each = len(self.addresses) // self.services
-        hosts = self.folder / "hosts"
-        hosts.write_text("".join(f"{name}.test {name}\n" for name in names))
-        chosen = f"use_backend %[req.hdr(Host),map_str({hosts},{names[0]})]" if self.services > 1 else ""
+        each = self.each()
+        first, hosts = each[0][0], self.folder / "hosts"
+        hosts.write_text("".join(f"{name}.test {name}\n" for name, _ in each))
+        chosen = f"use_backend %[req.hdr(Host),map_str({hosts},{first})]" if self.services > 1 else ""
         backends = "".join(f"""
 backend {name}
     balance random(2)
-""" + "".join(f"    server e{place} {address} pool-purge-delay 60s\n"
-              for place, address in enumerate(self.addresses[number * each:][:each]))
-            for number, name in enumerate(names))
-        config = self.folder / "haproxy.cfg"
-        config.write_text(f"""
-global
-    nbthread 1
-    maxconn 4000
-    no strict-limits
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 300s
-    timeout server 60s
-    option forwardfor
-    http-reuse always
-frontend in
-    bind {HOST}:{self.h1}
+""" + "".join(f"    server e{place} {address} pool-purge-delay 60s\n" for place, address in enumerate(addresses))
+            for name, addresses in each)
+        self.start_haproxy(f"""
     http-request set-header X-Forwarded-Proto http
     http-request set-header X-Forwarded-Host %[req.hdr(Host)]
     {chosen}
-    default_backend {names[0]}
+    default_backend {first}
 {backends}""")
-        self.start("haproxy", "-db", "-f", config)
 
     def wait_for_split(self):
         pass
 
 
 class Services:
-    """Serin beside itself; one service of the many is asked, and then all of them in turn. What that costs more is the
-    machine's as well: HAProxy, where it is among the peers, shows how much."""
+    """Serin beside itself; one service of the many is asked, and then all of them in turn. HAProxy, where it is among the peers,
+    is asked all of them as well."""
 
     about = f"HTTP/1.1, 1 KiB answers: Serin with {SERVICES} services of {ENDPOINTS} endpoints beside one of one"
     BEFORE = 2
@@ -125,8 +108,8 @@ class Services:
                             Target(HAPROXY_ONE, one, ask(one, SERVICES), self.BEFORE)]
             rounds = measure(bench, name, self.about, targets)
         found = result(name, self.about, rounds, base=ONE, of=ONE, notes=[
-            "When all are asked in turn, proxies that may not have 10,000 connections open close some to open others: Serin closes "
-            "all that are idle whenever its share of the open files is used up."])
+            "When all are asked in turn, 10,000 connections are in use, and Serin closes all that are idle whenever its share of "
+            "the open files is used up."])
         cpu = lambda name, of: [a.cpu_us / b.cpu_us for a, b in zip(rounds[name], rounds[of])]
         one_asked, all_asked = (target.name for target in targets[:2])
         found.ratios = {"CPU per request": {f"one asked, itself at {ONE}": cpu(one_asked, ONE),
