@@ -42,11 +42,13 @@ struct Gathering<W> {
     lent: Lent,
 }
 
-impl<W: Write + Unpin> Gathering<W> {
+impl<W> Gathering<W> {
     fn check(&mut self) -> io::Result<()> {
         self.failed.take().map_or(Ok(()), Err)
     }
+}
 
+impl<W: Write + Unpin> Gathering<W> {
     fn waiting(&self) -> &[u8] {
         self.buffer.get(self.written..).unwrap_or_default()
     }
@@ -143,9 +145,7 @@ impl<W: Write + Unpin> Gathering<W> {
 impl<W: Read + Unpin> Read for Gathered<W> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let mut gathering = self.0.borrow_mut();
-        if let Some(error) = gathering.failed.take() {
-            return Poll::Ready(Err(error));
-        }
+        gathering.check()?;
         Pin::new(&mut gathering.inner).poll_read(cx, buf)
     }
 }
