@@ -7,8 +7,11 @@ use crate::{
     control::OnConflict,
     model::{EndpointUrl, Span, VersionName, Weight},
 };
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+use std::{ffi::OsString, path::PathBuf};
 
 /// A reverse proxy that splits traffic between a stable and a canary version exactly, measures both, and promotes or rolls
 /// back by itself.
@@ -18,6 +21,26 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// What is typed.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(arguments).map_err(|mut error| {
+            let unknown = error.get(ContextKind::InvalidArg);
+            // No option begins with a digit: something like `-1%` was meant as the share that stands there.
+            let below_zero = matches!(unknown, Some(ContextValue::String(text)) if text.len() > 1
+                && text.starts_with('-') && text[1..].starts_with(|digit: char| digit.is_ascii_digit()));
+            if error.kind() == ErrorKind::UnknownArgument && below_zero {
+                let mend = "no share and no number is below 0: write for example 5";
+                error.insert(
+                    ContextKind::Suggested,
+                    ContextValue::StyledStrs(vec![mend.into()]),
+                );
+            }
+            error
+        })
+    }
 }
 
 /// What somebody who types `serin` for the first time needs.
@@ -180,10 +203,10 @@ pub struct CheckArgs {
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Requests per second to each service: shows how long its gates take
-    #[arg(long, value_name = "N", value_parser = rate)]
+    #[arg(long, value_name = "N", value_parser = rate, allow_hyphen_values = true)]
     pub rps: Option<f64>,
     /// The share of requests that fails while all is well [default: 0.1%; for a threshold, half of what it forbids]
-    #[arg(long, value_name = "SHARE", value_parser = failing)]
+    #[arg(long, value_name = "SHARE", value_parser = failing, allow_hyphen_values = true)]
     pub error_rate: Option<f64>,
 }
 
@@ -203,6 +226,12 @@ fn failing(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "write a percentage from 0 to 50, such as 0.1%".to_owned())
 }
 
+/// A number that counts.
+fn whole(text: &str) -> Result<u64, String> {
+    let number = text.parse();
+    number.map_err(|_| format!("write a whole number from 0 to {}", u64::MAX))
+}
+
 /// `serve`.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
@@ -213,7 +242,7 @@ pub struct ServeArgs {
     #[arg(long)]
     pub stateless: bool,
     /// Data-plane threads [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), allow_negative_numbers = true)]
     pub workers: Option<u16>,
 }
 
@@ -267,7 +296,7 @@ pub struct Changing {
     #[arg(long, value_name = "GOAL")]
     pub until: Option<Goal>,
     /// Wait this long at most, then exit 4 [default: as long as it takes]
-    #[arg(long, value_name = "TIME", requires = "until")]
+    #[arg(long, value_name = "TIME", requires = "until", allow_hyphen_values = true)]
     pub timeout: Option<Span>,
     /// Go on waiting at pauses that only somebody can end, instead of exit 5
     #[arg(long, requires = "until")]
@@ -316,7 +345,7 @@ pub struct DeployArgs {
     #[arg(long, value_enum, value_name = "HOW")]
     pub on_conflict: Option<Conflicting>,
     /// Counts up with a pipeline's releases: a lower one is refused
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true)]
     pub sequence: Option<u64>,
     /// Start again at step 0 with the plan as it is now, even if this version is on trial
     #[arg(long)]
@@ -417,7 +446,7 @@ pub struct SetWeightArgs {
     #[arg(value_name = "SVC")]
     pub service: String,
     /// The canary's share: a percentage (5, 0.01), or an exact fraction of the whole (1/3)
-    #[arg(value_name = "P")]
+    #[arg(value_name = "P", allow_negative_numbers = true)]
     pub weight: Weight,
     /// Refuse (exit 6) unless this is the version on trial
     #[arg(long = "version", value_name = "V")]
@@ -458,7 +487,7 @@ pub struct WaitArgs {
     #[arg(long = "version", value_name = "V")]
     pub version: Option<VersionName>,
     /// Wait this long at most, then exit 4 [default: as long as it takes]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub timeout: Option<Span>,
     /// Go on waiting at pauses that only somebody can end, instead of exit 5
     #[arg(long)]
@@ -478,7 +507,7 @@ pub struct HistoryArgs {
     #[arg(value_name = "SVC")]
     pub service: String,
     /// At most so many events and attempts
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=1000), allow_negative_numbers = true)]
     pub limit: u16,
     /// How the answer is written
     #[arg(short, long, value_enum, default_value_t)]
@@ -495,7 +524,7 @@ pub struct EventsArgs {
     #[arg(value_name = "SVC")]
     pub service: Option<String>,
     /// Those after this number first [default: from now on]
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = whole, allow_negative_numbers = true)]
     pub after: Option<u64>,
     /// How events are written: a line for people, or JSON
     #[arg(short, long, value_enum, default_value_t)]
@@ -585,16 +614,16 @@ pub struct CalibrateArgs {
     #[arg(value_name = "SVC")]
     pub service: String,
     /// For how long stable's traffic is read
-    #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = some_time)]
+    #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = some_time, allow_hyphen_values = true)]
     pub long: Span,
     /// The pretended canary's share
-    #[arg(long, value_name = "P", default_value = "5", value_parser = inner_weight)]
+    #[arg(long, value_name = "P", default_value = "5", value_parser = inner_weight, allow_hyphen_values = true)]
     pub weight: Weight,
     /// How many rollouts are pretended
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = runs, allow_negative_numbers = true)]
     pub runs: u64,
     /// Where the draws begin: the same number draws the same
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole, allow_negative_numbers = true)]
     pub seed: u64,
     /// What would be otherwise.
     #[command(flatten)]
@@ -605,6 +634,12 @@ pub struct CalibrateArgs {
     /// Which Serin.
     #[command(flatten)]
     pub target: Target,
+}
+
+/// How many are pretended.
+fn runs(text: &str) -> Result<u64, String> {
+    let runs = text.parse().ok().filter(|runs| (1..=1_000_000).contains(runs));
+    runs.ok_or_else(|| "write a whole number from 1 to 1000000, such as 1000".to_owned())
 }
 
 /// At least a second.
@@ -629,38 +664,38 @@ fn inner_weight(text: &str) -> Result<Weight, String> {
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 pub struct Otherwise {
     /// The risk of a false rollback over the whole rollout, such as 0.1%
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true)]
     pub alpha: Option<f64>,
     /// The risk of leaving a step although the harm is at least the margin, such as 5%
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true)]
     pub beta: Option<f64>,
     /// How much slower than stable is tolerated (`latency.tolerate`), such as 20%
-    #[arg(long, value_name = "SHARE", value_parser = tolerance)]
+    #[arg(long, value_name = "SHARE", value_parser = tolerance, allow_hyphen_values = true)]
     pub tolerance: Option<f64>,
     /// How many more requests may fail than of stable (`errors.tolerate`), such as 0.05pp
-    #[arg(long, value_name = "SHARE", value_parser = tolerance)]
+    #[arg(long, value_name = "SHARE", value_parser = tolerance, allow_hyphen_values = true)]
     pub error_tolerance: Option<f64>,
     /// By how much shares of 4xx answers may differ before somebody must look (`clientErrors.tolerate`), such as 0.1pp; also where they
     /// were not watched
-    #[arg(long, value_name = "SHARE", value_parser = tolerance)]
+    #[arg(long, value_name = "SHARE", value_parser = tolerance, allow_hyphen_values = true)]
     pub client_error_tolerance: Option<f64>,
     /// Extra failed requests that the next weight may cost (`harmBudget`), such as 0.1pp
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true)]
     pub harm_budget: Option<f64>,
     /// For so long after the first canary request only gross slowness counts, such as 30s
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub warmup: Option<Span>,
     /// The same after each weight (`stepWarmup`), such as 5s
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub step_warmup: Option<Span>,
     /// A step takes at least this long (`minStep`), such as 10s
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub min_step: Option<Span>,
     /// Which quantiles of the latency are compared (`latency.quantiles`), such as 0.5,0.9, or none
-    #[arg(long, value_name = "LIST", value_parser = quantiles)]
+    #[arg(long, value_name = "LIST", value_parser = quantiles, allow_hyphen_values = true)]
     pub quantiles: Option<Quantiles>,
     /// The weight is not raised while stable itself fails more than this (`freeze`), such as 2%
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true)]
     pub freeze: Option<f64>,
 }
 
@@ -795,6 +830,57 @@ mod tests {
                 panic!("{line}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn a_number_below_zero_is_answered_by_whoever_reads_it() {
+        let numbers = ["N", "P", "SHARE", "TIME", "LIST"];
+        let mut found = 0;
+        for verb in Cli::command().get_subcommands() {
+            for option in verb.get_arguments() {
+                let name = option.get_value_names().and_then(<[_]>::first);
+                let long = option.get_long().unwrap_or_default();
+                if name.is_none_or(|name| !numbers.contains(&&**name)) && long != "after" || long.is_empty() {
+                    continue;
+                }
+                found += 1;
+                let value = if name.is_some_and(|name| ["N", "ID"].contains(&&**name)) {
+                    "-1"
+                } else {
+                    "-1%"
+                };
+                let line = format!("serin {} --{long} {value}", verb.get_name());
+                let error = parse(&line).unwrap_err();
+                let text = error.to_string();
+                assert_eq!(error.kind(), ErrorKind::ValueValidation, "{line}: {text}");
+                let mend = ["write ", "is not in 1..=", "must be between 0 and 100"]
+                    .iter()
+                    .any(|mend| text.contains(mend));
+                let lead = format!("invalid value '{value}' for '--{long} <");
+                assert!(text.contains(&lead) && mend, "{line}: {text}");
+            }
+        }
+        assert!(found > 40, "{found}");
+    }
+
+    #[test]
+    fn a_weight_below_zero_is_told_what_is_right() {
+        let said = |line: &str| {
+            let typed = line.split_whitespace().map(OsString::from);
+            Cli::read(typed).unwrap_err().to_string()
+        };
+        let number = said("serin set-weight shop -1");
+        assert!(
+            number.contains("it must be between 0 and 100 percent"),
+            "{number}"
+        );
+        let share = said("serin set-weight shop -1% --version v2");
+        let mend = "no share and no number is below 0";
+        assert!(share.contains(mend) && !share.contains("-- -1%"), "{share}");
+        // An option that there is not is told which there is, and one with its value attached is one.
+        let option = said("serin set-weight shop --reson 5");
+        assert!(option.contains("--reason"), "{option}");
+        assert!(parse("serin set-weight shop -ojson 5").is_ok());
     }
 
     #[test]

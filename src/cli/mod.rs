@@ -31,13 +31,13 @@ use crate::{
     model::Timestamp,
 };
 use args::{Cli, Command, RehearseArgs};
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use std::{ffi::OsString, num::NonZeroUsize, time::UNIX_EPOCH};
 use verbs::Plain;
 
 /// Runs a command line to its end.
 pub fn run(arguments: impl IntoIterator<Item = OsString>, out: &mut Out) -> u8 {
-    let cli = match Cli::try_parse_from(arguments) {
+    let cli = match Cli::read(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             let text = error.render().to_string();
