@@ -392,9 +392,19 @@ fn compile_metric(metric: &MetricConfig, provider: Provider) -> MetricSpec {
             default.on_no_data = OnNoData::Fail;
         }
     }
+    let default = MetricSpec {
+        dry_run: metric.dry_run,
+        on_no_data: metric.on_no_data.unwrap_or(default.on_no_data),
+        on_error: metric.on_error,
+        initial_delay: metric.initial_delay,
+        ..default
+    };
+    if metric.provider.is_none() {
+        // Whatever else is written is refused for that (`unmixed`), and not for its value too.
+        return default;
+    }
     MetricSpec {
         interval: metric.interval,
-        initial_delay: metric.initial_delay,
         count: metric.count,
         duration: metric.duration,
         failure_limit: metric.failure_limit.unwrap_or(default.failure_limit),
@@ -407,9 +417,6 @@ fn compile_metric(metric: &MetricConfig, provider: Provider) -> MetricSpec {
             .unwrap_or(default.consecutive_error_limit),
         success_condition: metric.success_condition.clone(),
         failure_condition: metric.failure_condition.clone(),
-        dry_run: metric.dry_run,
-        on_no_data: metric.on_no_data.unwrap_or(default.on_no_data),
-        on_error: metric.on_error,
         ..default
     }
 }

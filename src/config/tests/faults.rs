@@ -228,6 +228,34 @@ fn faults_in_templates_name_what_would_be_right() {
 }
 
 #[test]
+fn what_a_judge_does_not_have_is_refused_for_that_alone() {
+    let test = "mannWhitney: {metric: latency, interval: 1m}";
+    for (kind, why) in [
+        ("judge: {}", "a judge looks at every request"),
+        (test, "a rank test is made once"),
+    ] {
+        for key in [
+            "count: 3",
+            "count: -1",
+            "interval: 0s",
+            "interval: 1m",
+            "duration: 5m",
+            "failureLimit: -2",
+            "consecutiveErrorLimit: -1",
+            "inconclusiveLimit: 7",
+            "successCondition: result <",
+        ] {
+            let used = with_template(&format!("{kind}\n{key}"));
+            let faults = faults(&used);
+            assert!(
+                faults.contains(why) && faults.lines().count() == 1,
+                "{kind} {key}\n{faults}"
+            );
+        }
+    }
+}
+
+#[test]
 fn files_that_are_no_configuration_say_so_and_do_not_panic() {
     for (text, expected) in [
         ("", "the configuration is empty"),
