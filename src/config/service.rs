@@ -472,7 +472,17 @@ fn compile_failure(config: &FailureConfig, path: &str, cx: &mut Cx) -> FailureRu
         rule.statuses = [0; 16];
         for Located { path, value: text } in list {
             match statuses(text) {
-                Some(range) => range.for_each(|status| rule.add_status(status)),
+                Some(range) => {
+                    if *range.start() < 300 && *range.end() >= 200 {
+                        // Not a fault: somebody may well try out what happens to a version of which everything fails.
+                        cx.warn(
+                            path,
+                            format!("`{text}` makes failures of answers that say success (2xx)"),
+                            "write what says failure, such as 5xx, 429 or 500-599",
+                        );
+                    }
+                    range.for_each(|status| rule.add_status(status));
+                }
                 None => cx.error(
                     path,
                     format!("`{text}` is not a status"),

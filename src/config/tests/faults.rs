@@ -297,6 +297,27 @@ fn files_that_are_no_configuration_say_so_and_do_not_panic() {
 }
 
 #[test]
+fn an_answer_of_success_that_counts_as_failure_is_warned_of() {
+    let said = |statuses: &str| {
+        let text = with(&format!("failure: {{statuses: [{statuses}]}}"));
+        shown(&read(&text).unwrap().warnings)
+    };
+    for success in ["200", "204", "2xx", "100-599", "299-300", "100-200"] {
+        let warnings = said(&format!("5xx, {success}"));
+        let expected = format!(
+            "services[0].failure.statuses[1]: `{success}` makes failures of answers that say success (2xx); write what says \
+             failure, such as 5xx, 429 or 500-599"
+        );
+        assert!(
+            warnings.contains(&expected) && warnings.lines().count() == 1,
+            "{warnings}"
+        );
+    }
+    // A redirect may well be to a page of excuses.
+    assert_eq!(said("5xx, 429, 300-399, 302, 101, 199"), "");
+}
+
+#[test]
 fn keys_that_only_move_pods_are_accepted_with_a_warning() {
     let text = with(
         "replicas: 3\nstrategy:\n  canary:\n    maxSurge: 25%\n    trafficRouting: {istio: {}}\n    steps:\n    - \
