@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     analysis::{Advice, Batch, Judge, JudgeConfig, JudgeReport, Outcome, Piece},
+    metrics::AssignReason,
     model::{ServiceName, Timestamp, Weight},
     rollout::{AnalysisKind, Event, RunId},
     split::Split,
@@ -62,7 +63,16 @@ pub(super) struct Judging {
     ticked: Option<Timestamp>,
     /// What the judges were fed, as far as it is not stored yet.
     parts: Vec<Arc<RecordPart>>,
+    /// What had come to the canary when something that counts was last among it.
+    came: Came,
     pub(super) shown: Shown,
+}
+
+/// How many requests have come to a canary.
+#[derive(Debug, Clone, Copy, Default)]
+struct Came {
+    counted: u64,
+    forced: u64,
 }
 
 /// One generation of the split.
@@ -102,6 +112,16 @@ struct KeptJudge {
     /// Where its recording goes on; absent: by a Serin that kept none.
     #[serde(default)]
     recorded: Option<Place>,
+}
+
+impl Came {
+    fn to(canary: &Target) -> Came {
+        let of = |reason| canary.metrics.assigned(reason);
+        Came {
+            counted: of(AssignReason::Weight) + of(AssignReason::Sticky),
+            forced: of(AssignReason::Force),
+        }
+    }
 }
 
 impl Feed {
@@ -188,6 +208,7 @@ impl Default for Judging {
             kept: Vec::new(),
             ticked: None,
             parts: Vec::new(),
+            came: Came::default(),
             shown: Shown::default(),
         }
     }
@@ -296,14 +317,24 @@ impl Judging {
         canaries.filter(|canary| canary.evidence.take_alarm()).count() > 0
     }
 
-    fn show(&self) {
+    fn show(&mut self) {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         shown.retain(|metric, _| self.seats.contains_key(metric));
-        let keyed = self
-            .feeds
-            .last()
-            .is_some_and(|feed| feed.stable.evidence.is_keyed());
-        let piece = if keyed { Piece::User } else { Piece::Request };
+        let last = self.feeds.last();
+        let came = last
+            .and_then(|feed| feed.canary.as_ref())
+            .map_or_else(Came::default, |canary| Came::to(canary));
+        // Where nothing is shown yet a trial begins: what was forced before is not of it.
+        if shown.is_empty() || came.counted != self.came.counted {
+            self.came = came;
+        }
+        let piece = if last.is_some_and(|feed| feed.stable.evidence.is_keyed()) {
+            Piece::User
+        } else if came.forced > self.came.forced {
+            Piece::Unforced
+        } else {
+            Piece::Request
+        };
         for (metric, seat) in &self.seats {
             shown.insert(metric.clone(), seat.judge.report_of(piece));
         }

@@ -282,6 +282,12 @@ impl VersionMetrics {
         shard
     }
 
+    /// Requests assigned here for this reason, over all workers.
+    pub fn assigned(&self, reason: AssignReason) -> u64 {
+        let one = |shard: &CachePadded<Shard>| shard.assigned[reason as usize].get();
+        self.shards.iter().map(one).sum()
+    }
+
     /// Requests being served right now, over all workers.
     pub fn in_flight(&self) -> u64 {
         // A worker's gauge may be read between another's writes; the sum is never negative in the end.

@@ -18,6 +18,8 @@ const NOTHING: f64 = 0.3;
 pub enum Piece {
     /// A request.
     Request,
+    /// A request, and of late none came but forced ones, which are none.
+    Unforced,
     /// Under stickiness: a user, once at each weight.
     User,
 }
@@ -250,7 +252,7 @@ impl Judge {
         }
         let mut text = format!("HOLD at {weight}%: {harm}; {waits}");
         let (pieces, traffic) = match piece {
-            Piece::Request => ("requests", "the traffic of now"),
+            Piece::Request | Piece::Unforced => ("requests", "the traffic of now"),
             Piece::User => ("users", "the new users of now"),
         };
         match eta {
@@ -270,6 +272,7 @@ impl Judge {
     fn says_silence(&self, piece: Piece) -> String {
         let (what, why) = match piece {
             Piece::Request => ("no canary traffic", ""),
+            Piece::Unforced => ("no canary traffic that counts", ": only forced requests came"),
             Piece::User => (
                 "no new users",
                 ": each is one piece of evidence, once at each weight",
@@ -547,6 +550,22 @@ mod tests {
                 judge.tick(10.0, &[]);
             }
             assert_eq!(said(&judge), lasts);
+        }
+    }
+
+    #[test]
+    fn silence_but_for_forced_requests_is_called_that() {
+        let mut judge = judge();
+        for (seconds, lasts) in [(0, "yet"), (60, "for 60 s")] {
+            while judge.t < f64::from(seconds) {
+                judge.tick(10.0, &[]);
+            }
+            let said = judge.report_of(Piece::Unforced).sentence;
+            let silent = format!(
+                "HOLD at 5%: inconclusive: no canary traffic that counts {lasts}: only forced requests came; rollback e=1 (needs \
+                 100); "
+            );
+            assert!(said.starts_with(&silent), "{said}");
         }
     }
 

@@ -1,7 +1,10 @@
 //! The judge in the engine: what it decides, when, and what a restart leaves of it.
 
 use super::*;
-use crate::rollout::{AbortCause, Phase};
+use crate::{
+    metrics::AssignReason,
+    rollout::{AbortCause, Phase},
+};
 
 /// A judge that is quick to be warm, and whatever a test adds to its metric.
 pub(super) fn judge(more: &str) -> String {
@@ -114,6 +117,49 @@ async fn evidence_promotes_a_healthy_canary_and_silence_does_not() {
         said[1].starts_with("PROCEED from 5%: ruled out: errors above 1.25 x stable + 0.40pp"),
         "{said:#?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_only_forced_requests_come_that_is_what_is_said() {
+    let lab = Lab::new(config("", ""));
+    let assign = |reason, requests: u32| {
+        let split = lab.live().cell.load_full();
+        let shard = split.target(Role::Canary).metrics.shard(0);
+        (0..requests).for_each(|_| shard.assign(reason));
+    };
+    let silence = || {
+        let message = lab.status().message;
+        let said = message.split_once("inconclusive: ").map(|(_, said)| said);
+        let said = said.and_then(|said| said.split_once("; rollback "));
+        said.map_or_else(|| panic!("{message}"), |(said, _)| said.to_owned())
+    };
+    lab.deploy("v2", 9002).await.unwrap();
+    lab.until("at 1 %", |status| status.set_weight == Weight::percent(1))
+        .await;
+    // What was forced before somebody judged is not of it.
+    assign(AssignReason::Force, 3);
+    seconds(2).await;
+    assert!(!silence().contains("forced"), "{}", silence());
+    assign(AssignReason::Force, 3);
+    seconds(100).await;
+    let lasts = silence();
+    assert!(
+        lasts.starts_with("no canary traffic that counts for ")
+            && lasts.ends_with(" s: only forced requests came"),
+        "{lasts}"
+    );
+    // Those are not of a silence that begins after them.
+    assign(AssignReason::Weight, 1);
+    lab.serve(Role::Canary, 1, 0);
+    seconds(100).await;
+    let lasts = silence();
+    assert!(
+        lasts.starts_with("no canary traffic for ") && lasts.ends_with(" s"),
+        "{lasts}"
+    );
+    assign(AssignReason::Force, 1);
+    seconds(2).await;
+    assert!(silence().ends_with("only forced requests came"), "{}", silence());
 }
 
 #[tokio::test(start_paused = true)]
