@@ -7,10 +7,7 @@ use crate::{
     control::OnConflict,
     model::{EndpointUrl, Span, VersionName, Weight},
 };
-use clap::{
-    Args, Parser, Subcommand, ValueEnum,
-    error::{ContextKind, ContextValue, ErrorKind},
-};
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use std::{ffi::OsString, path::PathBuf};
 
 /// A reverse proxy that splits traffic between a stable and a canary version exactly, measures both, and promotes or rolls
@@ -24,23 +21,50 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// What is typed.
+    /// What was typed, or what is wrong with it.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(arguments).map_err(|mut error| {
-            let unknown = error.get(ContextKind::InvalidArg);
-            // No option begins with a digit: something like `-1%` was meant as the share that stands there.
-            let below_zero = matches!(unknown, Some(ContextValue::String(text)) if text.len() > 1
-                && text.starts_with('-') && text[1..].starts_with(|digit: char| digit.is_ascii_digit()));
-            if error.kind() == ErrorKind::UnknownArgument && below_zero {
-                let mend = "no share and no number is below 0: write for example 5";
-                error.insert(
-                    ContextKind::Suggested,
-                    ContextValue::StyledStrs(vec![mend.into()]),
-                );
-            }
-            error
+        let typed: Vec<OsString> = arguments.into_iter().collect();
+        Cli::try_parse_from(&typed).map_err(|error| {
+            let meant = (error.kind() == ErrorKind::UnknownArgument).then(|| below_zero(typed));
+            let better = meant.flatten().and_then(|meant| Cli::try_parse_from(meant).err());
+            better.unwrap_or(error)
         })
     }
+}
+
+/// The line in which what looks like a number below 0 (`-1%`, `-5s`) is a value: no option is called like that, and whoever reads the
+/// value says what would be right. `None`: there is no such number.
+fn below_zero(typed: Vec<OsString>) -> Option<Vec<OsString>> {
+    let is_below = |text: &str| {
+        let rest = text.strip_prefix('-').unwrap_or_default();
+        rest.starts_with(|first: char| first.is_ascii_digit() || first == '.')
+    };
+    let (mut meant, mut alone, mut found) = (Vec::<OsString>::new(), Vec::new(), false);
+    for argument in typed {
+        let text = argument.to_str().unwrap_or_default();
+        if text == "--" {
+            return None;
+        }
+        let below = is_below(text);
+        found |= below;
+        let option = |last: &&mut OsString| {
+            let last = last.to_str().unwrap_or_default();
+            last.starts_with("--") && !last.contains('=')
+        };
+        match meant.last_mut().filter(option) {
+            Some(option) if below => {
+                option.push("=");
+                option.push(argument);
+            }
+            Some(_) | None if below => alone.push(argument),
+            Some(_) | None => meant.push(argument),
+        }
+    }
+    if !alone.is_empty() {
+        meant.push("--".into());
+        meant.extend(alone);
+    }
+    found.then_some(meant)
 }
 
 /// What somebody who types `serin` for the first time needs.
@@ -203,10 +227,10 @@ pub struct CheckArgs {
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Requests per second to each service: shows how long its gates take
-    #[arg(long, value_name = "N", value_parser = rate, allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", value_parser = rate)]
     pub rps: Option<f64>,
     /// The share of requests that fails while all is well [default: 0.1%; for a threshold, half of what it forbids]
-    #[arg(long, value_name = "SHARE", value_parser = failing, allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", value_parser = failing)]
     pub error_rate: Option<f64>,
 }
 
@@ -242,7 +266,7 @@ pub struct ServeArgs {
     #[arg(long)]
     pub stateless: bool,
     /// Data-plane threads [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
 }
 
@@ -296,7 +320,7 @@ pub struct Changing {
     #[arg(long, value_name = "GOAL")]
     pub until: Option<Goal>,
     /// Wait this long at most, then exit 4 [default: as long as it takes]
-    #[arg(long, value_name = "TIME", requires = "until", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TIME", requires = "until")]
     pub timeout: Option<Span>,
     /// Go on waiting at pauses that only somebody can end, instead of exit 5
     #[arg(long, requires = "until")]
@@ -345,7 +369,7 @@ pub struct DeployArgs {
     #[arg(long, value_enum, value_name = "HOW")]
     pub on_conflict: Option<Conflicting>,
     /// Counts up with a pipeline's releases: a lower one is refused
-    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = whole)]
     pub sequence: Option<u64>,
     /// Start again at step 0 with the plan as it is now, even if this version is on trial
     #[arg(long)]
@@ -446,7 +470,7 @@ pub struct SetWeightArgs {
     #[arg(value_name = "SVC")]
     pub service: String,
     /// The canary's share: a percentage (5, 0.01), or an exact fraction of the whole (1/3)
-    #[arg(value_name = "P", allow_negative_numbers = true)]
+    #[arg(value_name = "P")]
     pub weight: Weight,
     /// Refuse (exit 6) unless this is the version on trial
     #[arg(long = "version", value_name = "V")]
@@ -487,7 +511,7 @@ pub struct WaitArgs {
     #[arg(long = "version", value_name = "V")]
     pub version: Option<VersionName>,
     /// Wait this long at most, then exit 4 [default: as long as it takes]
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TIME")]
     pub timeout: Option<Span>,
     /// Go on waiting at pauses that only somebody can end, instead of exit 5
     #[arg(long)]
@@ -507,7 +531,7 @@ pub struct HistoryArgs {
     #[arg(value_name = "SVC")]
     pub service: String,
     /// At most so many events and attempts
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=1000), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub limit: u16,
     /// How the answer is written
     #[arg(short, long, value_enum, default_value_t)]
@@ -524,7 +548,7 @@ pub struct EventsArgs {
     #[arg(value_name = "SVC")]
     pub service: Option<String>,
     /// Those after this number first [default: from now on]
-    #[arg(long, value_name = "ID", value_parser = whole, allow_negative_numbers = true)]
+    #[arg(long, value_name = "ID", value_parser = whole)]
     pub after: Option<u64>,
     /// How events are written: a line for people, or JSON
     #[arg(short, long, value_enum, default_value_t)]
@@ -614,16 +638,16 @@ pub struct CalibrateArgs {
     #[arg(value_name = "SVC")]
     pub service: String,
     /// For how long stable's traffic is read
-    #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = some_time, allow_hyphen_values = true)]
+    #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = some_time)]
     pub long: Span,
     /// The pretended canary's share
-    #[arg(long, value_name = "P", default_value = "5", value_parser = inner_weight, allow_hyphen_values = true)]
+    #[arg(long, value_name = "P", default_value = "5", value_parser = inner_weight)]
     pub weight: Weight,
     /// How many rollouts are pretended
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = runs, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = runs)]
     pub runs: u64,
     /// Where the draws begin: the same number draws the same
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole)]
     pub seed: u64,
     /// What would be otherwise.
     #[command(flatten)]
@@ -664,38 +688,38 @@ fn inner_weight(text: &str) -> Result<Weight, String> {
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 pub struct Otherwise {
     /// The risk of a false rollback over the whole rollout, such as 0.1%
-    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
     pub alpha: Option<f64>,
     /// The risk of leaving a step although the harm is at least the margin, such as 5%
-    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
     pub beta: Option<f64>,
     /// How much slower than stable is tolerated (`latency.tolerate`), such as 20%
-    #[arg(long, value_name = "SHARE", value_parser = tolerance, allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", value_parser = tolerance)]
     pub tolerance: Option<f64>,
     /// How many more requests may fail than of stable (`errors.tolerate`), such as 0.05pp
-    #[arg(long, value_name = "SHARE", value_parser = tolerance, allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", value_parser = tolerance)]
     pub error_tolerance: Option<f64>,
     /// By how much shares of 4xx answers may differ before somebody must look (`clientErrors.tolerate`), such as 0.1pp; also where they
     /// were not watched
-    #[arg(long, value_name = "SHARE", value_parser = tolerance, allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", value_parser = tolerance)]
     pub client_error_tolerance: Option<f64>,
     /// Extra failed requests that the next weight may cost (`harmBudget`), such as 0.1pp
-    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
     pub harm_budget: Option<f64>,
     /// For so long after the first canary request only gross slowness counts, such as 30s
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TIME")]
     pub warmup: Option<Span>,
     /// The same after each weight (`stepWarmup`), such as 5s
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TIME")]
     pub step_warmup: Option<Span>,
     /// A step takes at least this long (`minStep`), such as 10s
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TIME")]
     pub min_step: Option<Span>,
     /// Which quantiles of the latency are compared (`latency.quantiles`), such as 0.5,0.9, or none
-    #[arg(long, value_name = "LIST", value_parser = quantiles, allow_hyphen_values = true)]
+    #[arg(long, value_name = "LIST", value_parser = quantiles)]
     pub quantiles: Option<Quantiles>,
     /// The weight is not raised while stable itself fails more than this (`freeze`), such as 2%
-    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
     pub freeze: Option<f64>,
 }
 
@@ -732,7 +756,7 @@ mod tests {
     use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Command, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace()).map(|cli| cli.command)
+        Cli::read(line.split_whitespace().map(OsString::from)).map(|cli| cli.command)
     }
 
     #[test]
@@ -864,22 +888,33 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_below_zero_is_told_what_is_right() {
-        let said = |line: &str| {
-            let typed = line.split_whitespace().map(OsString::from);
-            Cli::read(typed).unwrap_err().to_string()
-        };
-        let number = said("serin set-weight shop -1");
-        assert!(
-            number.contains("it must be between 0 and 100 percent"),
-            "{number}"
-        );
-        let share = said("serin set-weight shop -1% --version v2");
-        let mend = "no share and no number is below 0";
-        assert!(share.contains(mend) && !share.contains("-- -1%"), "{share}");
-        // An option that there is not is told which there is, and one with its value attached is one.
-        let option = said("serin set-weight shop --reson 5");
-        assert!(option.contains("--reason"), "{option}");
+    fn a_weight_below_zero_is_told_what_is_right_and_options_stay_what_they_are() {
+        let said = |line: &str| parse(line).unwrap_err().to_string();
+        for weight in ["-1", "-1%", "-.5", "-1/3"] {
+            for line in [
+                format!("serin set-weight shop {weight}"),
+                format!("serin set-weight shop {weight} --version v2 -o json"),
+            ] {
+                let text = said(&line);
+                assert!(
+                    text.contains(&format!("invalid value '{weight}' for '<P>': ")),
+                    "{text}"
+                );
+            }
+        }
+        for (line, expected) in [
+            ("serin set-weight shop --reson 5", "--reason"),
+            (
+                "serin what-if shop --alpha --store x",
+                "a value is required for '--alpha <SHARE>'",
+            ),
+            ("serin get -1", "unexpected argument '-1'"),
+            ("serin get shop --watch -1", "unexpected value '-1' for '--watch'"),
+            ("serin deploy shop --version -1", "`-1` is not a version name"),
+        ] {
+            let text = said(line);
+            assert!(text.contains(expected), "{text}");
+        }
         assert!(parse("serin set-weight shop -ojson 5").is_ok());
     }
 
