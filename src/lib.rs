@@ -11,7 +11,7 @@
 //! admin                                      floor 7   REST API, events, dashboard
 //! proxy (data plane)  ||  control (rollouts) floor 6   no import either way
 //! upstream                                   floor 5   reaching a version
-//! config    metrics    telemetry             floor 4   what is asked, counted, said
+//! config    metrics    telemetry   threads   floor 4   what is asked, counted, said; who comes first
 //! rollout                                    floor 3 ┐
 //! analysis                                   floor 2 │ pure: no clock, socket, file, task or dice
 //! split   route   stats                      floor 1 │ of their own; everything is an argument
@@ -41,4 +41,5 @@ pub mod route;
 pub mod split;
 pub mod stats;
 pub mod telemetry;
+pub mod threads;
 pub mod upstream;

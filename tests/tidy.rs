@@ -33,6 +33,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("config", 4),
     ("metrics", 4),
     ("telemetry", 4),
+    ("threads", 4),
     ("rollout", 3),
     ("analysis", 2),
     ("split", 1),

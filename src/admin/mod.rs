@@ -44,7 +44,7 @@ pub use wire::{
 use crate::{control::Control, metrics::Registry, model::Clock};
 use axum::Router;
 use std::sync::Arc;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 
 /// How many clients may follow events at once.
 const FOLLOWERS: usize = 64;
@@ -80,6 +80,8 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
 pub struct Admin {
     parts: Arc<Parts>,
     followers: Arc<Semaphore>,
+    /// Whose scrape is being written.
+    scrapes: Arc<Mutex<()>>,
     recorded: Arc<gate::Recorder>,
     /// Becomes true when everything that waits should end.
     stopping: watch::Receiver<bool>,
@@ -91,6 +93,7 @@ impl Admin {
         Admin {
             parts: Arc::new(parts),
             followers: Arc::new(Semaphore::new(FOLLOWERS)),
+            scrapes: Arc::default(),
             recorded: Arc::default(),
             stopping,
         }

@@ -1,6 +1,7 @@
 //! What an orchestrator asks: alive, ready, started. And the metrics, which a scraper asks at the same address.
 
 use super::Admin;
+use crate::metrics::Registry;
 use axum::{
     extract::State,
     response::{IntoResponse, Response},
@@ -88,8 +89,17 @@ pub(super) async fn startupz(State(admin): State<Admin>) -> Response {
     verdict((!started).then_some("no configuration is in force yet"))
 }
 
-/// With many services this takes tens of milliseconds: on a thread of its own, so that rollouts do not wait for a scrape.
-async fn off_the_loop(expose: impl FnOnce() -> String + Send + 'static) -> Response {
+/// With many services this takes tens of milliseconds: on a thread of its own, so that rollouts do not wait for a scrape. One
+/// after the other, however many are asked for: each would wake a thread or start one, and several of them would share the
+/// cores with each worker.
+async fn off_the_loop(admin: &Admin, expose: impl FnOnce(&Registry) -> String + Send + 'static) -> Response {
+    let turn = Arc::clone(&admin.scrapes).lock_owned().await;
+    let metrics = admin.parts.metrics.clone();
+    let expose = move || {
+        // Until it is done, though nobody may be waiting for it any more.
+        let _turn = turn;
+        expose(&metrics)
+    };
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     match tokio::task::spawn_blocking(expose).await {
         Ok(text) => (kind, text).into_response(),
@@ -102,14 +112,12 @@ async fn off_the_loop(expose: impl FnOnce() -> String + Send + 'static) -> Respo
 #[utoipa::path(get, path = "/metrics", tag = "metrics",
     responses((status = 200, description = "Prometheus text format", body = String)))]
 pub(super) async fn metrics(State(admin): State<Admin>) -> Response {
-    let metrics = admin.parts.metrics.clone();
-    off_the_loop(move || metrics.expose()).await
+    off_the_loop(&admin, Registry::expose).await
 }
 
 /// `http_requests_total{job,version,status}`, for queries that were written before Serin.
 #[utoipa::path(get, path = "/metrics/compat", tag = "metrics",
     responses((status = 200, description = "Prometheus text format", body = String)))]
 pub(super) async fn metrics_compat(State(admin): State<Admin>) -> Response {
-    let metrics = admin.parts.metrics.clone();
-    off_the_loop(move || metrics.expose_compat()).await
+    off_the_loop(&admin, Registry::expose_compat).await
 }

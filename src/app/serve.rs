@@ -4,7 +4,7 @@ use super::{AppError, Options, Reload, Resources, Scarce, Serin, systemd};
 use crate::{
     config::{self, Config, Loaded, Problem},
     control::StoreChoice,
-    telemetry,
+    telemetry, threads,
 };
 use std::{
     num::NonZeroUsize,
@@ -35,6 +35,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
+        .on_thread_start(threads::give_way)
         .enable_all()
         .build()
         .map_err(AppError::Process)?;
@@ -63,6 +64,8 @@ async fn run(args: &ServeArgs, passed: systemd::Passed) -> Result<(), AppError> 
         passed,
     };
     let serin = Serin::start(Arc::clone(&loaded.config), options).await?;
+    // Only now: workers are as this thread was.
+    threads::give_way();
     announce(&serin, &loaded.config);
     systemd::ready();
     let watchdog = serin.watchdog();
@@ -98,7 +101,7 @@ fn read_and_watch(file: &Path) -> Result<(Loaded, Option<config::Watch>), AppErr
     let unwatched = |error: &(dyn std::error::Error + 'static)| {
         tracing::warn!(error, "changes of the file are not noticed; reload with SIGHUP");
     };
-    let mut watch = config::Watch::new(&files)
+    let mut watch = threads::giving_way(|| config::Watch::new(&files))
         .inspect_err(|error| unwatched(error))
         .ok();
     let loaded = read()?;

@@ -32,7 +32,7 @@
 //! | 23 | a final answer instead of 100 | 0 errors after it | `streaming::a_final_answer_instead_of_100_is_passed_on_and_no_body_is_asked_for` |
 //! | 24 | endless heads and interim answers | 502 or 504, bounded | `bad_answer::no_bad_answer_reaches_a_client_or_the_next_one` |
 //! | 25 | the wall clock jumps by hours | 0 errors; timers and pauses as ever | `clock::a_wall_clock_that_jumps_an_hour_either_way_costs_no_error_and_moves_no_timer_and_no_rollout` |
-//! | 26 | scrapes that nobody reads, an API without a pause | 0 errors, the p99 is at most 5 % above (`benches/faults` measures it) | `slow::readers_of_metrics_who_do_not_read_and_an_api_without_a_pause_cost_no_client_an_error` |
+//! | 26 | scrapes that nobody reads, an API without a pause | 0 errors, the p99 is at most 5 % above (`benches/faults` measures it) | `slow::readers_of_metrics_who_do_not_read_and_an_api_without_a_pause_cost_no_client_an_error`, `priority::workers_come_before_every_other_thread`, `priority::who_scrapes_waits_for_who_scraped_before_so_that_few_threads_are_busy_with_it` |
 //! | 27 | a full disk | 0 errors, each lost line counted | `access_log::a_full_disk_costs_lines_and_no_request`, `access_log::a_disk_that_fills_up_under_load_costs_exactly_the_lines_that_do_not_fit_until_there_is_room`; the state: `tests/acceptance/disk.rs` |
 //! | 28 | a certificate half written or expired | 0 errors, the old one is served | `tls::a_renewed_certificate_is_served_and_a_bad_one_never` |
 //! | 29 | a panic | one request over HTTP/2, one connection over HTTP/1.1; counted | not from outside: `src/proxy/guard.rs`, `src/proxy/streams.rs` |
@@ -68,6 +68,7 @@ mod limits;
 mod memory;
 mod metrics;
 mod pairs;
+mod priority;
 mod protocols;
 mod proxy_protocol;
 mod retries;

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     control::{Attempt, RolloutStatus, StoredEvent, Unrecorded, ledger::Saved},
     model::{ServiceName, Timestamp},
+    threads,
 };
 use std::{
     collections::BTreeMap,
@@ -107,7 +108,12 @@ impl Patient {
         let (jobs, queue) = mpsc::channel::<Job>();
         // The thread owns no store, only what a job brings: the file is released with the last handle.
         let thread = thread::Builder::new().name("store".to_owned());
-        let spawned = thread.spawn(move || queue.into_iter().for_each(|job| job()));
+        let spawned = thread.spawn(move || {
+            threads::give_way();
+            for job in queue {
+                job();
+            }
+        });
         spawned.map_err(|error| StoreError::Io {
             path: path.clone(),
             why: format!("its thread cannot be started: {error}"),

@@ -3,7 +3,7 @@
 //! Lines come in batches over a bounded queue. What does not fit, or cannot be written, is dropped and counted; that the log
 //! cannot be written is said once, and once that it can again.
 
-use crate::config::LogPath;
+use crate::{config::LogPath, threads};
 use prometheus::IntCounter;
 use std::{
     fs::{File, OpenOptions},
@@ -85,6 +85,7 @@ pub(super) fn start(path: &LogPath, dropped: IntCounter) -> io::Result<(Queue, W
     std::thread::Builder::new()
         .name("access-log".to_owned())
         .spawn(move || {
+            threads::give_way();
             thread.run(&queue);
             // Whoever waits is told by its end.
             drop(done);
