@@ -205,6 +205,11 @@ impl BodyHandle {
         self.0.borrow().has_ended()
     }
 
+    /// Whether all of it has been handed on.
+    pub(super) fn is_sent(&self) -> bool {
+        self.0.borrow().sent.is_some()
+    }
+
     /// One that does not keep the body.
     pub(super) fn downgrade(&self) -> WeakBody {
         WeakBody(Rc::downgrade(&self.0))

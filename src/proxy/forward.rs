@@ -393,11 +393,16 @@ impl Outbound<'_> {
         &self,
         response: &Response<Incoming>,
         body: Option<&BodyHandle>,
-        lease: Lease<RequestBody>,
+        mut lease: Lease<RequestBody>,
         exchange: &mut Exchange,
     ) {
         if let Some(body) = body {
             body.forget();
+            if !body.is_sent() {
+                // Whether the version reads what it did not wait for is not known. If it does not, it closes the connection
+                // without a word, and with it what was sent over it next.
+                lease.is_the_last();
+            }
             if self.expects {
                 lease.endpoint().note_expect(body.answered());
             }

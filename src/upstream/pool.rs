@@ -705,6 +705,13 @@ where
         }
     }
 
+    /// Its connection is closed when the response has ended, unless others share it.
+    pub const fn is_the_last(&mut self) {
+        if let Some(Sender::Http1(kept)) = &mut self.sender {
+            kept.served = u32::MAX;
+        }
+    }
+
     /// The connection ended before the answer, just `now`, perhaps for a head that was sent within the last `limit`. Whether
     /// nobody has said so yet: it is one failure, however many were on it.
     pub fn broke(&self, now: Instant, limit: Duration) -> bool {

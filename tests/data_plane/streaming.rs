@@ -227,6 +227,46 @@ fn an_early_answer_reaches_a_client_that_is_still_sending_and_its_upload_ends() 
 }
 
 #[test]
+fn a_connection_whose_upload_was_answered_early_carries_nothing_else() {
+    // It answers without a look at the body, and closes a moment later with all of that unread.
+    let upstream = RawUpstream::start(|seen, stream| {
+        if seen.target() != "/early" {
+            return ok(seen, stream);
+        }
+        say(stream, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        std::thread::park_timeout(Duration::from_secs(1));
+        Next::Close
+    });
+    let serin = start(&upstream, "");
+    for head in [
+        "Content-Length: 10\r\n\r\nhello",
+        "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    ] {
+        let mut client = RawClient::connect(serin.web);
+        client.send(format!("POST /early HTTP/1.1\r\nHost: shop.test\r\n{head}"));
+        assert_eq!(client.answer("POST").unwrap().status, 200);
+        client.send(if head.starts_with('T') {
+            "0\r\n\r\n"
+        } else {
+            "world"
+        });
+        // The client's connection goes on when the upload has ended.
+        client.send("GET /a HTTP/1.1\r\nHost: shop.test\r\n\r\n");
+        assert_eq!(client.answer("GET").unwrap().status, 200);
+        // One that must not be sent twice.
+        client.send("POST /b HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 1\r\n\r\nx");
+        assert_eq!(client.answer("POST").unwrap().status, 200);
+    }
+    let of_early = |seen: &Seen| seen.target() == "/early";
+    let seen = upstream.since(0);
+    let alone = seen.iter().filter(|seen| of_early(seen)).all(|early| {
+        let same = |other: &&Seen| other.connection == early.connection;
+        seen.iter().filter(same).all(|other| other.place <= early.place)
+    });
+    assert!(alone, "{seen:?}");
+}
+
+#[test]
 fn an_answer_in_two_codings_or_one_that_nobody_takes_off_is_refused() {
     let fields_of = Arc::new(Mutex::new(String::new()));
     let said = Arc::clone(&fields_of);
