@@ -108,8 +108,8 @@ class Services:
                             Target(HAPROXY_ONE, one, ask(one, SERVICES), self.BEFORE)]
             rounds = measure(bench, name, self.about, targets)
         found = result(name, self.about, rounds, base=ONE, of=ONE, notes=[
-            "When all are asked in turn, 10,000 connections are in use, and Serin closes all that are idle whenever its share of "
-            "the open files is used up."])
+            "When all are asked in turn, 10,000 connections are kept, of which each is used every half second: neither they nor "
+            "what belongs to them is in the processor's caches when they are needed."])
         cpu = lambda name, of: [a.cpu_us / b.cpu_us for a, b in zip(rounds[name], rounds[of])]
         one_asked, all_asked = (target.name for target in targets[:2])
         found.ratios = {"CPU per request": {f"one asked, itself at {ONE}": cpu(one_asked, ONE),

@@ -3,8 +3,8 @@
 //!
 //! Descriptors are divided once, at the start: some are kept for what an operator and Serin itself need (the admin side,
 //! health checks, names, files), some for connections to versions, the rest is for clients. Whoever finds none left in their
-//! part waits or is refused there, and takes none from the others. Where a control group limits the memory there are no more
-//! clients than fit into it when each holds as much as it can.
+//! part waits or is refused there; of the clients' part versions are lent what is not in use ([`crate::upstream::Descriptors`]).
+//! Where a control group limits the memory there are no more clients than fit into it when each holds as much as it can.
 
 use super::memory;
 use crate::config::Config;

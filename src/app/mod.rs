@@ -27,7 +27,7 @@ use crate::{
     metrics::Registry,
     model::Clock,
     proxy::{self, Shared, Stop, Table},
-    upstream::{self, Services, ServicesSource},
+    upstream::{self, Descriptors, Services, ServicesSource},
 };
 use arc_swap::ArcSwap;
 use certificates::Certificates;
@@ -176,9 +176,7 @@ impl Serin {
             table: Arc::new(ArcSwap::from_pointee(Table::build(&config, &services))),
             metrics: metrics.clone(),
             epoch: clock.epoch,
-            connections: AtomicU64::new(0),
-            most_connections: AtomicU64::new(resources.clients(&config)),
-            crowded: services.crowded(),
+            descriptors: Arc::clone(services.descriptors()),
             observers: proxy::Observers::default(),
             beats: (0..count).map(|_| AtomicU64::new(0)).collect(),
         });
@@ -323,8 +321,9 @@ impl Serin {
 fn no_services_yet(config: &Config, metrics: &Registry) -> Result<(Services, Resources), AppError> {
     // The store and the sockets are open by now.
     let resources = Resources::divide(limits::open(), metrics.workers())?;
-    let connections = usize::try_from(resources.versions()).unwrap_or(usize::MAX);
-    let services = Services::new(metrics.clone()).limited(connections);
+    let descriptors = Descriptors::new(usize::try_from(resources.versions()).unwrap_or(usize::MAX));
+    descriptors.allow_clients(resources.clients(config));
+    let services = Services::new(metrics.clone()).among(descriptors);
     services.names().set(config.dns.clone());
     metrics.register(Box::new(ServicesSource::new(services.clone())));
     Ok((services, resources))

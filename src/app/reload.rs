@@ -13,7 +13,7 @@ use crate::{
 use arc_swap::ArcSwap;
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::{Mutex, watch};
@@ -205,10 +205,7 @@ impl Reload {
                 self.parts.services.names().set(config.dns.clone());
                 self.parts.observers.replace(observers);
                 let clients = self.parts.resources.clients(&config);
-                self.parts
-                    .shared
-                    .most_connections
-                    .store(clients, Ordering::Relaxed);
+                self.parts.shared.descriptors.allow_clients(clients);
                 self.current.store(config);
                 self.parts
                     .metrics

@@ -35,8 +35,6 @@ pub(super) struct Place {
 impl Place {
     /// Takes one, if there is one.
     fn take(worker: &Rc<WorkerState>, listener: &Rc<ListenerState>) -> Option<Place> {
-        let shared = &worker.shared;
-        let all = shared.connections.fetch_add(1, Ordering::Relaxed);
         let here = listener.metrics.connections.fetch_add(1, Ordering::Relaxed);
         worker.connections.set(worker.connections.get() + 1);
         let place = Place {
@@ -44,8 +42,8 @@ impl Place {
             listener: Rc::clone(listener),
         };
         let most_here = listener.config.limits.connections.map_or(u64::MAX, u64::from);
-        let fits = all < shared.most_connections.load(Ordering::Relaxed) && here < most_here;
-        fits.then_some(place)
+        let fits = worker.shared.descriptors.enter();
+        (fits && here < most_here).then_some(place)
     }
 }
 
@@ -53,7 +51,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let worker = &self.worker;
         worker.connections.set(worker.connections.get().saturating_sub(1));
-        worker.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        worker.shared.descriptors.leave();
         self.listener.metrics.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -65,7 +63,10 @@ impl WorkerState {
         if place.is_some() {
             return place;
         }
-        if self.make_way(listener) {
+        let now = Instant::now();
+        let versions = self.pools.make_room(&self.shared.descriptors, now);
+        let clients = self.make_way(listener, now);
+        if versions || clients {
             // They leave as soon as their tasks run.
             tokio::task::yield_now().await;
             let place = Place::take(self, listener);
@@ -87,8 +88,7 @@ impl WorkerState {
     }
 
     /// Closes the connections of this worker that have been idle for longest; whether there are any.
-    fn make_way(&self, listener: &ListenerState) -> bool {
-        let now = Instant::now();
+    fn make_way(&self, listener: &ListenerState, now: Instant) -> bool {
         if now.saturating_duration_since(self.all_busy.get()) < EVERY {
             return false;
         }

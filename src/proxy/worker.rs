@@ -23,7 +23,7 @@ use super::{
 use crate::{
     config::Listener,
     metrics::{ListenerMetrics, Registry, VersionKey},
-    upstream::{Pools, Target},
+    upstream::{Descriptors, Pools, Target},
 };
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
@@ -68,12 +68,8 @@ pub struct Shared {
     pub metrics: Registry,
     /// The zero of every monotonic time in the process.
     pub epoch: Instant,
-    /// Client connections open right now, over all workers.
-    pub connections: AtomicU64,
-    /// Client connections allowed at once; may change.
-    pub most_connections: AtomicU64,
-    /// Somebody waits for an upstream connection.
-    pub crowded: Arc<Notify>,
+    /// The files that clients and connections to versions may have open.
+    pub descriptors: Arc<Descriptors>,
     /// Who wants to be told about requests.
     pub observers: Observers,
     /// Each worker counts its own up every second; one that stands still is stuck.
@@ -440,13 +436,17 @@ async fn drain(worker: &Rc<WorkerState>, stop: &mut watch::Receiver<Stop>, grace
 /// Once a second, closes connections that have been idle for too long; at once, those whose place somebody waits for.
 async fn sweep(worker: Rc<WorkerState>) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
-    let mut calls = pin!(at_each_call(&worker.shared.crowded, || worker.pools.make_room()));
+    let descriptors = &worker.shared.descriptors;
+    let make_room = || {
+        worker.pools.make_room(descriptors, Instant::now());
+    };
+    let mut calls = pin!(at_each_call(descriptors.wanted(), make_room));
     loop {
         tokio::select! {
             now = every.tick() => {
                 worker.following.borrow_mut().refresh();
                 worker.pools.sweep(now);
-                worker.pools.make_room();
+                worker.pools.make_room(descriptors, now);
                 if let Some(beat) = worker.shared.beats.get(worker.index) {
                     beat.fetch_add(1, Ordering::Relaxed);
                 }

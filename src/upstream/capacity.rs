@@ -21,7 +21,6 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use tokio::sync::Notify;
 
 /// What a version may use. Shared by all workers.
 #[derive(Debug)]
@@ -38,9 +37,7 @@ pub struct Capacity {
     most_waiting: AtomicU32,
     /// Requests on one connection.
     most_served: AtomicU32,
-    /// Tells workers that somebody waits.
-    crowded: Arc<Notify>,
-    /// What all versions share.
+    /// What all versions share, and what tells workers that somebody waits.
     descriptors: Arc<Descriptors>,
 }
 
@@ -73,8 +70,8 @@ pub struct Turn {
 }
 
 impl Capacity {
-    /// What these limits allow `workers` together.
-    pub fn new(limits: &Limits, workers: usize, crowded: Arc<Notify>) -> Capacity {
+    /// What these limits allow `workers` together; its connections are among these of the process.
+    pub fn new(limits: &Limits, workers: usize, descriptors: Arc<Descriptors>) -> Capacity {
         Capacity {
             seats: Seats::new(workers, limits.requests),
             free: AtomicU32::new(limits.connections),
@@ -87,15 +84,8 @@ impl Capacity {
             waiting: AtomicU32::new(0),
             most_waiting: AtomicU32::new(limits.pending),
             most_served: AtomicU32::new(limits.requests_per_connection.unwrap_or(u32::MAX)),
-            crowded,
-            descriptors: Arc::default(),
+            descriptors,
         }
-    }
-
-    /// Its connections are among these of the process.
-    #[must_use]
-    pub fn among(self, descriptors: Arc<Descriptors>) -> Capacity {
-        Capacity { descriptors, ..self }
     }
 
     /// These limits hold from now on; what is in use or waits stays, and connections that are too many go as they fall idle.
@@ -135,7 +125,7 @@ impl Capacity {
         drop(queue);
         woken.into_iter().for_each(Waker::wake);
         if fewer > 0 {
-            self.crowded.notify_waiters();
+            self.descriptors.version_wants_room();
         }
     }
 
@@ -180,7 +170,7 @@ impl Capacity {
         }
         drop(queue);
         if waits {
-            self.crowded.notify_waiters();
+            self.descriptors.version_wants_room();
         }
         Some(Turn {
             capacity: Arc::clone(self),
@@ -220,15 +210,16 @@ impl Capacity {
         self.seats.taken() <= u64::from(queue.allowed)
     }
 
-    /// Whether somebody waits for a connection: then none may be kept idle.
+    /// Whether somebody waits for a connection: then one that comes free is not kept idle.
     pub fn is_crowded(&self) -> bool {
         self.waiting() != 0
     }
 
-    /// Whether idle connections should be closed: somebody waits for one, or for a descriptor for one to another version, or
-    /// there are more than a lowered limit allows.
-    pub fn wants_room(&self) -> bool {
-        self.is_crowded() || self.descriptors.are_scarce() || self.owed.load(Ordering::Relaxed) > 0
+    /// How many idle connections should be closed: somebody waits for their places, or there are more than a lowered limit
+    /// allows.
+    pub fn excess(&self) -> usize {
+        let owed = self.owed.load(Ordering::Relaxed);
+        usize::try_from(self.waiting().saturating_add(owed)).unwrap_or(usize::MAX)
     }
 
     /// How many requests one connection may carry; `u32::MAX`: as many as come.
@@ -297,6 +288,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        // First, for whoever is given the place needs one at once.
+        drop(self.descriptor.take());
         self.capacity.give_back();
     }
 }
@@ -349,7 +342,7 @@ mod tests {
         let idle = capacity.place().unwrap();
         assert!(capacity.seats.enter(1));
         let turn = capacity.queue().unwrap();
-        assert!(capacity.wants_room());
+        assert!(capacity.excess() > 0);
         drop(idle);
         let _served = ready(turn.place()).unwrap();
         assert!(capacity.seats.enter(0));
@@ -553,7 +546,7 @@ mod tests {
             );
             let left: Vec<Place> = std::iter::from_fn(|| capacity.place()).collect();
             assert_eq!(u32::try_from(left.len()), Ok(most), "seed {seed}: {capacity:?}");
-            assert!(!capacity.wants_room(), "seed {seed}");
+            assert!(capacity.excess() == 0, "seed {seed}");
         }
     }
 
@@ -579,12 +572,12 @@ mod tests {
             connections,
             ..Limits::default()
         };
-        assert!(!capacity.wants_room());
+        assert!(capacity.excess() == 0);
         capacity.set(&limits(1));
         held.pop();
-        assert!(capacity.wants_room(), "one more than allowed is open");
+        assert!(capacity.excess() > 0, "one more than allowed is open");
         held.pop();
-        assert!(!capacity.wants_room());
+        assert!(capacity.excess() == 0);
         assert!(capacity.place().is_none(), "one is still open");
         held.pop();
         held.push(capacity.place().unwrap());

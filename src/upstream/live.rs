@@ -145,7 +145,6 @@ pub struct Services {
     metrics: Registry,
     trips: mpsc::UnboundedSender<TripReport>,
     receiver: Arc<Mutex<Option<mpsc::UnboundedReceiver<TripReport>>>>,
-    crowded: Arc<Notify>,
     failures: Arc<Notify>,
     descriptors: Arc<Descriptors>,
     names: Arc<Names>,
@@ -160,18 +159,19 @@ impl Services {
             metrics,
             trips,
             receiver: Arc::new(Mutex::new(Some(receiver))),
-            crowded: Arc::default(),
             failures: Arc::default(),
             descriptors: Arc::default(),
             names: Arc::default(),
         }
     }
 
-    /// No more connections than these to all versions together; for services that are still to come.
+    /// Connections to all versions together are among these; for services that are still to come.
     #[must_use]
-    pub fn limited(self, connections: usize) -> Services {
-        let descriptors = Arc::new(Descriptors::new(connections, Arc::clone(&self.crowded)));
-        Services { descriptors, ..self }
+    pub fn among(self, descriptors: Descriptors) -> Services {
+        Services {
+            descriptors: Arc::new(descriptors),
+            ..self
+        }
     }
 
     /// The names of all endpoints.
@@ -179,9 +179,9 @@ impl Services {
         &self.names
     }
 
-    /// Tells workers that somebody waits for a connection, so that they close idle ones.
-    pub fn crowded(&self) -> Arc<Notify> {
-        Arc::clone(&self.crowded)
+    /// What connections to versions and clients share.
+    pub fn descriptors(&self) -> &Arc<Descriptors> {
+        &self.descriptors
     }
 
     /// Where trips arrive; taken once, by control.
@@ -230,7 +230,6 @@ impl Services {
                 common: Common {
                     policy: Arc::default(),
                     workers: self.metrics.workers(),
-                    crowded: Arc::clone(&self.crowded),
                     descriptors: Arc::clone(&self.descriptors),
                     names: Arc::clone(&self.names.wanted),
                 },

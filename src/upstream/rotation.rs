@@ -38,8 +38,6 @@ pub struct Policy {
 pub(super) struct Common {
     pub(super) policy: Arc<ArcSwap<Policy>>,
     pub(super) workers: usize,
-    /// Tells workers that somebody waits for a connection.
-    pub(super) crowded: Arc<Notify>,
     /// What the process keeps for connections to versions.
     pub(super) descriptors: Arc<Descriptors>,
     /// Wakes who looks names up.
@@ -104,8 +102,7 @@ pub struct Rotation {
 impl Rotation {
     pub(super) fn new(name: String, common: &Common) -> Rotation {
         let limits = common.policy.load().limits;
-        let capacity = Capacity::new(&limits, common.workers, Arc::clone(&common.crowded))
-            .among(Arc::clone(&common.descriptors));
+        let capacity = Capacity::new(&limits, common.workers, Arc::clone(&common.descriptors));
         Rotation {
             name,
             policy: Arc::clone(&common.policy),

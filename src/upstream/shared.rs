@@ -119,6 +119,7 @@ impl<B> Shared<B> {
     pub(super) fn first_seat(&self) -> Seated<B> {
         self.seats.taken.set(self.seats.taken.get() + 1);
         self.seats.served.set(self.seats.served.get().saturating_add(1));
+        self.seats.empty_since.set(None);
         Seated {
             sender: self.sender.clone(),
             seat: Rc::clone(&self.seats),
@@ -151,11 +152,17 @@ impl<B> Shared<B> {
         self.seats.taken.get() == 0
     }
 
-    /// Whether nobody has been on it for `limit`, as far as earlier looks have seen.
-    pub(super) fn is_idle(&self, now: Instant, limit: Duration) -> bool {
+    /// Since when nobody has been on it, as far as earlier looks have seen.
+    pub(super) fn empty_since(&self, now: Instant) -> Option<Instant> {
         let seats = &self.seats;
         let since = self.is_empty().then(|| seats.empty_since.get().unwrap_or(now));
         seats.empty_since.set(since);
+        since
+    }
+
+    /// Whether nobody has been on it for `limit`, as far as earlier looks have seen.
+    pub(super) fn is_idle(&self, now: Instant, limit: Duration) -> bool {
+        let since = self.empty_since(now);
         since.is_some_and(|since| now.saturating_duration_since(since) >= limit)
     }
 }

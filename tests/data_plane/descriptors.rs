@@ -239,6 +239,32 @@ fn streams_of_a_few_clients_leave_descriptors_for_operators_and_are_no_failure_o
 }
 
 #[test]
+fn versions_use_what_clients_leave_until_clients_come() {
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    let v1 = Upstream::start("v1");
+    let more = ", limits: {connections: 4000, requests: 4000}, timeouts: {connect: 10s}";
+    let serin = Serin::start_by(
+        &["prlimit", "--nofile=2048"],
+        &format!("{HEAD}{}", shop(&v1, more)),
+    );
+    let cap = promised(&serin);
+    // More requests than there are files for versions alone, from a few clients.
+    let streams = u64::try_from(cap).unwrap() + 50;
+    let clients = Plan::new(serin.web, 16)
+        .http2(100)
+        .total(streams)
+        .requests(|_| get_request("/gate"))
+        .start();
+    in_flight(&v1, streams);
+    v1.open_gate();
+    clients.finish().assert_clean();
+    // The connections are idle now, and make way as clients come, of whom each one is served.
+    drop(idle(&serin, cap));
+    assert!(rejected(&serin) < 0.5 && failed(&serin) < 0.5);
+    assert!(serin.run("get shop").0 == 0 && get(serin.admin, "/metrics").0 == 200);
+}
+
+#[test]
 fn connections_kept_to_one_version_make_way_for_those_to_another() {
     let (one, two) = (Upstream::start("one"), Upstream::start("two"));
     let serin = Serin::start_by(

@@ -4,6 +4,8 @@
 //! reused newest first, so that the oldest fall idle; an HTTP/2 connection is shared by as many requests of the worker as the
 //! other side allows, and the first of several is used first.
 
+mod room;
+
 use super::{
     Endpoint, LiveService,
     capacity::{Place, Turn},
@@ -61,12 +63,24 @@ type ById<B> = HashMap<u64, Rc<Connections<B>>, BuildHasherDefault<IdHasher>>;
 /// All connections of one worker.
 pub struct Pools<B> {
     by_id: RefCell<ById<B>>,
+    /// The same, to walk over a few at a time.
+    all: RefCell<Vec<Rc<Connections<B>>>>,
+    /// Where the walk goes on.
+    hand: Cell<usize>,
+    /// How often versions had wanted room when it was last made.
+    heard: Cell<u64>,
+    /// When the last walk found too few idle connections.
+    too_few: Cell<Option<Instant>>,
 }
 
 impl<B> Default for Pools<B> {
     fn default() -> Self {
         Pools {
             by_id: RefCell::default(),
+            all: RefCell::default(),
+            hand: Cell::default(),
+            heard: Cell::default(),
+            too_few: Cell::default(),
         }
     }
 }
@@ -245,6 +259,7 @@ where
             survived: Cell::default(),
         });
         self.by_id.borrow_mut().insert(endpoint.id, Rc::clone(&fresh));
+        self.all.borrow_mut().push(Rc::clone(&fresh));
         fresh
     }
 
@@ -259,7 +274,8 @@ where
     /// Closes what has been idle for too long, tells endpoints what they were sent, and forgets those that nobody publishes any
     /// more. Called once a second.
     pub fn sweep(&self, now: Instant) {
-        self.by_id.borrow_mut().retain(|_, connections| {
+        let mut by_id = self.by_id.borrow_mut();
+        by_id.retain(|_, connections| {
             let sent = connections.sent.take();
             if sent > 0 {
                 connections.endpoint.add_served(sent);
@@ -279,21 +295,18 @@ where
             let gone = Arc::strong_count(&connections.endpoint) == 1;
             !(gone && connections.active.get() == 0)
         });
-    }
-
-    /// Closes idle connections where somebody waits: a place, or a descriptor, is worth more than a kept connection.
-    pub fn make_room(&self) {
-        for connections in self.by_id.borrow().values() {
-            if connections.endpoint.capacity.wants_room() {
-                connections.idle.borrow_mut().clear();
-                connections.close_empty();
-            }
+        let mut all = self.all.borrow_mut();
+        if all.len() != by_id.len() {
+            all.retain(|connections| by_id.contains_key(&connections.endpoint.id));
         }
+        drop((by_id, all));
+        self.make_places(now);
     }
 
     /// Closes all idle connections.
     pub fn clear(&self) {
         self.by_id.borrow_mut().clear();
+        self.all.borrow_mut().clear();
     }
 }
 
@@ -813,6 +826,27 @@ mod tests {
         let (sender, connection) = http2::handshake(runs, TokioIo::new(io)).await.unwrap();
         tokio::task::spawn_local(connection);
         (Shared::new(sender, seats), other)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_was_used_between_two_looks_has_rested_since_then() {
+        let test = async {
+            let (shared, _other) = shared().await;
+            let now = Instant::now();
+            let later = now + LONG;
+            assert_eq!(
+                (shared.empty_since(now), shared.empty_since(later)),
+                (Some(now), Some(now))
+            );
+            let seat = shared.seat();
+            assert!(seat.is_some() && shared.empty_since(later).is_none());
+            drop(seat);
+            drop(shared.seat());
+            assert_eq!(shared.empty_since(later), Some(later));
+            drop(shared.seat());
+            assert_eq!(shared.empty_since(later + LONG), Some(later + LONG));
+        };
+        tokio::task::LocalSet::new().run_until(test).await;
     }
 
     #[tokio::test(start_paused = true)]
