@@ -466,30 +466,43 @@ const GRPC: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
+fn compile_statuses(list: &[Located<String>], rule: &mut FailureRule, path: &str, cx: &mut Cx) {
+    rule.statuses = [0; 16];
+    let mut all_read = true;
+    for Located { path, value: text } in list {
+        let Some(range) = statuses(text) else {
+            all_read = false;
+            cx.error(
+                path,
+                format!("`{text}` is not a status"),
+                "write 5xx, 429 or 500-599",
+            );
+            continue;
+        };
+        if *range.start() < 300 && *range.end() >= 200 {
+            // Not a fault: somebody may well try out what happens to a version of which everything fails.
+            cx.warn(
+                path,
+                format!("`{text}` makes failures of answers that say success (2xx)"),
+                "write what says failure, such as 5xx, 429 or 500-599",
+            );
+        }
+        range.for_each(|status| rule.add_status(status));
+    }
+    let counts = |status| rule.is_failure_status(status);
+    if all_read && !list.is_empty() && !(500..600).any(counts) {
+        cx.warn(
+            path,
+            "no answer of 5xx counts as failure: the list replaces the default",
+            "add 5xx to it",
+        );
+    }
+}
+
 fn compile_failure(config: &FailureConfig, path: &str, cx: &mut Cx) -> FailureRule {
     let mut rule = FailureRule::default();
     if let Some(list) = &config.statuses {
-        rule.statuses = [0; 16];
-        for Located { path, value: text } in list {
-            match statuses(text) {
-                Some(range) => {
-                    if *range.start() < 300 && *range.end() >= 200 {
-                        // Not a fault: somebody may well try out what happens to a version of which everything fails.
-                        cx.warn(
-                            path,
-                            format!("`{text}` makes failures of answers that say success (2xx)"),
-                            "write what says failure, such as 5xx, 429 or 500-599",
-                        );
-                    }
-                    range.for_each(|status| rule.add_status(status));
-                }
-                None => cx.error(
-                    path,
-                    format!("`{text}` is not a status"),
-                    "write 5xx, 429 or 500-599",
-                ),
-            }
-        }
+        compile_statuses(list, &mut rule, &format!("{path}.statuses"), cx);
     }
     if let Some(list) = &config.grpc {
         rule.grpc = 0;

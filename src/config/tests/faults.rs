@@ -318,6 +318,23 @@ fn an_answer_of_success_that_counts_as_failure_is_warned_of() {
 }
 
 #[test]
+fn a_list_of_failures_without_those_of_the_server_is_warned_of() {
+    let said = |statuses: &str| {
+        let text = with(&format!("failure: {{statuses: [{statuses}]}}"));
+        shown(&read(&text).unwrap().warnings)
+    };
+    let warning = said("429");
+    assert!(
+        warning.contains(
+            "services[0].failure.statuses: no answer of 5xx counts as failure: the list replaces the default; add 5xx to it"
+        ),
+        "{warning}"
+    );
+    assert_eq!(said("503, 429"), "");
+    assert_eq!(said(""), "", "whoever empties it means it");
+}
+
+#[test]
 fn keys_that_only_move_pods_are_accepted_with_a_warning() {
     let text = with(
         "replicas: 3\nstrategy:\n  canary:\n    maxSurge: 25%\n    trafficRouting: {istio: {}}\n    steps:\n    - \
