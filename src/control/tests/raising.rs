@@ -212,6 +212,8 @@ async fn what_a_person_asks_for_comes_after_the_raise_that_is_being_stored() {
     pause.await.unwrap().unwrap();
     stop.await.unwrap().unwrap();
     assert_eq!(slow.weight("till"), Weight::percent(20));
+    // A lower weight acts before it is stored.
+    slow.answers().await;
     let events = slow.events("till");
     let [.., first, second, third] = events.as_slice() else {
         panic!("{events:?}")
