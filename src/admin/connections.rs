@@ -69,13 +69,14 @@ impl Seated {
         Answering(Arc::clone(self))
     }
 
-    /// It does not take its answer: whoever comes may have its seat. The turn, if it was not idle anyway.
+    /// It does not take its answer, or waits for others' to be written: whoever comes may have its seat. The turn, if it was not
+    /// idle anyway.
     pub(super) fn stalls(&self) -> Option<u64> {
         let turn = self.turns.fetch_add(1, Ordering::Relaxed);
         self.moves(BUSY, turn).then_some(turn)
     }
 
-    /// It takes again what it did not take since that turn.
+    /// It goes on after that turn.
     pub(super) fn goes_on(&self, turn: u64) {
         self.moves(turn, BUSY);
     }
@@ -183,6 +184,7 @@ impl Connections {
             let service = service_fn(move |mut request: hyper::Request<Incoming>| {
                 let answering = asking.answering();
                 request.extensions_mut().insert(peer);
+                request.extensions_mut().insert(Arc::clone(&asking));
                 let answer = router.clone().oneshot(request.map(Body::new));
                 async move {
                     let answer = answer.await?;
