@@ -81,9 +81,7 @@ impl Load {
         let mut connections = (0..self.connections)
             .map(|_| Connection::open(&self.address))
             .collect::<Result<Vec<_>, _>>()?;
-        let timer = ticking(self.interval)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
         for (number, one) in connections.iter().enumerate() {
             epoll::add(
                 &epoll,
@@ -93,10 +91,8 @@ impl Load {
             )?;
         }
 
-        let schedule = Schedule {
-            begin: Instant::now(),
-            interval: self.interval,
-        };
+        let (schedule, timer) = Schedule::start(self.interval)?;
+        epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
         let end = WARM + Duration::from_secs(u64::from(self.seconds));
         let (first, last) = (schedule.due(WARM), schedule.due(end));
         let mut seen = Seen::new(self.seconds, usize::try_from(last - first)?);
@@ -145,6 +141,26 @@ struct Schedule {
 }
 
 impl Schedule {
+    /// Begins now, with a timer that expires whenever another request is due. The timer is set after the beginning: one that was
+    /// set before would expire just before each request is due, and the request be sent an interval late, or with an answer.
+    fn start(interval: Duration) -> Result<(Self, OwnedFd), Failed> {
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
+        let every = Timespec {
+            tv_sec: i64::try_from(interval.as_secs())?,
+            tv_nsec: interval.subsec_nanos().into(),
+        };
+        let ticks = Itimerspec {
+            it_interval: every,
+            it_value: every,
+        };
+        let begin = Instant::now();
+        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &ticks)?;
+        Ok((Self { begin, interval }, timer))
+    }
+
     /// How many requests are due so long after the beginning.
     fn due(&self, after: Duration) -> u64 {
         u64::try_from(after.as_nanos() / self.interval.as_nanos()).unwrap_or(u64::MAX)
@@ -155,27 +171,6 @@ impl Schedule {
         let since = self.begin.elapsed().as_nanos().saturating_sub(due);
         Duration::from_nanos(u64::try_from(since).unwrap_or(u64::MAX))
     }
-}
-
-/// A timer that expires at every interval.
-fn ticking(interval: Duration) -> Result<OwnedFd, Failed> {
-    let timer = timerfd_create(
-        TimerfdClockId::Monotonic,
-        TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-    )?;
-    let every = Timespec {
-        tv_sec: i64::try_from(interval.as_secs())?,
-        tv_nsec: interval.subsec_nanos().into(),
-    };
-    timerfd_settime(
-        &timer,
-        TimerfdTimerFlags::empty(),
-        &Itimerspec {
-            it_interval: every,
-            it_value: every,
-        },
-    )?;
-    Ok(timer)
 }
 
 /// One that carries a request at a time.
@@ -311,6 +306,25 @@ mod tests {
             [0, 1, 2, 5, 1000].map(|ms| schedule.due(Duration::from_millis(ms))),
             [0, 0, 1, 2, 500]
         );
+    }
+
+    #[test]
+    fn whenever_the_timer_expires_another_request_is_due() {
+        let (schedule, timer) = Schedule::start(Duration::from_micros(500)).unwrap();
+        let mut expired = 0;
+        while expired < 200 {
+            let mut ticks = [0; 8];
+            match rustix::io::read(&timer, &mut ticks) {
+                Ok(_) => expired += u64::from_ne_bytes(ticks),
+                // Asked without a pause, it is read as soon as it expires.
+                Err(error) => assert_eq!(error, rustix::io::Errno::AGAIN),
+            }
+            let due = schedule.due(schedule.begin.elapsed());
+            assert!(
+                due >= expired,
+                "{due} are due when the timer expires for the {expired}th time"
+            );
+        }
     }
 
     #[test]
