@@ -1,29 +1,16 @@
 //! Workers come first: every other thread of Serin's is nicer than they are, whoever has started it, and few are busy at once.
 
-use crate::support::{HEAD, Serin, get, upstream::Upstream};
-use std::{collections::BTreeMap, path::Path};
+use crate::support::{HEAD, Serin, get, tasks::Task, upstream::Upstream};
+use std::collections::BTreeMap;
 
-/// How nice the threads of these names are: the lowest and the highest value of each (proc(5), `stat`, field 19).
+/// How nice the threads of these names are: the lowest and the highest value of each.
 fn niceness(serin: &Serin) -> BTreeMap<String, (i32, i32)> {
     let mut all = BTreeMap::new();
-    for task in std::fs::read_dir(format!("/proc/{}/task", serin.pid())).unwrap() {
-        // One that has ended meanwhile says nothing.
-        let Ok((name, nice)) = named(&task.unwrap().path()) else {
-            continue;
-        };
+    for Task { name, nice, .. } in Task::all_of(serin.pid()) {
         let (low, high) = all.entry(name).or_insert((nice, nice));
         (*low, *high) = ((*low).min(nice), (*high).max(nice));
     }
     all
-}
-
-fn named(task: &Path) -> std::io::Result<(String, i32)> {
-    let stat = std::fs::read_to_string(task.join("stat"))?;
-    let (before, after) = stat.rsplit_once(") ").unwrap();
-    let (_, name) = before.split_once('(').unwrap();
-    // The third field is the first one after the name.
-    let nice = after.split(' ').nth(19 - 3).unwrap();
-    Ok((name.to_owned(), nice.parse().unwrap()))
 }
 
 /// A Serin that has done everything that starts threads: it logs, stores, watches its file, and has read it again.
@@ -48,7 +35,7 @@ services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}}}]",
 fn workers_come_before_every_other_thread() {
     let all = niceness(&start_by(&[]));
     let of_workers = all["worker-0"];
-    let own = named(Path::new("/proc/thread-self")).unwrap().1;
+    let own = Task::own().nice;
     assert_eq!(of_workers, (own, own), "as whoever starts it");
     for name in ["control", "store", "access-log"] {
         assert!(all.contains_key(name), "{name}: {all:?}");
@@ -64,7 +51,7 @@ fn workers_come_before_every_other_thread() {
 #[test]
 fn who_was_made_nice_by_its_operator_stays_so_and_its_workers_come_first_all_the_same() {
     let all = niceness(&start_by(&["nice", "-n", "15"]));
-    let own = named(Path::new("/proc/thread-self")).unwrap().1;
+    let own = Task::own().nice;
     let workers = (own + 15).min(19);
     assert_eq!(all["worker-0"], (workers, workers));
     assert_eq!(all["control"], (19, 19), "there is nothing above: {all:?}");
@@ -77,8 +64,7 @@ fn who_scrapes_waits_for_who_scraped_before_so_that_few_threads_are_busy_with_it
         "services: [{{name: shop, stable: {{version: v1, endpoints: [\"{}\"]}}}}]",
         v1.url()
     ));
-    let tasks = format!("/proc/{}/task", serin.pid());
-    let threads = || std::fs::read_dir(&tasks).unwrap().count();
+    let threads = || Task::all_of(serin.pid()).len();
     let (admin, before) = (serin.admin, threads());
     std::thread::scope(|scope| {
         for _ in 0..64 {

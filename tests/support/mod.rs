@@ -26,6 +26,7 @@ pub mod prometheus;
 pub mod python;
 pub mod raw;
 pub mod recorder;
+pub mod tasks;
 pub mod turns;
 pub mod upstream;
 

@@ -3,11 +3,12 @@
 //! Clients, versions and Serin share one small machine, so a fault's own work takes processor time from everybody, whoever
 //! does it. What is promised is that *Serin* lets nobody wait for it. Hence three kinds of windows: nothing happens; the
 //! same fault happens to another Serin beside the one that is measured, which loads the machine alike; it happens to the
-//! one that is measured. The bound is on the last against the second.
+//! one that is measured. The bound is on the last against the second; or against the first, for a fault whose own work is
+//! done on a core where nobody is measured.
 //!
 //! A p99 of one window is mostly noise, and no bound of a few percent can be read off a few of them. Each round therefore
 //! gives one ratio, and their median is what is compared. How far such a median goes astray by itself is measured in the
-//! same rounds: each has two windows of the second kind, one before and one after, whose true ratio is 1. The end of the
+//! same rounds: each has two windows of what it is compared with, one before and one after, whose true ratio is 1. The end of the
 //! 99 % interval of *that* median is the noise floor, and it widens the bound: what passes has kept the promise as far as
 //! this machine can tell, and how far that is stands in the figure.
 
@@ -22,15 +23,29 @@ pub enum Fault {
     Here,
 }
 
+/// What a window with the fault is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Against {
+    /// The same fault at another Serin on the same cores.
+    TheSameElsewhere,
+    /// Nothing happens.
+    Nothing,
+}
+
 /// Takes `rounds` rounds of windows; fails when the p99 with the fault is more than `promised` times the one without.
 /// `begin` lets the fault happen until what it gives is dropped; `window` gives latencies, sorted.
 pub fn assert_p99<F>(
     what: &str,
     rounds: u64,
     promised: f64,
+    against: Against,
     begin: impl Fn(Fault) -> F,
     window: impl Fn() -> Vec<Duration>,
 ) {
+    let (other, called) = match against {
+        Against::TheSameElsewhere => (Fault::Elsewhere, "the same fault beside it"),
+        Against::Nothing => (Fault::Nowhere, "what it is without"),
+    };
     let p99 = |fault| {
         let _happens = begin(fault);
         let sorted = window();
@@ -40,7 +55,7 @@ pub fn assert_p99<F>(
     for _ in 0..rounds {
         let nothing = p99(Fault::Nowhere);
         // What drifts over a round cancels out: the one that counts is in the middle.
-        let (before, here, after) = (p99(Fault::Elsewhere), p99(Fault::Here), p99(Fault::Elsewhere));
+        let (before, here, after) = (p99(other), p99(Fault::Here), p99(other));
         ratios.push(here / (before * after).sqrt());
         same.push(after / before);
         quiet.push(here / nothing);
@@ -56,7 +71,7 @@ pub fn assert_p99<F>(
         ""
     };
     say(&format!(
-        "{what}: p99 {:?}; {ratio:.3} (up to {high:.3} with 99 % confidence) of the same fault beside it, promised \
+        "{what}: p99 {:?}; {ratio:.3} (up to {high:.3} with 99 % confidence) of {called}, promised \
          {promised}, bound {bound:.3} (same against same: {own:.3}, up to {floor:.3}); {:.3} of a quiet machine; {rounds} \
          rounds{decided}",
         Duration::from_secs_f64(median(&mut plain).1),
