@@ -205,17 +205,16 @@ impl Outbound<'_> {
     fn pick(&self, role: Role, tried: &[u64]) -> Option<Rc<Connections<RequestBody>>> {
         let worker = &self.client.worker;
         let now = worker.since_epoch(self.started);
-        self.split.with_endpoints(role, |endpoints| {
-            let dice = if endpoints.len() > 1 { worker.dice64() } else { 0 };
-            let picked = if endpoints.len() > 1 && self.entry.service.balance == Balance::RoundRobin {
+        self.split.with_connections(role, &worker.pools, |all| {
+            let dice = if all.len() > 1 { worker.dice64() } else { 0 };
+            let picked = if all.len() > 1 && self.entry.service.balance == Balance::RoundRobin {
                 self.split.in_turn(role, worker.index, |turn| {
-                    balance::rotate(endpoints, tried, now, dice, turn)
+                    balance::rotate(all, tried, now, dice, turn)
                 })
             } else {
-                let active = |endpoint: &Endpoint| worker.pools.active(endpoint);
-                balance::pick(endpoints, tried, now, dice, active)
+                balance::pick(all, tried, now, dice)
             };
-            picked.map(|endpoint| worker.pools.of(endpoint))
+            picked.map(Rc::clone)
         })
     }
 

@@ -4,6 +4,7 @@
 //! cache lines that every worker writes. Here each worker has counts of its own; what is shared is only read.
 
 use super::{
+    body::RequestBody,
     table::{Entry, Table},
     withdrawn::Withdrawal,
 };
@@ -11,7 +12,7 @@ use crate::{
     model::Role,
     route::RequestView,
     split::{Followed, Split},
-    upstream::{Endpoint, FollowedEndpoints, LiveService, Target},
+    upstream::{Connections, Endpoint, LiveService, Members, Pools, Target},
 };
 use arc_swap::{ArcSwap, Cache};
 use std::{
@@ -27,15 +28,15 @@ use std::{
 pub(super) struct LiveSplit {
     live: Arc<LiveService>,
     split: Arc<Split<Arc<Target>>>,
-    stable: RefCell<FollowedEndpoints>,
-    canary: Option<RefCell<FollowedEndpoints>>,
+    stable: RefCell<Members<RequestBody>>,
+    canary: Option<RefCell<Members<RequestBody>>>,
     /// Whose turn it is on this worker among the endpoints of stable and of the canary; none: nobody has had one.
     turns: [Cell<Option<u64>>; 2],
 }
 
 impl LiveSplit {
     fn of(live: &Arc<LiveService>, split: &Arc<Split<Arc<Target>>>) -> LiveSplit {
-        let follow = |target: &Arc<Target>| RefCell::new(target.version.follow_endpoints());
+        let follow = |target: &Arc<Target>| RefCell::new(Members::follow(&target.version));
         LiveSplit {
             live: Arc::clone(live),
             split: Arc::clone(split),
@@ -59,13 +60,26 @@ impl LiveSplit {
         taken
     }
 
-    /// What `look` makes of the endpoints that a role has now.
-    pub(super) fn with_endpoints<T>(&self, role: Role, look: impl FnOnce(&[Arc<Endpoint>]) -> T) -> T {
-        let followed = match (role, &self.canary) {
+    fn members(&self, role: Role) -> &RefCell<Members<RequestBody>> {
+        match (role, &self.canary) {
             (Role::Canary, Some(canary)) => canary,
             (Role::Canary, None) | (Role::Stable, _) => &self.stable,
-        };
-        look(followed.borrow_mut().load())
+        }
+    }
+
+    /// What `look` makes of the endpoints that a role has now.
+    pub(super) fn with_endpoints<T>(&self, role: Role, look: impl FnOnce(&[Arc<Endpoint>]) -> T) -> T {
+        look(self.members(role).borrow_mut().endpoints())
+    }
+
+    /// What `look` makes of this worker's connections to them.
+    pub(super) fn with_connections<T>(
+        &self,
+        role: Role,
+        pools: &Pools<RequestBody>,
+        look: impl FnOnce(&[Rc<Connections<RequestBody>>]) -> T,
+    ) -> T {
+        look(self.members(role).borrow_mut().connections(pools))
     }
 
     /// What tells a response of this generation's canary that it has been withdrawn; stable is not.
@@ -75,7 +89,7 @@ impl LiveSplit {
 
     fn refresh(&self) {
         for role in [Role::Stable, Role::Canary] {
-            self.with_endpoints(role, |_| ());
+            self.members(role).borrow_mut().refresh();
         }
     }
 }

@@ -5,30 +5,32 @@
 use std::time::Duration;
 
 use super::Endpoint;
-use std::sync::Arc;
+
+/// Something that leads to one of the endpoints that are chosen from.
+pub trait Candidate {
+    /// The endpoint.
+    fn endpoint(&self) -> &Endpoint;
+    /// Requests that it has right now.
+    fn active(&self) -> u32;
+}
 
 /// Picks an endpoint that is not in `tried`. Endpoints that just failed are taken only when nothing else is left: sending
 /// to one of them is better than sending nowhere.
-pub fn pick<'a>(
-    endpoints: &'a [Arc<Endpoint>],
-    tried: &[u64],
-    now: Duration,
-    dice: u64,
-    active: impl Fn(&Endpoint) -> u32,
-) -> Option<&'a Arc<Endpoint>> {
-    if let [only] = endpoints {
-        return (!tried.contains(&only.id)).then_some(only);
+pub fn pick<'a, C: Candidate>(all: &'a [C], tried: &[u64], now: Duration, dice: u64) -> Option<&'a C> {
+    if let [only] = all {
+        return (!tried.contains(&only.endpoint().id)).then_some(only);
     }
-    if endpoints.len() > 1 && tried.is_empty() {
-        let (a, b) = two(dice, endpoints.len());
-        let (a, b) = (&endpoints[a], &endpoints[b]);
-        let less_busy = || if active(b) < active(a) { b } else { a };
-        if a.is_plain() && b.is_plain() {
+    if all.len() > 1 && tried.is_empty() {
+        let (a, b) = two(dice, all.len());
+        let (a, b) = (&all[a], &all[b]);
+        let less_busy = || if b.active() < a.active() { b } else { a };
+        let (first, second) = (a.endpoint(), b.endpoint());
+        if first.is_plain() && second.is_plain() {
             return Some(less_busy());
         }
-        match (a.is_eligible(now), b.is_eligible(now)) {
+        match (first.is_eligible(now), second.is_eligible(now)) {
             (true, true) => {
-                let (mine, other) = (a.share(now), b.share(now));
+                let (mine, other) = (first.share(now), second.share(now));
                 return Some(if passes(dice, mine / other) {
                     if passes(dice, other / mine) {
                         less_busy()
@@ -45,28 +47,26 @@ pub fn pick<'a>(
         }
     }
     // The rare case: look at all of them, from a random place on.
-    let start = index(dice, endpoints.len().max(1));
-    let around = endpoints[start.min(endpoints.len())..]
-        .iter()
-        .chain(&endpoints[..start.min(endpoints.len())]);
+    let (before, from) = all.split_at(index(dice, all.len()));
+    let around = from.iter().chain(before);
     around
-        .filter(|e| !tried.contains(&e.id))
-        .min_by_key(|e| (!e.is_eligible(now), active(e)))
+        .filter(|one| !tried.contains(&one.endpoint().id))
+        .min_by_key(|one| (!one.endpoint().is_eligible(now), one.active()))
 }
 
 /// The next in turn of those that are not in `tried`, each of them once in a round. `turn` moves on. One that starts slowly
 /// lets some of its turns pass to the next; those that just failed have none while others are left.
-pub fn rotate<'a>(
-    endpoints: &'a [Arc<Endpoint>],
+pub fn rotate<'a, C: Candidate>(
+    all: &'a [C],
     tried: &[u64],
     now: Duration,
     mut dice: u64,
     turn: &mut u64,
-) -> Option<&'a Arc<Endpoint>> {
-    let left = || endpoints.iter().filter(|e| !tried.contains(&e.id));
-    let are_eligible = left().any(|e| e.is_eligible(now));
-    let round = || left().filter(|e| !are_eligible || e.is_eligible(now));
-    let most = round().map(|e| e.share(now)).fold(0.0, f64::max);
+) -> Option<&'a C> {
+    let left = || all.iter().filter(|one| !tried.contains(&one.endpoint().id));
+    let are_eligible = left().any(|one| one.endpoint().is_eligible(now));
+    let round = || left().filter(|one| !are_eligible || one.endpoint().is_eligible(now));
+    let most = round().map(|one| one.endpoint().share(now)).fold(0.0, f64::max);
     let count = round().count();
     let mut in_turn = || {
         let place = *turn % u64::try_from(count.max(1)).unwrap_or(u64::MAX);
@@ -76,7 +76,7 @@ pub fn rotate<'a>(
     // Health may change between two looks at it: then any that is left.
     for _ in 1..count {
         let next = in_turn().or_else(|| left().next())?;
-        if passes(dice, next.share(now) / most) {
+        if passes(dice, next.endpoint().share(now) / most) {
             return Some(next);
         }
         dice = dice.rotate_left(17) ^ 0x9E37_79B9_7F4A_7C15;
@@ -109,27 +109,47 @@ mod tests {
     use super::*;
     use crate::upstream::Fault;
     use rand::{RngExt, SeedableRng, rngs::SmallRng};
+    use std::ops::Deref;
 
-    fn endpoints(n: u16) -> Vec<Arc<Endpoint>> {
-        (0..n)
-            .map(|port| {
-                Arc::new(Endpoint::new(
-                    format!("http://127.0.0.1:{}", port + 1).parse().unwrap(),
-                ))
-            })
-            .collect()
+    struct One {
+        endpoint: Endpoint,
+        active: u32,
+    }
+
+    impl Candidate for One {
+        fn endpoint(&self) -> &Endpoint {
+            &self.endpoint
+        }
+
+        fn active(&self) -> u32 {
+            self.active
+        }
+    }
+
+    impl Deref for One {
+        type Target = Endpoint;
+
+        fn deref(&self) -> &Endpoint {
+            &self.endpoint
+        }
+    }
+
+    fn endpoints(n: u16) -> Vec<One> {
+        let one = |port| One {
+            endpoint: Endpoint::new(format!("http://127.0.0.1:{port}").parse().unwrap()),
+            active: 0,
+        };
+        (1..=n).map(one).collect()
     }
 
     #[test]
     fn the_less_busy_of_two_is_taken_and_a_busy_one_starves() {
-        let set = endpoints(3);
+        let mut set = endpoints(3);
         let busy = set[0].id;
+        set[0].active = 9;
         let mut dice = SmallRng::seed_from_u64(1);
         for _ in 0..1000 {
-            let picked = pick(&set, &[], Duration::ZERO, dice.random(), |e| {
-                u32::from(e.id == busy) * 9
-            })
-            .unwrap();
+            let picked = pick(&set, &[], Duration::ZERO, dice.random()).unwrap();
             assert_ne!(picked.id, busy);
         }
     }
@@ -140,7 +160,7 @@ mod tests {
         let mut dice = SmallRng::seed_from_u64(2);
         let mut counts = [0u32; 7];
         for _ in 0..70_000 {
-            let picked = pick(&set, &[], Duration::ZERO, dice.random(), |_| 0).unwrap().id;
+            let picked = pick(&set, &[], Duration::ZERO, dice.random()).unwrap().id;
             counts[set.iter().position(|e| e.id == picked).unwrap()] += 1;
         }
         assert!(
@@ -156,18 +176,15 @@ mod tests {
         let mut dice = SmallRng::seed_from_u64(3);
         for _ in 0..500 {
             assert_ne!(
-                pick(&set, &[], Duration::ZERO, dice.random(), |_| 0).unwrap().id,
+                pick(&set, &[], Duration::ZERO, dice.random()).unwrap().id,
                 set[1].id
             );
         }
         let tried: Vec<u64> = [0, 2, 3].map(|i: usize| set[i].id).to_vec();
-        assert_eq!(
-            pick(&set, &tried, Duration::ZERO, 5, |_| 0).unwrap().id,
-            set[1].id
-        );
+        assert_eq!(pick(&set, &tried, Duration::ZERO, 5).unwrap().id, set[1].id);
         let all: Vec<u64> = set.iter().map(|e| e.id).collect();
-        assert!(pick(&set, &all, Duration::ZERO, 5, |_| 0).is_none());
-        assert!(pick(&[], &[], Duration::ZERO, 5, |_| 0).is_none());
+        assert!(pick(&set, &all, Duration::ZERO, 5).is_none());
+        assert!(pick::<One>(&[], &[], Duration::ZERO, 5).is_none());
     }
 
     #[test]
@@ -179,7 +196,7 @@ mod tests {
             let now = Duration::from_secs(second);
             let mut got = 0.0;
             for _ in 0..40_000 {
-                let picked = pick(&set, &[], now, dice.random(), |_| 0).unwrap();
+                let picked = pick(&set, &[], now, dice.random()).unwrap();
                 got += f64::from(u8::from(picked.id == set[2].id));
             }
             // Of two that are equally busy the first drawn is taken: a full share is a quarter.
@@ -192,7 +209,7 @@ mod tests {
     }
 
     /// Where `count` requests go in turn, by the endpoint's place in the set.
-    fn in_turn(set: &[Arc<Endpoint>], now: Duration, turn: &mut u64, count: usize) -> Vec<usize> {
+    fn in_turn(set: &[One], now: Duration, turn: &mut u64, count: usize) -> Vec<usize> {
         let mut dice = SmallRng::seed_from_u64(6);
         let next = |_| rotate(set, &[], now, dice.random(), turn).unwrap().id;
         let picked: Vec<u64> = (0..count).map(next).collect();
@@ -216,7 +233,7 @@ mod tests {
         assert_eq!(again(&ids[..1]), Some(ids[2]));
         assert_eq!(again(&[ids[0], ids[2], ids[3]]), Some(ids[1]));
         assert_eq!(again(&ids), None);
-        assert!(rotate(&[], &[], Duration::ZERO, 5, &mut 0).is_none());
+        assert!(rotate::<One>(&[], &[], Duration::ZERO, 5, &mut 0).is_none());
         // A count that has come to its end begins again.
         let mut last = u64::MAX;
         assert_eq!(in_turn(&set, Duration::from_secs(9), &mut last, 3), [3, 0, 1]);
@@ -253,7 +270,7 @@ mod tests {
         }
         let mut dice = SmallRng::seed_from_u64(5);
         let first = (0..10_000)
-            .filter(|_| pick(&set, &[], Duration::ZERO, dice.random(), |_| 0).unwrap().id == set[0].id)
+            .filter(|_| pick(&set, &[], Duration::ZERO, dice.random()).unwrap().id == set[0].id)
             .count();
         assert!((4_700..=5_300).contains(&first), "{first}");
     }

@@ -18,7 +18,7 @@ use std::{
 use tokio::sync::Notify;
 
 /// One reader's copy of a version's endpoints, looked up only when they have changed.
-pub type FollowedEndpoints = Cache<Arc<ArcSwap<Vec<Arc<Endpoint>>>>, Arc<Vec<Arc<Endpoint>>>>;
+pub(super) type FollowedEndpoints = Cache<Arc<ArcSwap<Vec<Arc<Endpoint>>>>, Arc<Vec<Arc<Endpoint>>>>;
 
 /// The pool of one version. Endpoints change at any time; connections to those that stay are kept.
 #[derive(Debug)]
@@ -214,7 +214,7 @@ impl Version {
     }
 
     /// For a reader that asks often: it touches nothing shared as long as the endpoints stay.
-    pub fn follow_endpoints(&self) -> FollowedEndpoints {
+    pub(super) fn follow_endpoints(&self) -> FollowedEndpoints {
         Cache::new(Arc::clone(&self.rotation.members))
     }
 

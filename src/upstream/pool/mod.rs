@@ -4,7 +4,10 @@
 //! reused newest first, so that the oldest fall idle; an HTTP/2 connection is shared by as many requests of the worker as the
 //! other side allows, and the first of several is used first.
 
+mod members;
 mod room;
+
+pub use members::Members;
 
 use super::{
     Endpoint, LiveService,
@@ -263,14 +266,6 @@ where
         fresh
     }
 
-    /// Requests of this worker that an endpoint has right now.
-    pub fn active(&self, endpoint: &Endpoint) -> u32 {
-        self.by_id
-            .borrow()
-            .get(&endpoint.id)
-            .map_or(0, |known| known.active.get())
-    }
-
     /// Closes what has been idle for too long, tells endpoints what they were sent, and forgets those that nobody publishes any
     /// more. Called once a second.
     pub fn sweep(&self, now: Instant) {
@@ -305,8 +300,10 @@ where
 
     /// Closes all idle connections.
     pub fn clear(&self) {
-        self.by_id.borrow_mut().clear();
-        self.all.borrow_mut().clear();
+        for connections in self.all.borrow().iter() {
+            connections.idle.borrow_mut().clear();
+            connections.close_empty();
+        }
     }
 }
 
