@@ -7,9 +7,10 @@ use super::{capacity::Capacity, rotation::Rotation};
 use crate::{config::Limits, model::EndpointUrl};
 use std::{
     net::SocketAddr,
+    ops::Deref,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -130,8 +131,44 @@ pub struct Endpoint {
     /// Put into words once: a scrape shows thousands.
     label: OnceLock<String>,
     rotation: Weak<Rotation>,
+    /// How many [`Keeper`]s there are.
+    keepers: AtomicUsize,
     /// What its version may use.
     pub(super) capacity: Arc<Capacity>,
+}
+
+/// Keeps an endpoint for the connections that a worker has to it, which is no reason to have it.
+#[derive(Debug)]
+pub(super) struct Keeper(Arc<Endpoint>);
+
+impl Keeper {
+    pub(super) fn of(endpoint: &Arc<Endpoint>) -> Keeper {
+        let kept = Arc::clone(endpoint);
+        // After the reference that it counts, and in `drop` before that goes: there are never fewer references than keepers.
+        kept.keepers.fetch_add(1, Ordering::SeqCst);
+        Keeper(kept)
+    }
+
+    /// Whether it is in nobody's list any more and nobody is using it: whoever has it is a keeper.
+    pub(super) fn is_left_alone(&self) -> bool {
+        // In this order. While it is in a list no keeper goes, and one that comes in between brings a reference.
+        let keepers = self.keepers.load(Ordering::SeqCst);
+        Arc::strong_count(&self.0) <= keepers
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.keepers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Deref for Keeper {
+    type Target = Arc<Endpoint>;
+
+    fn deref(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
 }
 
 fn millis(at: Duration) -> u64 {
@@ -168,6 +205,7 @@ impl Endpoint {
             faults: AtomicU64::new(0),
             tell_from: AtomicU64::new(0),
             rotation,
+            keepers: AtomicUsize::new(0),
             capacity,
         }
     }

@@ -374,6 +374,7 @@ fn operators_on_another_core_cost_nothing() {
     };
     on_core(requests, || {
         let v1 = Upstream::start("v1");
+        // With one worker, for there is one core.
         let serin = in_front_of(&v1);
         for task in Task::all_of(serin.pid()) {
             if !task.name.starts_with("worker-") {

@@ -53,9 +53,13 @@ pub fn two_cores() -> Option<[usize; 2]> {
 
 /// Does `work` on one core; threads and processes that it starts stay there.
 pub fn on_core<T>(core: usize, work: impl FnOnce() -> T) -> T {
-    let before = sched_getaffinity(None).unwrap();
+    struct Restores(CpuSet);
+    impl Drop for Restores {
+        fn drop(&mut self) {
+            sched_setaffinity(None, &self.0).unwrap();
+        }
+    }
+    let _restores = Restores(sched_getaffinity(None).unwrap());
     Task::own().stay_on(core);
-    let done = work();
-    sched_setaffinity(None, &before).unwrap();
-    done
+    work()
 }

@@ -116,4 +116,31 @@ mod tests {
         version.set_endpoints(&[]);
         assert!(members.connections(&pools).is_empty() && members.endpoints().is_empty());
     }
+
+    #[test]
+    fn workers_do_not_keep_an_endpoint_for_each_other() {
+        let service = ServiceName::new("s").unwrap();
+        let version = Version::new(service, VersionName::new("v").unwrap(), &urls(&[1, 2]));
+        let mut workers = [(); 3].map(|()| (Pools::<Empty<Bytes>>::default(), Members::follow(&version)));
+        for (pools, members) in &mut workers {
+            assert_eq!(members.connections(pools).len(), 2);
+        }
+        version.set_endpoints(&urls(&[2]));
+        let mut sweep = |refreshed: usize| {
+            for (_, members) in workers.iter_mut().take(refreshed) {
+                members.refresh();
+            }
+            let kept = workers.iter().map(|(pools, _)| {
+                pools.sweep(Instant::now());
+                pools.by_id.borrow().len()
+            });
+            kept.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            sweep(2),
+            [2, 2, 2],
+            "the third worker may still send it a request"
+        );
+        assert_eq!(sweep(3), [1, 1, 1]);
+    }
 }

@@ -13,6 +13,7 @@ use super::{
     Endpoint, LiveService,
     capacity::{Place, Turn},
     connect::{ConnectError, Opened, connect},
+    endpoint::Keeper,
     heads::Heads,
     shared::{Seated, Shared},
 };
@@ -90,7 +91,7 @@ impl<B> Default for Pools<B> {
 
 /// One worker's connections to one endpoint.
 pub struct Connections<B> {
-    endpoint: Arc<Endpoint>,
+    endpoint: Keeper,
     idle: RefCell<Vec<Idle<B>>>,
     shared: RefCell<Vec<Shared<B>>>,
     active: Cell<u32>,
@@ -249,7 +250,7 @@ where
             return Rc::clone(known);
         }
         let fresh = Rc::new(Connections {
-            endpoint: Arc::clone(endpoint),
+            endpoint: Keeper::of(endpoint),
             idle: RefCell::default(),
             shared: RefCell::default(),
             active: Cell::new(0),
@@ -287,8 +288,7 @@ where
                 others += u32::from(stays);
                 stays
             });
-            let gone = Arc::strong_count(&connections.endpoint) == 1;
-            !(gone && connections.active.get() == 0)
+            !(connections.endpoint.is_left_alone() && connections.active.get() == 0)
         });
         let mut all = self.all.borrow_mut();
         if all.len() != by_id.len() {
@@ -309,7 +309,7 @@ where
 
 impl<B> Connections<B> {
     /// The endpoint at the other end.
-    pub const fn endpoint(&self) -> &Arc<Endpoint> {
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
 
