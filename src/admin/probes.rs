@@ -3,7 +3,8 @@
 use super::{Admin, connections::Seated};
 use crate::metrics::Registry;
 use axum::{
-    extract::{Request, State},
+    Extension,
+    extract::State,
     response::{IntoResponse, Response},
 };
 use http::{StatusCode, header};
@@ -89,21 +90,22 @@ pub(super) async fn startupz(State(admin): State<Admin>) -> Response {
     verdict((!started).then_some("no configuration is in force yet"))
 }
 
+/// The connection that asks; none where requests come without one, as in tests.
+type Seat = Option<Extension<Arc<Seated>>>;
+
 /// With many services this takes tens of milliseconds: on a thread of its own, so that rollouts do not wait for a scrape. One
 /// after the other, however many are asked for: each would wake a thread or start one, and several of them would share the
 /// cores with each worker.
 async fn off_the_loop(
     admin: &Admin,
-    request: Request,
+    seated: Seat,
     expose: impl FnOnce(&Registry) -> String + Send + 'static,
 ) -> Response {
-    let seated = request.extensions().get::<Arc<Seated>>().cloned();
-    drop(request);
     let turn = match Arc::clone(&admin.scrapes).try_lock_owned() {
         Ok(turn) => turn,
         Err(_) => {
             // Others' scrapes are no reason to keep a probe out: who waits for them has its seat only until somebody needs it.
-            let waits = seated.and_then(|seated| seated.stalls().map(|since| (seated, since)));
+            let waits = seated.and_then(|Extension(seated)| seated.stalls().map(|since| (seated, since)));
             let turn = Arc::clone(&admin.scrapes).lock_owned().await;
             if let Some((seated, since)) = waits {
                 seated.goes_on(since);
@@ -128,13 +130,13 @@ async fn off_the_loop(
 /// Everything that is counted, for Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "metrics",
     responses((status = 200, description = "Prometheus text format", body = String)))]
-pub(super) async fn metrics(State(admin): State<Admin>, request: Request) -> Response {
-    off_the_loop(&admin, request, Registry::expose).await
+pub(super) async fn metrics(State(admin): State<Admin>, seated: Seat) -> Response {
+    off_the_loop(&admin, seated, Registry::expose).await
 }
 
 /// `http_requests_total{job,version,status}`, for queries that were written before Serin.
 #[utoipa::path(get, path = "/metrics/compat", tag = "metrics",
     responses((status = 200, description = "Prometheus text format", body = String)))]
-pub(super) async fn metrics_compat(State(admin): State<Admin>, request: Request) -> Response {
-    off_the_loop(&admin, request, Registry::expose_compat).await
+pub(super) async fn metrics_compat(State(admin): State<Admin>, seated: Seat) -> Response {
+    off_the_loop(&admin, seated, Registry::expose_compat).await
 }

@@ -8,7 +8,7 @@ use crate::support::{
     raw::RawClient,
     say,
     tasks::{Task, on_core, two_cores},
-    turns::{Against, Fault, assert_p99},
+    turns::{Fault, assert_p99},
     upstream::Upstream,
     wait_for,
 };
@@ -164,7 +164,7 @@ fn a_drip_leaves_the_p99_of_stable_where_it_is(pair: &Pair) {
         "stable beside a canary that drips",
         40,
         1.10,
-        Against::TheSameElsewhere,
+        Fault::Elsewhere,
         begin,
         window,
     );
@@ -360,7 +360,7 @@ fn operators_of_another_serin_cost_as_much(v1: &Upstream) {
         "requests beside busy operators",
         30,
         1.05,
-        Against::TheSameElsewhere,
+        Fault::Elsewhere,
         begin,
         window,
     );
@@ -388,7 +388,7 @@ fn operators_on_another_core_cost_nothing() {
             "requests beside busy operators on another core",
             60,
             1.05,
-            Against::Nothing,
+            Fault::Nowhere,
             begin,
             window,
         );
