@@ -34,15 +34,21 @@ impl<B> Members<B> {
 
     /// The endpoints in force.
     pub fn endpoints(&mut self) -> &[Arc<Endpoint>] {
-        self.followed.load()
+        self.latest()
     }
 
     /// Lets go of endpoints that are no longer in force.
     pub fn refresh(&mut self) {
+        self.latest();
+    }
+
+    /// The list in force; connections for another one are not held.
+    fn latest(&mut self) -> &List {
         let latest = self.followed.load();
         if !(self.connections.as_ref()).is_some_and(|(list, _)| Arc::ptr_eq(list, latest)) {
             self.connections = None;
         }
+        latest
     }
 }
 
@@ -113,8 +119,12 @@ mod tests {
         members.refresh();
         pools.sweep(Instant::now());
         assert_eq!(pools.by_id.borrow().len(), 1);
+        assert_eq!(members.connections(&pools).len(), 1);
         version.set_endpoints(&[]);
-        assert!(members.connections(&pools).is_empty() && members.endpoints().is_empty());
+        assert!(members.endpoints().is_empty());
+        pools.sweep(Instant::now());
+        assert_eq!(pools.by_id.borrow().len(), 0);
+        assert!(members.connections(&pools).is_empty());
     }
 
     #[test]
