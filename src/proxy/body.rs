@@ -537,6 +537,14 @@ impl OutBody {
     pub(super) fn own(bytes: Bytes) -> OutBody {
         OutBody {
             kind: Kind::Own(Some(bytes)),
+            ..OutBody::none()
+        }
+    }
+
+    /// Nothing.
+    pub(super) const fn none() -> OutBody {
+        OutBody {
+            kind: Kind::Own(None),
             in_service: None,
             stream: None,
             last_byte: None,
@@ -610,9 +618,19 @@ impl OutBody {
     }
 }
 
+/// An exchange that is over when this goes: if that is by a panic, it is recorded as one.
+struct Over<'a>(&'a mut Option<Exchange>);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        *self.0 = None;
+    }
+}
+
 impl Upstream {
     fn end(&mut self, end: End) {
-        if let Some(exchange) = self.exchange.take() {
+        let over = Over(&mut self.exchange);
+        if let Some(exchange) = &mut *over.0 {
             if let Some(asking) = self.asking.take() {
                 exchange.abandons(&asking);
             }

@@ -18,8 +18,9 @@ use super::{
 };
 use crate::{metrics::Rejection, model::ByteSize};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use hyper::{
+    body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -263,9 +264,12 @@ where
         // Those that nobody has seen yet, and those that the client has made us reset. `frames` counts all others.
         .max_pending_accept_reset_streams(resets)
         .max_local_error_reset_streams(resets);
-    let make = move |request| service::serve(Rc::clone(&client), request);
+    let make = move |(parts, body)| service::serve(Rc::clone(&client), parts, body);
     let places = worker.shelf.places(&make);
-    let serve = service_fn(move |request| scope.guard(places.make(|| make(request))));
+    let serve = service_fn(move |request: Request<Incoming>| {
+        let request = request.into_parts();
+        scope.guard(places.make(|| make(request)))
+    });
     let lent = Rc::clone(&worker.lent);
     let connection = Together::new(io, lent, |io| builder.serve_connection(io, serve));
     Some(Box::pin(async move {
@@ -298,9 +302,12 @@ where
         builder.max_headers(usize::try_from(limits.headers).unwrap_or(100));
     }
     let switches = Rc::clone(&client);
-    let make = move |request| service::serve(Rc::clone(&client), request);
+    let make = move |(parts, body)| service::serve(Rc::clone(&client), parts, body);
     let places = worker.shelf.places(&make);
-    let serve = service_fn(move |request| places.make(|| make(request)));
+    let serve = service_fn(move |request: Request<Incoming>| {
+        let request = request.into_parts();
+        places.make(|| make(request))
+    });
     loop {
         let (connection, watched) = (builder.serve_connection(io, serve.clone()), &progress);
         // Apart, for it is the most of what a connection takes, and idle ones do without.

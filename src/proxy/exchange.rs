@@ -177,10 +177,13 @@ impl Exchange {
         }
     }
 
-    /// Its way to an endpoint had to be opened first. Versions are compared without that time: the canary's few requests
-    /// find an open connection more rarely than stable's many, whatever it answers.
-    pub(super) fn connected(&mut self, took: Duration) {
-        self.connecting += took;
+    /// Its way to an endpoint had to be opened first, which began at `since` and has just been done; returns when. Versions
+    /// are compared without that time: the canary's few requests find an open connection more rarely than stable's many,
+    /// whatever it answers.
+    pub(super) fn connected(&mut self, since: Instant) -> Instant {
+        let now = Instant::now();
+        self.connecting += now.saturating_duration_since(since);
+        now
     }
 
     /// How long it has taken, as far as versions are compared by it.
@@ -323,8 +326,8 @@ impl Exchange {
         }
     }
 
-    /// The version's response ends.
-    pub(super) fn end(mut self, end: End) {
+    /// The version's response ends. What comes after that changes nothing.
+    pub(super) fn end(&mut self, end: End) {
         let now = Instant::now();
         if let Some(lease) = self.lease.take() {
             self.tell(lease.endpoint(), end, now);

@@ -70,6 +70,21 @@ pub(super) struct Outbound<'a> {
     pub(super) expects: bool,
 }
 
+/// A request's two heads. They stay where they are and are lent, for each hand-over by value would copy them twice.
+pub(super) struct Heads {
+    /// Until it has been sent.
+    pub(super) request: Option<Parts>,
+    /// With what follows it.
+    pub(super) response: Option<Response<Incoming>>,
+}
+
+impl Heads {
+    /// The response, which is there when the request was answered.
+    pub(super) fn take_response(&mut self) -> Result<Response<Incoming>, (Failure, Outcome)> {
+        self.response.take().ok_or((Failure::BUG, Outcome::Canceled))
+    }
+}
+
 /// How an attempt failed, and what may be done about it.
 enum Missed {
     /// Not a byte of the request reached the application: trying elsewhere is always safe. The head is back in its place.
@@ -107,26 +122,25 @@ impl Ended {
     }
 }
 
-/// Sends the request until something answers or nothing is left to try. What is large is lent: each hand-over of a head or of
-/// an exchange by value would copy it twice.
+/// Sends the request until something answers or nothing is left to try. When it was answered, the response is among the heads.
 pub(super) async fn forward(
-    to: Outbound<'_>,
-    head: &mut Option<Parts>,
+    to: &Outbound<'_>,
+    heads: &mut Heads,
     body: Option<&BodyHandle>,
     exchange: &mut Exchange,
-) -> Result<Response<Incoming>, (Failure, Outcome)> {
+) -> Result<(), (Failure, Outcome)> {
     let mut role = to.role;
     let mut tried: Vec<u64> = Vec::new();
     // The head is kept for a repeat only when a repeat would be allowed: the copy is the price of closing the keep-alive race.
     let may_repeat = |parts: &&Parts| is_idempotent(&parts.method);
-    let spare = head.as_ref().filter(may_repeat).and_then(Spare::of);
+    let spare = heads.request.as_ref().filter(may_repeat).and_then(Spare::of);
     let again = || spare.as_ref().and_then(Spare::restore);
     let mut last = Failure::UNREACHABLE;
     // An answer that did not come in time may still have an effect; nobody is down, so nobody else takes over.
     let mut stays = false;
     let mut given_up = false;
     for attempt in 0..MOST_ATTEMPTS {
-        if head.is_none() {
+        if heads.request.is_none() {
             break;
         }
         given_up = role == Role::Canary
@@ -153,10 +167,12 @@ pub(super) async fn forward(
         let endpoint = connections.endpoint();
         exchange.reaches(endpoint);
         let fresh_wanted = attempt > 0;
+        // One that may not go on ends now.
+        heads.response = None;
         match to
             .attempt(
                 &connections,
-                head,
+                heads,
                 spare.as_ref(),
                 body,
                 exchange,
@@ -165,7 +181,7 @@ pub(super) async fn forward(
             )
             .await
         {
-            Ok(response) => return Ok(response),
+            Ok(()) => return Ok(()),
             Err(Missed::Final(failure, outcome)) => return Err((failure, outcome)),
             Err(Missed::NeverReached(failure)) => {
                 last = failure;
@@ -183,16 +199,16 @@ pub(super) async fn forward(
                 });
                 if is_alone {
                     // Nobody of this version is left to ask, which costs no budget: stable takes over, or it ends.
-                    *head = again();
+                    heads.request = again();
                 } else if to.client.worker.may_retry(to.entry, exchange.serving()) {
-                    *head = again();
+                    heads.request = again();
                 } else {
                     exchange.retried(Retry::OverBudget);
                     if role == Role::Canary && !stays {
                         // No budget for more of the canary. Stable has room: without a canary it would have had this
                         // request too.
                         given_up = true;
-                        *head = again();
+                        heads.request = again();
                     }
                 }
             }
@@ -227,17 +243,17 @@ impl Outbound<'_> {
     async fn attempt(
         &self,
         connections: &Rc<Connections<RequestBody>>,
-        head: &mut Option<Parts>,
+        heads: &mut Heads,
         spare: Option<&Spare>,
         body: Option<&BodyHandle>,
         exchange: &mut Exchange,
         mut late: bool,
         role: Role,
-    ) -> Result<Response<Incoming>, Missed> {
+    ) -> Result<(), Missed> {
         let endpoint = connections.endpoint();
         let mut new = false;
         // Of interest only where others share the connection.
-        let large = head.as_ref().filter(|_| connections.are_shared());
+        let large = heads.request.as_ref().filter(|_| connections.are_shared());
         let size = large.map_or(0, |head| size_to(endpoint, head, body));
         let (limit, live) = (self.limits.connect, &self.entry.live);
         // A kept connection, perhaps another one, then a new one: the last cannot have been closed while idle.
@@ -268,43 +284,44 @@ impl Outbound<'_> {
             // Over HTTP/1.1 nobody shares.
             apart = apart && lease.is_http2();
             // The time that connecting took is not the version's to answer in.
-            let begun = if reused { now } else { Instant::now() };
+            let begun = if reused { now } else { exchange.connected(now) };
             if !lease.carries(size, begun) {
                 return Err(HEAD_TOO_LARGE);
             }
             // There is one whenever an attempt begins, and after each round that has another.
-            let Some(parts) = head.take() else { break };
-            let own = spare_of_one(&parts, spare, body, &lease);
-            let outgoing = self.outgoing(parts, body, &lease, endpoint);
-            exchange.connected(begun.saturating_duration_since(now));
+            let Some(head) = &mut heads.request else { break };
+            let own = spare_of_one(head, spare, body, &lease);
+            self.speak(head, body, &lease, endpoint);
+            let Some(head) = heads.request.take() else { break };
             let sent = {
-                // Where it stays: the request is in it.
-                let sending = pin!(lease.send(outgoing));
+                let sent = body.map_or_else(RequestBody::none, BodyHandle::body);
+                // Where it stays: the request comes back in it when it could not be sent.
+                let sending = pin!(lease.send(Request::from_parts(head, sent), &mut heads.response));
                 self.within_deadline(begun, body, sending).await
             };
             match sent {
                 None => return Err(self.unanswered_in_time(endpoint, exchange)),
-                Some(Ok(response)) if self.is_invalid(&response, lease.is_http2()) => {
-                    let why = "a response that may not be passed on";
-                    return Err(self.left_out(endpoint, exchange, &why));
-                }
-                Some(Ok(mut response)) => {
+                Some(Ok(())) => {
+                    let Some(response) = &mut heads.response else {
+                        break;
+                    };
+                    self.may_go_on(response, lease.is_http2(), endpoint, exchange)?;
                     lease.answered();
                     if lease.is_http2()
-                        && let Some(ending) = self.waits_for_end(&mut response, begun, body, exchange)
+                        && let Some(ending) = self.waits_for_end(response, begun, body, exchange)
                     {
                         let ended = ending.await;
                         self.ends_well(ended, endpoint, exchange)?;
                     }
-                    self.answered(&response, body, lease, exchange);
-                    return Ok(response);
+                    self.answered(response, body, lease, exchange);
+                    return Ok(());
                 }
                 Some(Err(SendError {
                     returned: Some(request),
                     ..
                 })) if reused => {
                     // The kept connection was closed before a byte went out.
-                    *head = Some(restore(*request));
+                    heads.request = Some(restore(*request));
                 }
                 Some(Err(SendError { returned, error })) => {
                     if let Some(fault) = body.and_then(BodyHandle::fault) {
@@ -324,7 +341,7 @@ impl Outbound<'_> {
                     };
                     let ended = Ended::of(&lease, said, role, apart);
                     if let Some(again) = again.and_then(Spare::restore) {
-                        *head = Some(again);
+                        heads.request = Some(again);
                         if round < 2 {
                             repeats(exchange, &lease, race);
                             new = race;
@@ -335,7 +352,7 @@ impl Outbound<'_> {
                         break;
                     }
                     let missed = self.unanswered(endpoint, returned.is_some(), &error, exchange, ended);
-                    *head = returned.map(|request| restore(*request));
+                    heads.request = returned.map(|request| restore(*request));
                     return Err(missed);
                 }
             }
@@ -420,6 +437,19 @@ impl Outbound<'_> {
         exchange.judge(Outcome::Failed);
         self.fail(endpoint, Fault::Unanswered, &"no response head in time");
         self.late()
+    }
+
+    fn may_go_on(
+        &self,
+        response: &Response<Incoming>,
+        http2: bool,
+        endpoint: &Endpoint,
+        exchange: &mut Exchange,
+    ) -> Result<(), Missed> {
+        if !self.is_invalid(response, http2) {
+            return Ok(());
+        }
+        Err(self.left_out(endpoint, exchange, &"a response that may not be passed on"))
     }
 
     /// The end of an answer over HTTP/2 that has no content, unless its head is the end. Apart, as hardly any needs it.
@@ -608,67 +638,60 @@ impl Outbound<'_> {
         })
     }
 
-    /// The request as this connection speaks it.
-    fn outgoing(
+    /// Makes of the head what this connection speaks.
+    fn speak(
         &self,
-        mut head: Parts,
+        head: &mut Parts,
         body: Option<&BodyHandle>,
         lease: &Lease<RequestBody>,
         endpoint: &Endpoint,
-    ) -> Request<RequestBody> {
+    ) {
         let http2 = lease.is_http2();
         let mut framing = self.framing;
         if let Some(protocols) = self.upgrade {
             headers::ask_upgrade(&mut head.headers, http2, protocols);
             framing.trailers = false;
         }
-        let waits = self.expects.then_some(body).flatten();
-        if let Some(body) = waits {
-            if http2 {
-                // There the head alone is a question already: the version answers or grants a window.
-                head.headers.remove(header::EXPECT);
-            } else {
-                head.headers
-                    .insert(header::EXPECT, HeaderValue::from_static("100-continue"));
-                let gate = body.hold(if endpoint.ignores_expect() {
-                    LITTLE_PATIENCE
-                } else {
-                    PATIENCE
-                });
-                let mut request = outgoing(head, Some(body), framing, lease);
-                hyper::ext::on_informational(&mut request, move |interim| {
-                    if interim.status() == StatusCode::CONTINUE {
-                        gate.open();
-                    }
-                });
-                return request;
+        if let Some(body) = body.filter(|_| self.expects) {
+            expect(head, body, http2, endpoint);
+        }
+        let unknown_length = body.is_some_and(BodyHandle::is_unknown_length);
+        headers::frame_for(&mut head.headers, framing, http2, unknown_length);
+        if http2 {
+            head.version = Version::HTTP_2;
+            head.uri = headers::absolute_form(&head.uri, &head.headers, lease.is_secure());
+            head.headers.remove(header::HOST);
+            detach(&mut head.headers);
+        } else {
+            head.version = Version::HTTP_11;
+            if head.uri.scheme().is_some() {
+                head.uri = headers::origin_form(&head.uri);
             }
         }
-        outgoing(head, body, framing, lease)
     }
 }
 
-fn outgoing(
-    mut head: Parts,
-    body: Option<&BodyHandle>,
-    framing: headers::Framing,
-    lease: &Lease<RequestBody>,
-) -> Request<RequestBody> {
-    let http2 = lease.is_http2();
-    let unknown_length = body.is_some_and(BodyHandle::is_unknown_length);
-    headers::frame_for(&mut head.headers, framing, http2, unknown_length);
+/// The client waits for a word before it sends its body, and so do we.
+fn expect(head: &mut Parts, body: &BodyHandle, http2: bool, endpoint: &Endpoint) {
     if http2 {
-        head.version = Version::HTTP_2;
-        head.uri = headers::absolute_form(&head.uri, &head.headers, lease.is_secure());
-        head.headers.remove(header::HOST);
-        detach(&mut head.headers);
-    } else {
-        head.version = Version::HTTP_11;
-        if head.uri.scheme().is_some() {
-            head.uri = headers::origin_form(&head.uri);
-        }
+        // There the head alone is a question already: the version answers or grants a window.
+        head.headers.remove(header::EXPECT);
+        return;
     }
-    Request::from_parts(head, body.map_or_else(RequestBody::none, BodyHandle::body))
+    head.headers
+        .insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+    let gate = body.hold(if endpoint.ignores_expect() {
+        LITTLE_PATIENCE
+    } else {
+        PATIENCE
+    });
+    let mut asked = Request::new(());
+    hyper::ext::on_informational(&mut asked, move |interim| {
+        if interim.status() == StatusCode::CONTINUE {
+            gate.open();
+        }
+    });
+    head.extensions.extend(std::mem::take(asked.extensions_mut()));
 }
 
 /// A copy of a head that is sent once, for a version that can say that it has not touched the request: one that speaks

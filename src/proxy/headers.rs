@@ -6,7 +6,7 @@
 use super::{
     grpc,
     inbound::Accepted,
-    seen::{HOP_BY_HOP, Seen},
+    seen::{HOP_BY_HOP, Seen, nominates},
 };
 use crate::config::Mode;
 use bytes::{BufMut, BytesMut};
@@ -124,17 +124,9 @@ pub(super) fn scheme(headers: &HeaderMap, peer: &Peer) -> &'static str {
     }
 }
 
-/// Removes what `Connection` names, except what it must not touch, and `Connection` itself.
+/// Removes what `Connection` names, except what it must not touch.
+#[cold]
 fn remove_nominated(headers: &mut HeaderMap) {
-    // What nearly every `Connection` says; `Keep-Alive` itself is a hop-by-hop field and goes anyway.
-    let usual = |line: &HeaderValue| {
-        let line = line.as_bytes();
-        line.eq_ignore_ascii_case(b"keep-alive") || line.eq_ignore_ascii_case(b"close")
-    };
-    if headers.get_all(header::CONNECTION).iter().all(usual) {
-        headers.remove(header::CONNECTION);
-        return;
-    }
     let lines: Vec<HeaderValue> = headers.get_all(header::CONNECTION).iter().cloned().collect();
     for line in &lines {
         for name in line.as_bytes().split(|b| *b == b',') {
@@ -147,7 +139,6 @@ fn remove_nominated(headers: &mut HeaderMap) {
             }
         }
     }
-    headers.remove(header::CONNECTION);
 }
 
 /// What we say ourselves, or vouch for, in fields whose names have a dash.
@@ -186,8 +177,11 @@ pub(super) fn to_version(
     peer: &Peer,
     request_id: impl FnOnce() -> HeaderValue,
 ) {
-    if seen.connection {
+    if seen.nominates {
         remove_nominated(headers);
+    }
+    if seen.connection {
+        headers.remove(header::CONNECTION);
     }
     for (present, name) in seen.hop.iter().zip(&HOP_BY_HOP) {
         if *present {
@@ -423,7 +417,7 @@ pub(super) fn absolute_form(uri: &http::Uri, headers: &HeaderMap, secure: bool) 
 
 /// Removes from a response what concerns only the connection to the version.
 pub(super) fn to_client(headers: &mut HeaderMap, status: StatusCode, inbound: Version) {
-    let (mut connection, mut framed, mut other) = (false, false, false);
+    let (mut connection, mut nominated, mut framed, mut other) = (false, false, false, false);
     let (mut lengths, mut plain) = (0, true);
     for (name, value) in &*headers {
         match name.as_str().len() {
@@ -432,14 +426,20 @@ pub(super) fn to_client(headers: &mut HeaderMap, status: StatusCode, inbound: Ve
                 lengths += 1;
                 plain &= is_plain_number(value);
             }
-            10 if *name == header::CONNECTION => connection = true,
+            10 if *name == header::CONNECTION => {
+                connection = true;
+                nominated |= nominates(value);
+            }
             10 if *name == KEEP_ALIVE => other = true,
             17 if *name == header::TRANSFER_ENCODING => framed = true,
             _ => {}
         }
     }
-    if connection {
+    if nominated {
         remove_nominated(headers);
+    }
+    if connection {
+        headers.remove(header::CONNECTION);
     }
     if other {
         for name in [&header::TE, &header::UPGRADE, &KEEP_ALIVE, &PROXY_CONNECTION] {

@@ -22,9 +22,10 @@ pub(super) struct Received {
     http2: bool,
     /// A request's: see the module.
     holds: bool,
-    held: Option<Frame<Bytes>>,
+    /// In a box: hardly any body has one, and a response's would be as long again.
+    held: Option<Box<Frame<Bytes>>>,
     /// The trailers behind what was held.
-    trailers: Option<Frame<Bytes>>,
+    trailers: Option<Box<Frame<Bytes>>>,
 }
 
 impl Received {
@@ -55,13 +56,13 @@ impl Received {
             return self.poll_next(cx);
         }
         if let Some(trailers) = self.trailers.take() {
-            return Poll::Ready(Some(Ok(trailers)));
+            return Poll::Ready(Some(Ok(*trailers)));
         }
         loop {
             match ready!(self.poll_next(cx)) {
                 Some(Ok(frame)) if frame.is_data() && self.is_fulfilled() => {
                     // Nothing but empty pieces can follow the first one that is held.
-                    self.held.get_or_insert(frame);
+                    self.held.get_or_insert_with(|| Box::new(frame));
                 }
                 Some(Err(error)) => {
                     self.held = None;
@@ -71,8 +72,8 @@ impl Received {
                     let Some(held) = self.held.take() else {
                         return Poll::Ready(last);
                     };
-                    self.trailers = last.and_then(Result::ok);
-                    return Poll::Ready(Some(Ok(held)));
+                    self.trailers = last.and_then(Result::ok).map(Box::new);
+                    return Poll::Ready(Some(Ok(*held)));
                 }
             }
         }

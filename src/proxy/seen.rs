@@ -18,6 +18,8 @@ pub(super) struct Seen {
     pub(super) expectations: u8,
     pub(super) cookies: u8,
     pub(super) connection: bool,
+    /// Whether that may name other fields.
+    pub(super) nominates: bool,
     pub(super) te: bool,
     pub(super) te_trailers: bool,
     pub(super) forwarded: bool,
@@ -73,7 +75,10 @@ impl Seen {
             "transfer-encoding" => more(&mut self.codings),
             "expect" => more(&mut self.expectations),
             "cookie" => more(&mut self.cookies),
-            "connection" => self.connection = true,
+            "connection" => {
+                self.connection = true;
+                self.nominates |= nominates(value);
+            }
             "te" => {
                 self.te = true;
                 self.te_trailers |= names_trailers(value);
@@ -117,6 +122,12 @@ pub(super) fn has_token(headers: &HeaderMap, name: &HeaderName, wanted: &str) ->
         .iter()
         .flat_map(|line| line.as_bytes().split(|b| *b == b','))
         .any(|token| token.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes()))
+}
+
+/// Whether a line of `Connection` may name other fields. Nearly none does; `Keep-Alive` is a hop-by-hop field and goes anyway.
+pub(super) fn nominates(line: &HeaderValue) -> bool {
+    let line = line.as_bytes();
+    !line.eq_ignore_ascii_case(b"keep-alive") && !line.eq_ignore_ascii_case(b"close")
 }
 
 /// Whether a `TE` field says that trailers are understood.

@@ -11,7 +11,7 @@ use super::{
     detached::detach,
     exchange::{Exchange, InService},
     filters,
-    forward::{self, Outbound},
+    forward::{self, Heads, Outbound},
     headers, inbound,
     received::Received,
     reply::{self, Failure, Form},
@@ -28,84 +28,103 @@ use crate::{
     upstream::Target,
 };
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
 use http_body::Body;
 use hyper::body::Incoming;
 use std::{convert::Infallible, rc::Rc};
 use tokio::time::Instant;
 
 /// Serves one request of a client's connection. Never fails: what goes wrong becomes an answer.
-pub(super) async fn serve(
+///
+/// The head is taken into the future where it stays; an `async fn` would move it once more. Nothing else is done here: then
+/// the future, which is large, is made in its place and not copied there.
+#[inline]
+pub(super) fn serve(
     client: Rc<Client>,
-    request: Request<Incoming>,
-) -> Result<Response<OutBody>, Infallible> {
-    let in_service = InService::begin(&client.progress);
-    let started = Instant::now();
-    let (parts, body) = request.into_parts();
-    let version = parts.version;
-    let is_head = parts.method == Method::HEAD;
-    let seen = Seen::scan(&parts.headers);
-    let form = Form::of(&seen);
-    client.progress.unread.set(!body.is_end_stream());
-    let mut account = Account::begin(&client, &parts, started);
-    let mut failed = None;
-    let mut head = Some(parts);
-    let mut response = match handle(&client, &mut head, seen, body, started, form, &mut account).await {
-        Ok(response) => response,
-        Err((failure, reason)) => {
+    parts: Parts,
+    body: Incoming,
+) -> impl Future<Output = Result<Response<OutBody>, Infallible>> {
+    let (version, is_head) = (parts.version, parts.method == Method::HEAD);
+    let mut heads = Heads {
+        request: Some(parts),
+        response: None,
+    };
+    async move {
+        let in_service = InService::begin(&client.progress);
+        let started = Instant::now();
+        let parts = heads.request.as_ref();
+        let seen = parts.map_or_else(Seen::default, |parts| Seen::scan(&parts.headers));
+        let form = Form::of(&seen);
+        client.progress.unread.set(!body.is_end_stream());
+        let mut account = parts.and_then(|parts| Account::begin(&client, parts, started));
+        let mut failed = None;
+        let mut response = Response::new(OutBody::none());
+        let handled = handle(
+            &client,
+            &mut heads,
+            seen,
+            body,
+            started,
+            &mut account,
+            &mut response,
+        );
+        if let Err((failure, reason)) = handled.await {
             failed = Some(failure);
             if let Some(reason) = reason.or(failure.rejection()) {
                 client.listener.metrics.reject(reason);
             }
-            let mut response = reply::render(failure, form);
+            response = reply::render(failure, form);
             if (reason.is_some() || client.progress.unread.get()) && version != Version::HTTP_2 {
                 // What was refused for its form may be followed by more of the same; a body that nobody reads is in the way.
                 response
                     .headers_mut()
                     .insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            response
         }
-    };
-    if let Some(account) = account {
-        let bytes = response.body().size_hint().exact().filter(|_| !is_head);
-        account.answered(response.status(), bytes.unwrap_or(0), failed);
+        if let Some(account) = account {
+            let bytes = response.body().size_hint().exact().filter(|_| !is_head);
+            account.answered(response.status(), bytes.unwrap_or(0), failed);
+        }
+        if client.worker.is_draining()
+            && !client.http2
+            && response.status() != StatusCode::SWITCHING_PROTOCOLS
+        {
+            // Said with an answer, nothing is lost: the client sends its next request elsewhere.
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        // Towards HTTP/1.0 hyper itself says what it can; told so, it would never keep such a connection.
+        *response.version_mut() = if client.http2 {
+            Version::HTTP_2
+        } else {
+            Version::HTTP_11
+        };
+        if is_head && client.http2 {
+            response.body_mut().leave_out();
+        }
+        let stream = if client.http2 {
+            client.progress.stream()
+        } else {
+            None
+        };
+        response.body_mut().hold(in_service, stream);
+        Ok(response)
     }
-    if client.worker.is_draining() && !client.http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        // Said with an answer, nothing is lost: the client sends its next request elsewhere.
-        response
-            .headers_mut()
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    // Towards HTTP/1.0 hyper itself says what it can; told so, it would never keep such a connection.
-    *response.version_mut() = if client.http2 {
-        Version::HTTP_2
-    } else {
-        Version::HTTP_11
-    };
-    if is_head && client.http2 {
-        response.body_mut().leave_out();
-    }
-    let stream = if client.http2 {
-        client.progress.stream()
-    } else {
-        None
-    };
-    response.body_mut().hold(in_service, stream);
-    Ok(response)
 }
 
-/// `head` is lent, and taken by whoever sends it on.
+/// What a version says goes into `answer`.
 async fn handle(
     client: &Rc<Client>,
-    head: &mut Option<Parts>,
+    heads: &mut Heads,
     seen: Seen,
     body: Incoming,
     started: Instant,
-    form: Form,
     account: &mut Option<Box<Account>>,
-) -> Result<Response<OutBody>, (Failure, Option<Rejection>)> {
-    let parts = head.as_mut().ok_or((Failure::BUG, None))?;
+    answer: &mut Response<OutBody>,
+) -> Result<(), (Failure, Option<Rejection>)> {
+    let form = Form::of(&seen);
+    let parts = heads.request.as_mut().ok_or((Failure::BUG, None))?;
     let accepted = inbound::few_enough(&parts.headers, client.listener.config.limits.headers)
         .and_then(|()| inbound::accept(parts, &seen))
         .map_err(|refusal| (refusal.into(), Some(refusal.reason)))?;
@@ -113,8 +132,9 @@ async fn handle(
     let routes = client.worker.routes();
     let found = find(&routes, client, parts, &seen, accepted).ok_or((Failure::NO_ROUTE, None))?;
     let entry = found.entry;
-    if let Some(answer) = elsewhere(client, entry, parts, &seen, accepted) {
-        return answer.map_err(|failure| (failure, None));
+    if let Some(redirect) = elsewhere(client, entry, parts, &seen, accepted) {
+        *answer = redirect.map_err(|failure| (failure, None))?;
+        return Ok(());
     }
     let limits = &entry.per_listener[client.listener.index];
     if limits.body.is_some_and(|limit| body.size_hint().lower() > limit) {
@@ -182,10 +202,10 @@ async fn handle(
         upgrade: upgrade.as_ref(),
         expects,
     };
-    let answered = forward::forward(outbound, head, source.as_ref(), &mut exchange).await;
+    let answered = forward::forward(&outbound, heads, source.as_ref(), &mut exchange).await;
     let asking = source.filter(|source| !source.has_ended());
     client.progress.unread.set(asking.is_some());
-    let mut response = match answered {
+    let mut response = match answered.and_then(|()| heads.take_response()) {
         Ok(response) => response,
         Err((failure, outcome)) => {
             if let Some(asking) = &asking {
@@ -199,15 +219,13 @@ async fn handle(
     let switches = (upgrade.as_ref()).and_then(|asked| upgrade::agreed(asked, &response));
     head_to_client(&mut response, entry, inbound_version, &method, choice.cookie);
     if let Some(protocol) = switches {
-        let answer = switch(client, limits, protocol, response, exchange).await;
-        return answer.map_err(|exchange| {
-            exchange.fail(Failure::INVALID, Outcome::Failed, form);
-            (Failure::INVALID, None)
-        });
+        *answer = switch(client, limits, protocol, response, exchange, form).await?;
+        return Ok(());
     }
     note_old(client, inbound_version, &response);
     let deadline = limits.request.map(|whole| started + whole);
-    Ok(response.map(|body| OutBody::upstream(body, asking, exchange, limits, deadline)))
+    *answer = response.map(|body| OutBody::upstream(body, asking, exchange, limits, deadline));
+    Ok(())
 }
 
 /// HTTP/1.0 knows no other end of an answer without a length than the connection's.
@@ -241,17 +259,18 @@ fn admit(worker: &WorkerState, split: &LiveSplit, role: Role) -> Result<(), Fail
     Ok(())
 }
 
-/// Both sides have agreed to speak something else: the connection's task takes over when this answer has gone out. The
-/// exchange comes back when the version's connection cannot be had for it.
+/// Both sides have agreed to speak something else: the connection's task takes over when this answer has gone out.
 async fn switch(
     client: &Rc<Client>,
     limits: &Limits,
     protocol: HeaderValue,
     mut response: Response<Incoming>,
     exchange: Exchange,
-) -> Result<Response<OutBody>, Exchange> {
+    form: Form,
+) -> Result<Response<OutBody>, (Failure, Option<Rejection>)> {
     let Ok(upstream) = hyper::upgrade::on(&mut response).await else {
-        return Err(exchange);
+        exchange.fail(Failure::INVALID, Outcome::Failed, form);
+        return Err((Failure::INVALID, None));
     };
     let websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
     let ending = Ending::new(exchange.withdrawal(limits.drain));

@@ -18,6 +18,7 @@ use super::{
     shared::{Seated, Shared},
 };
 use crate::model::Scheme;
+use futures_util::future::Either;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::{body::Incoming, client::conn::http1};
@@ -740,18 +741,30 @@ where
         self.connections.endpoint.url.scheme() == Scheme::Https
     }
 
-    /// Sends the request and waits for the response head.
-    pub async fn send(&mut self, request: Request<B>) -> Result<Response<Incoming>, SendError<B>> {
-        let result = match &mut self.sender {
-            Some(Sender::Http1(kept)) => kept.sender.try_send_request(request).await,
-            Some(Sender::Http2(seated)) => seated.sender.try_send_request(request).await,
+    /// Sends the request; what it returns waits for the response, and puts it into its place.
+    pub fn send<'a>(
+        &mut self,
+        request: Request<B>,
+        place: &'a mut Option<Response<Incoming>>,
+    ) -> impl Future<Output = Result<(), SendError<B>>> + use<'a, B> {
+        let answer = match &mut self.sender {
+            Some(Sender::Http1(kept)) => Either::Left(kept.sender.try_send_request(request)),
+            Some(Sender::Http2(seated)) => Either::Right(seated.sender.try_send_request(request)),
             // The sender leaves only with the lease.
             None => unreachable!("a lease has its sender until it is given back"),
         };
-        result.map_err(|mut error| SendError {
-            returned: error.take_message().map(Box::new),
-            error: error.into_error(),
-        })
+        async move {
+            match answer.await {
+                Ok(response) => {
+                    *place = Some(response);
+                    Ok(())
+                }
+                Err(mut error) => Err(SendError {
+                    returned: error.take_message().map(Box::new),
+                    error: error.into_error(),
+                }),
+            }
+        }
     }
 
     /// The response has ended well, just `now`: the connection may serve again. Dropping the lease instead closes it.
