@@ -1,6 +1,6 @@
 //! Places for the futures of requests, apart from the connections that wait for requests.
 //!
-//! hyper keeps room for the future of a request, about 12 KiB, for as long as a connection lives. The connections of a worker
+//! hyper keeps room for the future of a request, about 3 KiB, for as long as a connection lives. The connections of a worker
 //! share places instead: there are as many as requests at once, and a few are kept for the next ones.
 
 use std::{

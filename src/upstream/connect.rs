@@ -125,7 +125,9 @@ where
     if !place.take_descriptor(timeout).await {
         return Err(ConnectError::Local(io::Error::from_raw_os_error(EMFILE)));
     }
-    match tokio::time::timeout(timeout, open(endpoint, place, live, only_http1)).await {
+    // Apart: it is large, hardly any request opens a connection, and each would have room for it.
+    let opening = Box::pin(open(endpoint, place, live, only_http1));
+    match tokio::time::timeout(timeout, opening).await {
         Ok(Ok(Opened::Http2(shared))) => {
             shared.known(timeout).await;
             Ok(Opened::Http2(shared))

@@ -796,15 +796,29 @@ mod tests {
         },
         *,
     };
-    use crate::config::Limits;
+    use crate::{config::Limits, metrics::Registry, model::ServiceName, upstream::Services};
     use bytes::Bytes;
     use futures_util::FutureExt;
     use http_body_util::Empty;
     use hyper::client::conn::http2;
     use hyper_util::rt::TokioIo;
     use std::sync::Weak;
+    use tokio::task::LocalSet;
 
     const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_request_has_no_room_of_its_own_for_opening_a_connection() {
+        let test = async {
+            let (connections, _seat, _held) = crowded().await;
+            let service = ServiceName::new("s").unwrap();
+            let live = Services::new(Registry::new(1).unwrap()).ensure(&service);
+            let leasing = connections.lease(Instant::now(), LONG, false, &live);
+            // It was 8 KiB. Each request's would be as large, and those at once shall share the processor's nearest cache.
+            assert!(size_of_val(&leasing) < 1024, "{} bytes", size_of_val(&leasing));
+        };
+        LocalSet::new().run_until(test).await;
+    }
 
     /// Connections to a version that may have one, with one seat, which is taken; it lasts for as long as the rest is held.
     async fn crowded() -> (
@@ -856,7 +870,7 @@ mod tests {
             drop(shared.seat());
             assert_eq!(shared.empty_since(later + LONG), Some(later + LONG));
         };
-        tokio::task::LocalSet::new().run_until(test).await;
+        LocalSet::new().run_until(test).await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -876,7 +890,7 @@ mod tests {
             let given = (&mut stays).now_or_never();
             assert!(matches!(given, Some(Ok(Freed::Connection(Sender::Http2(_))))));
         };
-        tokio::task::LocalSet::new().run_until(test).await;
+        LocalSet::new().run_until(test).await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -893,7 +907,7 @@ mod tests {
                 "the connection stays for those who come"
             );
         };
-        tokio::task::LocalSet::new().run_until(test).await;
+        LocalSet::new().run_until(test).await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -909,7 +923,7 @@ mod tests {
             let given = (&mut waits).now_or_never();
             assert!(matches!(given, Some(Ok(Freed::Connection(Sender::Http2(_))))));
         };
-        tokio::task::LocalSet::new().run_until(test).await;
+        LocalSet::new().run_until(test).await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -927,7 +941,7 @@ mod tests {
             let given = (&mut opens).now_or_never();
             assert!(matches!(given, Some(Ok(Freed::Place(_)))));
         };
-        tokio::task::LocalSet::new().run_until(test).await;
+        LocalSet::new().run_until(test).await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -949,7 +963,7 @@ mod tests {
             assert!(matches!(late, Err(ConnectError::Full)), "the place is in use");
             assert!(connections.waiting.borrow().is_empty());
         };
-        tokio::task::LocalSet::new().run_until(test).await;
+        LocalSet::new().run_until(test).await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -971,6 +985,6 @@ mod tests {
             lease.reused = false;
             assert!(!rest(&mut lease, 3500));
         };
-        tokio::task::LocalSet::new().run_until(test).await;
+        LocalSet::new().run_until(test).await;
     }
 }
