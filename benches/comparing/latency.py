@@ -16,7 +16,7 @@ class Latency:
     """Of 15,000 requests 150 are slower than their p99, which is enough; and the shorter a round, the fewer rounds see the
     machine do something else."""
     TIMES_AS_MANY = 4
-    """as other scenarios have rounds."""
+    """Rounds, for each that other scenarios have."""
 
     about = "HTTP/1.1, 1 KiB answers at a fixed rate, times counted from when a request was due"
 

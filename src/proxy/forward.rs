@@ -439,6 +439,7 @@ impl Outbound<'_> {
         self.late()
     }
 
+    /// Whoever sends what may not is left out.
     fn may_go_on(
         &self,
         response: &Response<Incoming>,

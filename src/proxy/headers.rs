@@ -124,6 +124,14 @@ pub(super) fn scheme(headers: &HeaderMap, peer: &Peer) -> &'static str {
     }
 }
 
+/// Removes `Connection`, and what it names if it `nominates` anything.
+fn remove_connection(headers: &mut HeaderMap, nominates: bool) {
+    if nominates {
+        remove_nominated(headers);
+    }
+    headers.remove(header::CONNECTION);
+}
+
 /// Removes what `Connection` names, except what it must not touch.
 #[cold]
 fn remove_nominated(headers: &mut HeaderMap) {
@@ -177,11 +185,8 @@ pub(super) fn to_version(
     peer: &Peer,
     request_id: impl FnOnce() -> HeaderValue,
 ) {
-    if seen.nominates {
-        remove_nominated(headers);
-    }
     if seen.connection {
-        headers.remove(header::CONNECTION);
+        remove_connection(headers, seen.nominates);
     }
     for (present, name) in seen.hop.iter().zip(&HOP_BY_HOP) {
         if *present {
@@ -435,11 +440,8 @@ pub(super) fn to_client(headers: &mut HeaderMap, status: StatusCode, inbound: Ve
             _ => {}
         }
     }
-    if nominated {
-        remove_nominated(headers);
-    }
     if connection {
-        headers.remove(header::CONNECTION);
+        remove_connection(headers, nominated);
     }
     if other {
         for name in [&header::TE, &header::UPGRADE, &KEEP_ALIVE, &PROXY_CONNECTION] {
