@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comparing import equal
@@ -67,7 +67,8 @@ class Bench:
     @contextmanager
     def running(self, setup, upstream=None, cores=None, checked=True):
         """All proxies, set up like this; those that run anyway, when they are."""
-        if self.plain and setup == Setup() and upstream is None:
+        setup = replace(setup, forwarded_only=self.options.forwarded_only)
+        if self.plain and setup == self.plain[0].setup and upstream is None:
             yield self.plain
             return
         place = self.place()

@@ -13,6 +13,8 @@ from comparing.running import HOST, Unusable
 NAME = "bench.test"
 # What has to reach the upstream. Of a client on loopback, Envoy names this machine's own address instead: any will do.
 FORWARDED = {"x-forwarded-for": r"\S+", "x-forwarded-host": re.escape(NAME)}
+# At random, a UUID in either spelling; and the hop.
+BESIDE = {"x-request-id": r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "via": r"1\.1 \w+"}
 # What TLS has to come to with each proxy, in the words of `openssl s_client`.
 AGREED = ["New, TLSv1.3, Cipher is TLS_AES_128_GCM_SHA256", "Server Temp Key: X25519", "Server public key is 256 bit",
           "ALPN protocol: h2"]
@@ -32,16 +34,20 @@ def check(proxy):
 
 
 def forwards_and_keeps(proxy, connect, scheme):
-    """The forwarded fields arrive, and connections to the upstream are used again."""
-    uses = 0
+    """The fields that a proxy adds arrive, each request has an id of its own, and connections to the upstream are used again."""
+    fewer = proxy.setup.forwarded_only and proxy.name != "serin"
+    wanted = {**FORWARDED, "x-forwarded-proto": scheme, **(dict.fromkeys(BESIDE, "") if fewer else BESIDE)}
+    uses, ids = 0, set()
     for _ in range(20 * proxy.setup.endpoints * proxy.setup.threads):
         with closing(connect()) as client:
             said = echo(proxy, client)
-        wanted = {**FORWARDED, "x-forwarded-proto": scheme}
         wrong = {name: said[name] for name, value in wanted.items() if not re.fullmatch(value, said[name])}
         if wrong:
             raise unequal(proxy, f"the upstream was told {wrong}")
         uses = max(uses, said["uses"])
+        if not fewer and said["x-request-id"] in ids:
+            raise unequal(proxy, "two requests have the same X-Request-Id")
+        ids.add(said["x-request-id"])
     if uses < 2:
         raise unequal(proxy, "it opens an upstream connection per request")
 

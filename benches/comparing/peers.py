@@ -30,6 +30,8 @@ class Setup:
     """How many may be in flight."""
     at_once: bool = False
     """Parts of an answer are passed on as they come, which nginx has to be told."""
+    forwarded_only: bool = False
+    """Peers add X-Forwarded-For, -Proto and -Host, but neither X-Request-Id nor Via. Serin always adds all of them."""
 
 
 class Proxy(Running):
@@ -71,8 +73,7 @@ class HaProxy(Proxy):
 
     def run(self):
         rules = lambda scheme: f"""
-    http-request set-header X-Forwarded-Proto {scheme}
-    http-request set-header X-Forwarded-Host %[req.hdr(Host)]
+    {self.fields(scheme)}
     {self.split()}
     default_backend stable"""
         backends = "".join(f"""
@@ -106,6 +107,13 @@ frontend in
 {sections}""")
         self.start("haproxy", "-db", "-f", config)
 
+    def fields(self, scheme):
+        """The rules that add what `option forwardfor` does not."""
+        fields = [("set", "X-Forwarded-Proto", scheme), ("set", "X-Forwarded-Host", "%[req.hdr(Host)]")]
+        if not self.setup.forwarded_only:
+            fields += [("set", "X-Request-Id", "%[uuid()]"), ("add", "Via", '"1.1 haproxy"')]
+        return "\n    ".join(f"http-request {verb}-header {name} {value}" for verb, name, value in fields)
+
     def split(self):
         if not self.setup.sticky:
             return ""
@@ -119,6 +127,7 @@ class NginxProxy(Nginx, Proxy):
     def run(self):
         threads = self.setup.threads
         shared = " reuseport" if threads > 1 else ""
+        fields = "" if self.setup.forwarded_only else 'proxy_set_header X-Request-Id $request_id; proxy_set_header Via "1.1 nginx";'
         choose = "random two least_conn;" if self.setup.endpoints > 1 else ""
         upstreams = "".join(f"""
             upstream {name} {{
@@ -141,7 +150,7 @@ class NginxProxy(Nginx, Proxy):
                     proxy_http_version 1.1; proxy_max_temp_file_size 0;{" proxy_buffering off;" if self.setup.at_once else ""}
                     proxy_set_header Connection ""; proxy_set_header Host $http_host;
                     proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;
-                    proxy_set_header X-Forwarded-Host $http_host;
+                    proxy_set_header X-Forwarded-Host $http_host; {fields}
                 }}
             }}""", threads)
 
@@ -186,17 +195,18 @@ class Envoy(Proxy):
                    "--log-level", "error")
 
     def manager(self):
+        fields = {"X-Forwarded-Host": "%REQ(:AUTHORITY)%", **({} if self.setup.forwarded_only else {"Via": "1.1 envoy"})}
         return {
             "@type": f"{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "in",
             "use_remote_address": True,
-            "generate_request_id": False,
+            "generate_request_id": not self.setup.forwarded_only,
             "http_filters": [{
                 "name": "envoy.filters.http.router",
                 "typed_config": {"@type": f"{TYPES}.filters.http.router.v3.Router", "suppress_envoy_headers": True},
             }],
             "route_config": {
-                "request_headers_to_add": [{"header": {"key": "X-Forwarded-Host", "value": "%REQ(:AUTHORITY)%"}}],
+                "request_headers_to_add": [{"header": {"key": key, "value": value}} for key, value in fields.items()],
                 "virtual_hosts": [{
                     "name": "all", "domains": ["*"],
                     "routes": [{"match": {"prefix": "/"}, "route": {"timeout": "60s", **self.route()}}],

@@ -66,8 +66,7 @@ backend {name}
 """ + "".join(f"    server e{place} {address} pool-purge-delay 60s\n" for place, address in enumerate(addresses))
             for name, addresses in each)
         self.start_haproxy(f"""
-    http-request set-header X-Forwarded-Proto http
-    http-request set-header X-Forwarded-Host %[req.hdr(Host)]
+    {self.fields("http")}
     {chosen}
     default_backend {first}
 {backends}""")

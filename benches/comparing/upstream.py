@@ -7,6 +7,9 @@ import socket
 
 from comparing.running import FORK, HOST, Nginx, Unusable, free_port, get
 
+FIELDS = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "via"]
+"""Those that a proxy adds to a request, as `/echo` tells them."""
+
 ENDPOINTS = 10
 """The most that a version has, except in the scenario with many services."""
 
@@ -29,7 +32,7 @@ class Upstream(Nginx):
         self.ports = [free_port() for _ in range(2 * ENDPOINTS)]
         shared = " reuseport" if self.workers > 1 else ""
         listens = "".join(f"listen {HOST}:{port} backlog=4096{shared}; " for port in self.ports)
-        said = "".join(f'"x-forwarded-{name}": "$http_x_forwarded_{name}", ' for name in ["for", "proto", "host"])
+        said = "".join(f'"{name}": "$http_{name.replace("-", "_")}", ' for name in FIELDS)
         self.start_nginx(f"""
             open_file_cache max=16 inactive=1h;
             server {{
