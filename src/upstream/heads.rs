@@ -16,7 +16,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// What one worker knows of one endpoint.
 #[derive(Debug)]
-pub(super) struct Heads {
+pub(super) struct HeadSizes {
     /// What it says that it takes.
     announced: Cell<Option<u32>>,
     /// When it said so last, or was asked to.
@@ -25,9 +25,9 @@ pub(super) struct Heads {
     safe: Cell<u32>,
 }
 
-impl Default for Heads {
+impl Default for HeadSizes {
     fn default() -> Self {
-        Heads {
+        HeadSizes {
             announced: Cell::new(None),
             asked: Cell::new(None),
             safe: Cell::new(USUAL),
@@ -35,7 +35,7 @@ impl Default for Heads {
     }
 }
 
-impl Heads {
+impl HeadSizes {
     /// A new connection begins with this limit, or without one.
     pub(super) fn announced(&self, limit: Option<u32>, now: Instant) {
         self.asked.set(Some(now));
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_head_is_kept_apart_until_one_as_large_has_been_answered() {
-        let heads = Heads::default();
+        let heads = HeadSizes::default();
         assert!(!heads.is_risky(USUAL) && heads.is_risky(USUAL + 1));
         heads.answered(20_000);
         assert!(!heads.is_risky(20_000) && heads.is_risky(20_001) && !heads.is_refused(20_001));
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_head_larger_than_usual_that_a_connection_may_have_ended_for_is_kept_apart_from_then_on() {
-        let heads = Heads::default();
+        let heads = HeadSizes::default();
         heads.answered(30_000);
         heads.broke(20_000);
         assert!(!heads.is_risky(19_999) && heads.is_risky(20_000));
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_a_server_says_that_it_takes_is_believed_until_it_breaks() {
-        let (heads, now) = (Heads::default(), Instant::now());
+        let (heads, now) = (HeadSizes::default(), Instant::now());
         heads.announced(Some(16_384), now);
         assert!(!heads.is_risky(16_384) && !heads.is_refused(16_384) && heads.is_refused(16_385));
         heads.broke(10_000);
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_head_known_to_be_refused_opens_one_connection_a_minute_to_hear_of_another_limit() {
-        let (heads, now) = (Heads::default(), Instant::now());
+        let (heads, now) = (HeadSizes::default(), Instant::now());
         let after = |seconds| now + Duration::from_secs(seconds);
         assert!(!heads.refuses(20_000, now), "nothing has been said");
         heads.announced(Some(16_384), now);

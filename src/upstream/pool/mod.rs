@@ -14,7 +14,7 @@ use super::{
     capacity::{Place, Turn},
     connect::{ConnectError, Opened, connect},
     endpoint::Keeper,
-    heads::Heads,
+    heads::HeadSizes,
     shared::{Seated, Shared},
 };
 use crate::model::Scheme;
@@ -102,7 +102,7 @@ pub struct Connections<B> {
     opening: RefCell<Option<Vec<Joining<B>>>>,
     /// The last connection spoke HTTP/1.1, or nothing else can be.
     http1: Cell<bool>,
-    heads: Heads,
+    heads: HeadSizes,
     /// Requests of this worker that wait for a connection to this endpoint, longest first.
     waiting: RefCell<VecDeque<Waiter<B>>>,
     handed: Cell<u32>,
@@ -258,7 +258,7 @@ where
             sent: Cell::new(0),
             opening: RefCell::default(),
             http1: Cell::new(matches!(endpoint.url.scheme(), Scheme::Http | Scheme::Unix)),
-            heads: Heads::default(),
+            heads: HeadSizes::default(),
             waiting: RefCell::default(),
             handed: Cell::new(0),
             survived: Cell::default(),
