@@ -67,7 +67,7 @@ class Bench:
     @contextmanager
     def running(self, setup, upstream=None, cores=None, checked=True):
         """All proxies, set up like this; those that run anyway, when they are."""
-        setup = replace(setup, forwarded_only=self.options.forwarded_only)
+        setup = self.asked(setup)
         if self.plain and setup == self.plain[0].setup and upstream is None:
             yield self.plain
             return
@@ -79,6 +79,10 @@ class Bench:
             for proxy in proxies if checked else []:
                 equal.check(proxy)
             yield proxies
+
+    def asked(self, setup):
+        """The same with the fields that peers are to add."""
+        return replace(setup, forwarded_only=self.options.forwarded_only)
 
     def place(self):
         """A new folder."""

@@ -11,10 +11,10 @@ from comparing.peers import CANARY_PERCENT, KEY_HEADER
 from comparing.running import HOST, Unusable
 
 NAME = "bench.test"
-# What has to reach the upstream. Of a client on loopback, Envoy names this machine's own address instead: any will do.
-FORWARDED = {"x-forwarded-for": r"\S+", "x-forwarded-host": re.escape(NAME)}
-# At random, a UUID in either spelling; and the hop.
-BESIDE = {"x-request-id": r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "via": r"1\.1 \w+"}
+# What has to reach the upstream. Of a client on loopback, Envoy names this machine's own address instead: any will do. The id is
+# made at random, a UUID in either spelling; some say by which version of HTTP the request came.
+FORWARDED = {"x-forwarded-for": r"\S+"}
+ID_AND_HOP = {"x-request-id": r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "via": r"(1\.1|2(\.0)?) \w+"}
 # What TLS has to come to with each proxy, in the words of `openssl s_client`.
 AGREED = ["New, TLSv1.3, Cipher is TLS_AES_128_GCM_SHA256", "Server Temp Key: X25519", "Server public key is 256 bit",
           "ALPN protocol: h2"]
@@ -24,6 +24,8 @@ KEYS = 400
 def check(proxy):
     """Raises Unusable when this proxy does less than the others, or something else."""
     plain = lambda: http.client.HTTPConnection(HOST, proxy.h1, timeout=10)
+    for url in (f"http://{HOST}:{proxy.h2}/echo", f"https://{HOST}:{proxy.tls}/echo"):
+        adds_fields(proxy, echo_h2(proxy, url), url.partition(":")[0])
     forwards_and_keeps(proxy, plain, "http")
     asks_all_endpoints(proxy, plain)
     if proxy.setup.sticky:
@@ -35,21 +37,26 @@ def check(proxy):
 
 def forwards_and_keeps(proxy, connect, scheme):
     """The fields that a proxy adds arrive, each request has an id of its own, and connections to the upstream are used again."""
-    fewer = proxy.setup.forwarded_only and proxy.name != "serin"
-    wanted = {**FORWARDED, "x-forwarded-proto": scheme, **(dict.fromkeys(BESIDE, "") if fewer else BESIDE)}
-    uses, ids = 0, set()
+    each = []
     for _ in range(20 * proxy.setup.endpoints * proxy.setup.threads):
         with closing(connect()) as client:
-            said = echo(proxy, client)
-        wrong = {name: said[name] for name, value in wanted.items() if not re.fullmatch(value, said[name])}
-        if wrong:
-            raise unequal(proxy, f"the upstream was told {wrong}")
-        uses = max(uses, said["uses"])
-        if not fewer and said["x-request-id"] in ids:
-            raise unequal(proxy, "two requests have the same X-Request-Id")
-        ids.add(said["x-request-id"])
-    if uses < 2:
-        raise unequal(proxy, "it opens an upstream connection per request")
+            each += [echo(proxy, client), echo(proxy, client)]
+    for said in each:
+        adds_fields(proxy, said, scheme)
+    if len({said["x-request-id"] for said in each} - {""}) not in (0, len(each)):
+        raise unequal(proxy, "two requests have the same X-Request-Id")
+    if max(said["uses"] for said in each) < 3:
+        raise unequal(proxy, "connections to the upstream are not used again by other clients")
+
+
+def adds_fields(proxy, said, scheme, host=NAME):
+    """Those that it has to add have arrived, and no others."""
+    without = proxy.setup.forwarded_only and proxy.name != "serin"
+    wanted = {**FORWARDED, "x-forwarded-proto": scheme, "x-forwarded-host": re.escape(host),
+              **(dict.fromkeys(ID_AND_HOP, "") if without else ID_AND_HOP)}
+    wrong = {name: said[name] for name, value in wanted.items() if not re.fullmatch(value, said[name])}
+    if wrong:
+        raise unequal(proxy, f"the upstream was told {wrong}")
 
 
 def asks_all_endpoints(proxy, connect):
@@ -91,6 +98,15 @@ def echo(proxy, client, key=None):
     if answer.status != 200:
         raise unequal(proxy, f"it answers {answer.status} to /echo")
     return json.loads(body)
+
+
+def echo_h2(proxy, url):
+    said = subprocess.run(["nghttp", "--no-verify-peer", "-H", f":authority: {NAME}", url], capture_output=True, text=True,
+                          errors="replace", timeout=20).stdout
+    try:
+        return json.loads(said)
+    except ValueError:
+        raise unequal(proxy, f"it answers {said!r} to {url} over HTTP/2") from None
 
 
 def unequal(proxy, why):

@@ -61,7 +61,7 @@ class Active:
         about = f"{count} connections with a request in flight, HTTP/1.1"
         grown = {peer: [] for peer in bench.names}
         # Half as many again: it is no limit that is measured.
-        setup = Setup(requests=count + count // 2, at_once=True)
+        setup = bench.asked(Setup(requests=count + count // 2, at_once=True))
         for number in range(ROUNDS):
             say(about, number, ROUNDS)
             place = bench.place()

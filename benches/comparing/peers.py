@@ -127,7 +127,8 @@ class NginxProxy(Nginx, Proxy):
     def run(self):
         threads = self.setup.threads
         shared = " reuseport" if threads > 1 else ""
-        fields = "" if self.setup.forwarded_only else 'proxy_set_header X-Request-Id $request_id; proxy_set_header Via "1.1 nginx";'
+        fields = "" if self.setup.forwarded_only else """
+                    proxy_set_header X-Request-Id $request_id; proxy_set_header Via "1.1 nginx";"""
         choose = "random two least_conn;" if self.setup.endpoints > 1 else ""
         upstreams = "".join(f"""
             upstream {name} {{
@@ -150,7 +151,7 @@ class NginxProxy(Nginx, Proxy):
                     proxy_http_version 1.1; proxy_max_temp_file_size 0;{" proxy_buffering off;" if self.setup.at_once else ""}
                     proxy_set_header Connection ""; proxy_set_header Host $http_host;
                     proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;
-                    proxy_set_header X-Forwarded-Host $http_host; {fields}
+                    proxy_set_header X-Forwarded-Host $http_host;{fields}
                 }}
             }}""", threads)
 

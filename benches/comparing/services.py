@@ -1,11 +1,13 @@
 """What a request costs Serin with 1,000 services of 10 endpoints each, beside one service with one endpoint; and HAProxy."""
 
+import json
 from contextlib import ExitStack
 from functools import partial
 
+from comparing.equal import adds_fields
 from comparing.load import rotating, wrk
 from comparing.measuring import Target, measure, result
-from comparing.peers import HaProxy, Serin
+from comparing.peers import HaProxy, Serin, Setup
 from comparing.running import HOST, Unusable, free_port, get
 from comparing.upstream import ENDPOINTS, ManyEndpoints
 
@@ -21,10 +23,10 @@ PARTS = 2
 class OfMany:
     """A proxy alone, with so many services `svc-0000.test` and so on; a single one takes every host."""
 
-    def __init__(self, folder, cores, addresses, services):
+    def __init__(self, folder, cores, addresses, services, setup):
         folder = folder / f"{self.name}-{services}"
         folder.mkdir()
-        super().__init__(folder, cores, None, None)
+        super().__init__(folder, cores, None, None, setup)
         self.addresses, self.services = addresses, services
 
     def each(self):
@@ -92,7 +94,8 @@ class Services:
             upstreams = [ending.enter_context(ManyEndpoints(bench.place(), SERVICES * ENDPOINTS // PARTS, bench.load_cores))
                          for _ in range(PARTS)]
             addresses = [address for upstream in upstreams for address in upstream.addresses]
-            instance = lambda kind, own, services: ending.enter_context(kind(place, bench.proxy_cores, own, services))
+            setup = bench.asked(Setup())
+            instance = lambda kind, own, services: ending.enter_context(kind(place, bench.proxy_cores, own, services, setup))
             both = lambda kind: (instance(kind, addresses[:1], 1),
                                  instance(kind, addresses[:SERVICES * ENDPOINTS], SERVICES))
             one, many = both(Instance)
@@ -103,6 +106,7 @@ class Services:
                        Target(f"{ONE}", one, ask(one, SERVICES), self.BEFORE)]
             if HaProxy.name in bench.names:
                 one, many = both(HaProxyInstance)
+                check(many)
                 targets += [Target(HAPROXY_MANY, many, ask(many, SERVICES), self.BEFORE),
                             Target(HAPROXY_ONE, one, ask(one, SERVICES), self.BEFORE)]
             rounds = measure(bench, name, self.about, targets)
@@ -121,8 +125,11 @@ class Services:
 
 
 def check(many):
-    """Services far apart are told from each other."""
+    """Services far apart are told from each other, and requests get their fields."""
     for number in (0, SERVICES // 2, SERVICES - 1):
-        who = get(many.h1, "/who", headers={"Host": f"svc-{number:04}.test"})[1]
+        host = f"svc-{number:04}.test"
+        said = json.loads(get(many.h1, "/echo", headers={"Host": host})[1])
+        adds_fields(many, said, "http", host)
+        who = f"{said['address']}:{said['port']}"
         if who not in many.addresses[number * ENDPOINTS:][:ENDPOINTS]:
-            raise Unusable(f"service {number} was answered by {who}")
+            raise Unusable(f"{many.name}: service {number} was answered by {who}")

@@ -8,7 +8,12 @@ import socket
 from comparing.running import FORK, HOST, Nginx, Unusable, free_port, get
 
 FIELDS = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "via"]
-"""Those that a proxy adds to a request, as `/echo` tells them."""
+"""Those that a proxy adds to a request."""
+
+SAID = {**{name: f'"$http_{name.replace("-", "_")}"' for name in FIELDS},
+        "address": '"$server_addr"', "port": "$server_port", "uses": "$connection_requests"}
+ECHO = "location = /echo { return 200 '{" + ", ".join(f'"{name}": {value}' for name, value in SAID.items()) + "}'; }"
+"""Says which of those arrived, where, and how often the connection was used."""
 
 ENDPOINTS = 10
 """The most that a version has, except in the scenario with many services."""
@@ -18,7 +23,7 @@ ADDRESSES = [f"127.0.1.{last}" for last in range(1, 21)]
 
 
 class Upstream(Nginx):
-    """Serves from the page cache; `/echo` says which fields arrived, where, and how often the connection was used."""
+    """Serves from the page cache."""
 
     name = "upstream"
 
@@ -32,12 +37,11 @@ class Upstream(Nginx):
         self.ports = [free_port() for _ in range(2 * ENDPOINTS)]
         shared = " reuseport" if self.workers > 1 else ""
         listens = "".join(f"listen {HOST}:{port} backlog=4096{shared}; " for port in self.ports)
-        said = "".join(f'"{name}": "$http_{name.replace("-", "_")}", ' for name in FIELDS)
         self.start_nginx(f"""
             open_file_cache max=16 inactive=1h;
             server {{
                 {listens} root {self.folder}; default_type application/octet-stream;
-                location = /echo {{ return 200 '{{{said}"port": $server_port, "uses": $connection_requests}}'; }}
+                {ECHO}
             }}""", self.workers)
         self.wait_until("answer", lambda: get(self.ports[0], "/1k")[0] == 200)
         return self
@@ -48,7 +52,7 @@ class Upstream(Nginx):
 
 
 class ManyEndpoints(Nginx):
-    """So many endpoints, each an address of its own, that answer everything with 1 KiB; `/who` says which was asked."""
+    """So many endpoints, each an address of its own, that answer everything but `/echo` with 1 KiB."""
 
     name = "endpoints"
 
@@ -66,11 +70,11 @@ class ManyEndpoints(Nginx):
             server {{
                 {listens}
                 root {self.folder}; default_type application/octet-stream;
-                location = /who {{ return 200 '$server_addr:$server_port'; }}
+                {ECHO}
                 location / {{ try_files /1k =404; }}
             }}""")
         host, port = self.addresses[-1].split(":")
-        self.wait_until("answer", lambda: get(int(port), "/who", host)[0] == 200)
+        self.wait_until("answer", lambda: get(int(port), "/echo", host)[0] == 200)
         return self
 
 
