@@ -60,9 +60,9 @@ def summary(results, conditions):
     header = ["scenario", "Serin's … divided by the peer's", *peers, "goal"]
     return "\n".join([
         "\n## Summary\n", f"Made by `{conditions.command}` in {conditions.minutes:.0f} minutes on {conditions.day}: "
-        f"{conditions.machine}; load average {conditions.loads} at the begin and the end; {conditions.versions}; every proxy adds "
-        f"X-Forwarded-For, -Proto and -Host, {conditions.id_and_hop} X-Request-Id and Via. Serin's figure "
-        "divided by the peer's in the same round: median (least to most) of the rounds.\n", table(header, rows)])
+        f"{conditions.machine}; load average {conditions.loads} at the begin and the end; {conditions.versions}. Every proxy "
+        f"adds X-Forwarded-For, -Proto and -Host, {conditions.id_and_hop} X-Request-Id and Via. Serin's figure divided by the "
+        "peer's in the same round: median (least to most) of the rounds.\n", table(header, rows)])
 
 
 def judged(goal, ratios):
