@@ -44,7 +44,11 @@ impl Passed {
         let mut passed = Vec::new();
         for index in 0..all.len() {
             let name = names.next().unwrap_or_default().to_owned();
-            let tcp = all.take_tcp_listener(index).ok().flatten().map(Socket::Tcp);
+            let tcp = all.take_tcp_listener(index).ok().flatten();
+            let tcp = tcp.map(|listener| Socket::Tcp {
+                ours: false,
+                listener,
+            });
             let mut unix = || all.take_unix_listener(index).ok().flatten();
             let socket = tcp.or_else(|| {
                 let listener = unix()?;
@@ -64,11 +68,13 @@ impl Passed {
     pub(super) fn take(&mut self, listener: &Listener) -> Option<Socket> {
         let named = self.0.iter().position(|(name, _)| *name == listener.name);
         let here = |socket: &Socket| match (socket, &listener.address) {
-            (Socket::Tcp(tcp), BindAddress::Tcp(address)) => tcp.local_addr().is_ok_and(|at| at == *address),
+            (Socket::Tcp { listener: tcp, .. }, BindAddress::Tcp(address)) => {
+                tcp.local_addr().is_ok_and(|at| at == *address)
+            }
             (Socket::Unix { listener, .. }, BindAddress::Unix(path)) => listener
                 .local_addr()
                 .is_ok_and(|at| at.as_pathname() == Some(path)),
-            (Socket::Tcp(_), BindAddress::Unix(_)) | (Socket::Unix { .. }, BindAddress::Tcp(_)) => false,
+            (Socket::Tcp { .. }, BindAddress::Unix(_)) | (Socket::Unix { .. }, BindAddress::Tcp(_)) => false,
         };
         let found = named.or_else(|| self.0.iter().position(|(_, socket)| here(socket)))?;
         let (name, socket) = self.0.swap_remove(found);
@@ -103,7 +109,7 @@ fn is_beyond(announced: &str) -> bool {
 /// kind, and port 0 is any.
 fn is_elsewhere(socket: &Socket, written: &BindAddress) -> bool {
     match (socket, written) {
-        (Socket::Tcp(tcp), BindAddress::Tcp(written)) => tcp.local_addr().is_ok_and(|at| {
+        (Socket::Tcp { listener: tcp, .. }, BindAddress::Tcp(written)) => tcp.local_addr().is_ok_and(|at| {
             let same_ip =
                 at.ip() == written.ip() || at.ip().is_unspecified() && written.ip().is_unspecified();
             !same_ip || written.port() != 0 && at.port() != written.port()
@@ -111,7 +117,7 @@ fn is_elsewhere(socket: &Socket, written: &BindAddress) -> bool {
         (Socket::Unix { listener, .. }, BindAddress::Unix(path)) => listener
             .local_addr()
             .is_ok_and(|at| at.as_pathname() != Some(path)),
-        (Socket::Tcp(_), BindAddress::Unix(_)) | (Socket::Unix { .. }, BindAddress::Tcp(_)) => true,
+        (Socket::Tcp { .. }, BindAddress::Unix(_)) | (Socket::Unix { .. }, BindAddress::Tcp(_)) => true,
     }
 }
 

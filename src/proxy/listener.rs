@@ -5,7 +5,7 @@ use super::{
     worker::{ListenerState, Stop, WorkerState},
 };
 use crate::config::BindAddress;
-use socket2::{Domain, Protocol, SockAddr, Socket as Raw, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket as Raw, Type};
 use std::{
     fs::{self, Permissions},
     io,
@@ -23,12 +23,19 @@ use tokio::{
 
 /// Connections the kernel may hold for us.
 const BACKLOG: i32 = 4096;
+/// How long handshakes that have begun may take to come to their end when no further ones begin: a round trip.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(20);
 
 /// A listening socket of one worker.
 #[derive(Debug)]
 pub enum Socket {
     /// TCP; each worker has its own (`SO_REUSEPORT`).
-    Tcp(std::net::TcpListener),
+    Tcp {
+        /// Nobody else listens at it: when it is closed, its queue is gone.
+        ours: bool,
+        /// The socket.
+        listener: std::net::TcpListener,
+    },
     /// A Unix socket; workers share one.
     Unix {
         /// Its file; none: somebody else's who has opened it for us. Stands first, so that it goes first.
@@ -132,7 +139,10 @@ pub fn adopt(socket: Socket, address: &BindAddress, workers: usize) -> Result<Ve
         let mut sockets = Vec::with_capacity(workers);
         for _ in 1..workers {
             sockets.push(match &socket {
-                Socket::Tcp(tcp) => Socket::Tcp(tcp.try_clone()?),
+                Socket::Tcp { ours, listener } => Socket::Tcp {
+                    ours: *ours,
+                    listener: listener.try_clone()?,
+                },
                 Socket::Unix { file, listener } => Socket::Unix {
                     file: file.clone(),
                     listener: listener.try_clone()?,
@@ -140,7 +150,7 @@ pub fn adopt(socket: Socket, address: &BindAddress, workers: usize) -> Result<Ve
             });
         }
         match &socket {
-            Socket::Tcp(tcp) => tcp.set_nonblocking(true)?,
+            Socket::Tcp { listener, .. } => listener.set_nonblocking(true)?,
             Socket::Unix { listener, .. } => listener.set_nonblocking(true)?,
         }
         Ok(sockets)
@@ -161,11 +171,15 @@ fn bind_tcp(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
     let first = tcp(address, true)?;
     first.listen(BACKLOG)?;
     let bound = first.local_addr()?.as_socket().unwrap_or(address);
-    let mut sockets = vec![Socket::Tcp(first.into())];
+    let ours = |socket: Raw| Socket::Tcp {
+        ours: true,
+        listener: socket.into(),
+    };
+    let mut sockets = vec![ours(first)];
     for _ in 1..workers {
         let next = tcp(bound, true)?;
         next.listen(BACKLOG)?;
-        sockets.push(Socket::Tcp(next.into()));
+        sockets.push(ours(next));
     }
     Ok(sockets)
 }
@@ -229,7 +243,7 @@ impl Socket {
     /// Where it listens; none for a Unix socket.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self {
-            Socket::Tcp(listener) => listener.local_addr().ok(),
+            Socket::Tcp { listener, .. } => listener.local_addr().ok(),
             Socket::Unix { .. } => None,
         }
     }
@@ -243,22 +257,37 @@ impl Socket {
     ) -> io::Result<()> {
         let stopped = stop.wait_for(|stop| *stop != Stop::No);
         match self {
-            Socket::Tcp(socket) => {
+            Socket::Tcp {
+                ours,
+                listener: socket,
+            } => {
                 let socket = TcpListener::from_std(socket)?;
                 tokio::select! {
                     () = accept_tcp(&socket, &worker, &listener) => {}
                     _ = stopped => {}
                 }
                 let socket = socket.into_std()?;
-                while let Ok((stream, peer)) = socket.accept() {
-                    stream.set_nonblocking(true)?;
-                    let Some(place) = worker.last_place(&listener) else {
-                        continue;
-                    };
-                    let stream = TcpStream::from_std(stream)?;
-                    let _ = stream.set_nodelay(true);
-                    worker.serve(&listener, place, stream, Some(peer.ip()));
+                let let_in = || -> io::Result<()> {
+                    while let Some((stream, peer)) = next_in_queue(|| socket.accept()) {
+                        stream.set_nonblocking(true)?;
+                        let Some(place) = worker.last_place(&listener) else {
+                            continue;
+                        };
+                        let stream = TcpStream::from_std(stream)?;
+                        let _ = stream.set_nodelay(true);
+                        worker.serve(&listener, place, stream, Some(peer.ip()));
+                    }
+                    Ok(())
+                };
+                // Somebody else's queue outlives us, and is for whoever comes next.
+                if ours {
+                    if let Err(error) = begin_no_handshake(&socket) {
+                        tracing::debug!(%error, "who connects at the very end may be reset");
+                    }
+                    let_in()?;
+                    tokio::time::sleep(LAST_HANDSHAKES).await;
                 }
+                let_in()?;
             }
             Socket::Unix {
                 file,
@@ -272,7 +301,7 @@ impl Socket {
                 // Before the socket closes: a successor may already wait for the path.
                 drop(file);
                 let socket = socket.into_std()?;
-                while let Ok((stream, _)) = socket.accept() {
+                while let Some((stream, _)) = next_in_queue(|| socket.accept()) {
                     stream.set_nonblocking(true)?;
                     if let Some(place) = worker.last_place(&listener) {
                         worker.serve(&listener, place, UnixStream::from_std(stream)?, None);
@@ -282,6 +311,42 @@ impl Socket {
         }
         Ok(())
     }
+}
+
+/// Who has waited longest in a queue; none: it is empty. One that has gone away again while it waited is passed over.
+fn next_in_queue<T>(mut accept: impl FnMut() -> io::Result<T>) -> Option<T> {
+    loop {
+        match accept() {
+            Ok(next) => return Some(next),
+            Err(error) if is_passed_over(error.kind()) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+fn is_passed_over(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+    )
+}
+
+/// From here on a listening socket leaves the first packet of a handshake unanswered, as if it had been lost; handshakes that
+/// have begun go on. A socket that closes resets whoever is in its queue, and between the last look into the queue and the end
+/// somebody can always come in: who is not let in at all asks again after a second, and is told that nobody listens.
+///
+/// Connections that come out of the queue have the filter as well, where it finds nothing: SYN begins connections only.
+fn begin_no_handshake(socket: &std::net::TcpListener) -> io::Result<()> {
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    socket2::SockRef::from(socket).attach_filter(&[
+        // Load the byte of the header (RFC 9293, section 3.1) with the flags; without SYN jump over the next.
+        SockFilter::new(0x30, 0, 0, FLAGS),
+        SockFilter::new(0x45, 0, 1, SYN),
+        // Let nothing of it pass, or everything.
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ])
 }
 
 async fn accept_tcp(socket: &TcpListener, worker: &Rc<WorkerState>, listener: &Rc<ListenerState>) {
@@ -352,6 +417,7 @@ async fn backed_off(worker: &WorkerState, listener: &ListenerState, error: &io::
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
 
     fn local() -> BindAddress {
         BindAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))
@@ -373,6 +439,40 @@ mod tests {
             matches!(error, BindError::InUse { .. }) && error.to_string().contains("another process"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn who_was_let_in_is_served_when_nobody_else_is_let_in_any_more() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let at = listener.local_addr().unwrap();
+        let connect = || std::net::TcpStream::connect_timeout(&at, Duration::from_millis(100));
+        let mut before = connect().unwrap();
+        begin_no_handshake(&listener).unwrap();
+        assert_eq!(connect().unwrap_err().kind(), io::ErrorKind::TimedOut);
+
+        let (mut accepted, _) = next_in_queue(|| listener.accept()).unwrap();
+        assert!(next_in_queue(|| listener.accept()).is_none());
+        accepted.write_all(b"hello").unwrap();
+        drop((accepted, listener));
+        let mut read = String::new();
+        before.read_to_string(&mut read).unwrap();
+        assert_eq!(read, "hello");
+    }
+
+    #[test]
+    fn who_went_away_in_the_queue_hides_nobody_behind() {
+        use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+        let mut queue = [
+            Err(ConnectionAborted),
+            Err(Interrupted),
+            Ok(1),
+            Err(WouldBlock),
+            Ok(2),
+        ]
+        .into_iter();
+        let mut next = || next_in_queue(|| queue.next().unwrap().map_err(io::Error::from));
+        assert_eq!((next(), next()), (Some(1), None));
     }
 
     fn unix(folder: &tempfile::TempDir) -> (BindAddress, PathBuf) {

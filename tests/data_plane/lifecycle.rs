@@ -7,7 +7,12 @@ use crate::support::{
     upstream::Upstream,
     wait_for,
 };
-use std::{net::TcpStream, time::Duration};
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{SocketAddr, TcpStream},
+    thread::JoinHandle,
+    time::Duration,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -27,7 +32,7 @@ services:
 }
 
 /// Clients of every kind: kept connections, a new one for each request, and HTTP/2.
-fn everybody(to: std::net::SocketAddr) -> Vec<Clients> {
+fn everybody(to: SocketAddr) -> Vec<Clients> {
     let mixed = |n: u64| {
         let method = ["GET", "GET", "POST"][usize::try_from(n % 3).unwrap()];
         request(method, "/orders")
@@ -233,6 +238,50 @@ fn a_graceful_stop_under_load_loses_nothing_whatever_clients_speak() {
     }
     say(&format!(
         "{stops} graceful stops under load: {answered} requests, 0 errors"
+    ));
+}
+
+/// Connects, asks and reads to the end, again and again, until connections are refused. What went wrong.
+fn connect_until_refused(to: SocketAddr) -> Result<usize, String> {
+    for answered in 0.. {
+        let mut stream = match TcpStream::connect(to) {
+            Ok(stream) => stream,
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(answered),
+            Err(error) => return Err(format!("connecting after {answered} answers: {error}")),
+        };
+        let mut answer = String::new();
+        let asked = stream
+            .write_all(b"GET /orders HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .and_then(|()| stream.read_to_string(&mut answer));
+        match asked {
+            Ok(_) if answer.starts_with("HTTP/1.1 200 ") => {}
+            other => return Err(format!("after {answered} answers: {other:?}, {answer:?}")),
+        }
+    }
+    unreachable!("a server that never ends")
+}
+
+#[test]
+fn whoever_was_let_in_before_a_graceful_stop_is_answered_and_nobody_is_reset() {
+    let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
+    let (mut answered, stops) = (0, full_form(5, 30));
+    for _ in 0..stops {
+        let mut serin = Serin::start_with(&configuration(&stable, &canary, 400));
+        let web = serin.web;
+        let clients: Vec<_> = (0..16)
+            .map(|_| std::thread::spawn(move || connect_until_refused(web)))
+            .collect();
+        wait_for("clients", SOON, || {
+            (stable.in_flight() > 0 || clients.iter().any(JoinHandle::is_finished)).then_some(())
+        });
+        serin.signal("TERM");
+        assert_eq!(serin.wait_end(SOON), 0, "{}", serin.log());
+        for client in clients {
+            answered += client.join().unwrap().unwrap();
+        }
+    }
+    say(&format!(
+        "{stops} graceful stops beside clients that connect anew: {answered} requests, 0 errors"
     ));
 }
 
