@@ -11,9 +11,7 @@ from comparing.peers import CANARY_PERCENT, KEY_HEADER
 from comparing.running import HOST, Unusable
 
 NAME = "bench.test"
-# What has to reach the upstream. Of a client on loopback, Envoy names this machine's own address instead: any will do. The id is
-# made at random, a UUID in either spelling; some say by which version of HTTP the request came.
-FORWARDED = {"x-forwarded-for": r"\S+"}
+# The id is made at random, a UUID in either spelling; some say by which version of HTTP the request came.
 ID_AND_HOP = {"x-request-id": r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "via": r"(1\.1|2(\.0)?) \w+"}
 # What TLS has to come to with each proxy, in the words of `openssl s_client`.
 AGREED = ["New, TLSv1.3, Cipher is TLS_AES_128_GCM_SHA256", "Server Temp Key: X25519", "Server public key is 256 bit",
@@ -50,9 +48,10 @@ def forwards_and_keeps(proxy, connect, scheme):
 
 
 def adds_fields(proxy, said, scheme, host=NAME):
-    """Those that it has to add have arrived, and no others."""
+    """Those that it has to add have arrived, and no others. Of a client on loopback, Envoy names this machine's own address
+    instead: any will do."""
     without = proxy.setup.forwarded_only and proxy.name != "serin"
-    wanted = {**FORWARDED, "x-forwarded-proto": scheme, "x-forwarded-host": re.escape(host),
+    wanted = {"x-forwarded-for": r"\S+", "x-forwarded-proto": scheme, "x-forwarded-host": re.escape(host),
               **(dict.fromkeys(ID_AND_HOP, "") if without else ID_AND_HOP)}
     wrong = {name: said[name] for name, value in wanted.items() if not re.fullmatch(value, said[name])}
     if wrong:

@@ -2,15 +2,15 @@
 
 use crate::support::{
     HEAD, Serin,
+    answers::Payload,
     client::{Clients, Plan, ask, get as get_request, request},
     full_form, get, say,
     upstream::Upstream,
     wait_for,
 };
+use http::Request;
 use std::{
-    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -31,17 +31,19 @@ services:
     )
 }
 
+/// A request on a connection of its own.
+fn anew(_: u64) -> Request<Payload> {
+    let mut request = get_request("/orders");
+    let close = "close".parse().unwrap();
+    request.headers_mut().insert("connection", close);
+    request
+}
+
 /// Clients of every kind: kept connections, a new one for each request, and HTTP/2.
 fn everybody(to: SocketAddr) -> Vec<Clients> {
     let mixed = |n: u64| {
         let method = ["GET", "GET", "POST"][usize::try_from(n % 3).unwrap()];
         request(method, "/orders")
-    };
-    let anew = |_| {
-        let mut request = get_request("/orders");
-        let close = "close".parse().unwrap();
-        request.headers_mut().insert("connection", close);
-        request
     };
     let pause = Duration::from_millis(2);
     vec![
@@ -217,13 +219,13 @@ fn of_a_hundred_files_a_second_half_of_them_cut_off_the_last_one_holds_and_no_cl
     }
 }
 
-#[test]
-fn a_graceful_stop_under_load_loses_nothing_whatever_clients_speak() {
+/// Stops Serin that many times under these clients, none of whom may notice: how many requests were answered.
+fn stopped_gracefully(stops: u64, start: impl Fn(SocketAddr) -> Vec<Clients>) -> u64 {
     let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
-    let (mut answered, stops) = (0, full_form(1, 20));
+    let mut answered = 0;
     for _ in 0..stops {
         let mut serin = Serin::start_with(&configuration(&stable, &canary, 400));
-        let clients = everybody(serin.web);
+        let clients = start(serin.web);
         for clients in &clients {
             clients.wait_more(100);
         }
@@ -233,53 +235,29 @@ fn a_graceful_stop_under_load_loses_nothing_whatever_clients_speak() {
             let seen = clients.finish();
             seen.assert_clean();
             assert!(seen.total() >= 100);
+            assert_eq!(seen.of(|_, status, _| status == 200), seen.total());
             answered += seen.total();
         }
     }
+    answered
+}
+
+#[test]
+fn a_graceful_stop_under_load_loses_nothing_whatever_clients_speak() {
+    let stops = full_form(1, 20);
+    let answered = stopped_gracefully(stops, everybody);
     say(&format!(
         "{stops} graceful stops under load: {answered} requests, 0 errors"
     ));
 }
 
-/// Connects, asks and reads to the end, again and again, until connections are refused. What went wrong.
-fn connect_until_refused(to: SocketAddr) -> Result<usize, String> {
-    for answered in 0.. {
-        let mut stream = match TcpStream::connect(to) {
-            Ok(stream) => stream,
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(answered),
-            Err(error) => return Err(format!("connecting after {answered} answers: {error}")),
-        };
-        let mut answer = String::new();
-        let asked = stream
-            .write_all(b"GET /orders HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-            .and_then(|()| stream.read_to_string(&mut answer));
-        match asked {
-            Ok(_) if answer.starts_with("HTTP/1.1 200 ") => {}
-            other => return Err(format!("after {answered} answers: {other:?}, {answer:?}")),
-        }
-    }
-    unreachable!("a server that never ends")
-}
-
 #[test]
 fn whoever_was_let_in_before_a_graceful_stop_is_answered_and_nobody_is_reset() {
-    let (stable, canary) = (Upstream::start("v1"), Upstream::start("v2"));
-    let (mut answered, stops) = (0, full_form(5, 30));
-    for _ in 0..stops {
-        let mut serin = Serin::start_with(&configuration(&stable, &canary, 400));
-        let web = serin.web;
-        let clients: Vec<_> = (0..16)
-            .map(|_| std::thread::spawn(move || connect_until_refused(web)))
-            .collect();
-        wait_for("clients", SOON, || {
-            (stable.in_flight() > 0 || clients.iter().any(JoinHandle::is_finished)).then_some(())
-        });
-        serin.signal("TERM");
-        assert_eq!(serin.wait_end(SOON), 0, "{}", serin.log());
-        for client in clients {
-            answered += client.join().unwrap().unwrap();
-        }
-    }
+    let stops = full_form(5, 30);
+    let answered = stopped_gracefully(stops, |to| {
+        let plan = Plan::new(to, 16).ends_when_refused().requests(anew);
+        vec![plan.start()]
+    });
     say(&format!(
         "{stops} graceful stops beside clients that connect anew: {answered} requests, 0 errors"
     ));
